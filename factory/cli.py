@@ -1,0 +1,191 @@
+"""The command line: arguments, printing and exit codes, no logic.
+
+Exit codes: 0 done, 1 `verify` or `tasks` found faults, 2 bad input (one line says what), 130 and 143 stopped by a
+signal (the same command goes on). Heavy imports stay inside the commands, so `factory --help` is quick.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from factory import __version__
+from factory.errors import FactoryError
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `factory`."""
+    options = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        code = command(options)
+    except FactoryError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped; committed shards are safe, the same command goes on from them", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _on_sigterm(number: int, frame: object) -> NoReturn:
+    print("stopped by SIGTERM; committed shards are safe, the same command goes on from them", file=sys.stderr)
+    sys.exit(143)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="factory",
+        description="Make distillation datasets: templates in; validated rows with logprobs and hidden states out.",
+    )
+    parser.add_argument("--version", action="version", version=f"factory {__version__}")
+    parser.add_argument(
+        "--workspace", type=Path, default=Path(), help="folder with your prompts/ and schemas/ (default: here)"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    tasks = commands.add_parser("tasks", help="list tasks: version, levels, schema, what is broken and why")
+    tasks.set_defaults(command=_tasks)
+
+    new = commands.add_parser("new", help="start a task: prompts/NAME/ and schemas/NAME.py that pass as they are")
+    new.add_argument("name")
+    new.set_defaults(command=_new)
+
+    preview = commands.add_parser("preview", help="show rendered prompts, without a teacher")
+    preview.add_argument("task")
+    preview.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
+    preview.add_argument("--level", help="one level (default: each in turn)")
+    preview.add_argument("--seed", type=int, default=0)
+    preview.add_argument("--json", action="store_true", help="one JSON object a line")
+    preview.set_defaults(command=_preview)
+
+    plan = commands.add_parser("plan", help="what a job will take: rows, bytes a token, disk; spends nothing")
+    plan.add_argument("job", type=Path)
+    plan.add_argument("--out", type=Path, help="instead of the job's out")
+    plan.set_defaults(command=_plan)
+
+    run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
+    run.add_argument("job", type=Path)
+    run.add_argument("--out", type=Path, help="instead of the job's out")
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", help="planned, accepted, rejected by reason, errors, left")
+    status.add_argument("dir", type=Path)
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.set_defaults(command=_status)
+
+    verify = commands.add_parser("verify", help="check checksums, counts, columns and alignment of a dataset")
+    verify.add_argument("dir", type=Path)
+    verify.set_defaults(command=_verify)
+
+    show = commands.add_parser("show", help="show the first accepted rows, readable, with their signals")
+    show.add_argument("dir", type=Path)
+    show.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
+    show.set_defaults(command=_show)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    from factory.catalog import list_tasks
+
+    lines, problems = list_tasks(options.workspace)
+    _print(lines)
+    return 1 if problems else 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from factory.catalog import scaffold
+
+    _print(f"wrote {path}" for path in scaffold(options.workspace, options.name))
+    print(f"next: factory preview {options.name}")
+    return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from factory.catalog import preview
+    from factory.show import describe_prompt
+
+    prompts = preview(options.workspace, options.task, options.level, options.seed, options.n)
+    _print(describe_prompt(prompt, options.json) for prompt in prompts)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from factory.estimate import estimate
+    from factory.job import load_job
+
+    job = load_job(options.job)
+    _print(estimate(job, options.workspace, options.out or Path(job.out)))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from factory.job import load_job
+    from factory.run import run
+    from factory.show import describe_totals
+
+    job = load_job(options.job)
+    out = options.out or Path(job.out)
+    totals = run(job, options.workspace, out)
+    _print(describe_totals(out, totals))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from factory.show import describe_totals, read_totals
+
+    totals = read_totals(options.dir)
+    if options.json:
+        print(json.dumps(asdict(totals) | {"left": totals.left}))
+    else:
+        _print(describe_totals(options.dir, totals))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from factory.show import read_totals
+    from factory.verify import verify
+
+    faults = list(verify(options.dir))
+    _print(faults)
+    totals = read_totals(options.dir)
+    if not faults:
+        print(f"{options.dir}: sound: {totals.committed_shards} of {totals.shards} shards, {totals.done:,} rows")
+    return 1 if faults else 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from factory.show import describe_rows
+
+    _print(describe_rows(options.dir, options.n))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

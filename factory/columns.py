@@ -1,0 +1,216 @@
+"""Columns: outcomes become Arrow tables, and nothing else decides what a column is called or how it is stored.
+
+Logprobs are flat lists of length T or T*k beside the token ids: nested lists stream 20 to 40 times slower. Hidden
+states are one binary value a row; docs/dataset-format.md describes every column for readers without this package.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from factory.records import Array, Message, Outcome, Record, Rejection, SignalSpec, canonical_json
+
+FORMAT_VERSION: Final = 1
+SENTINEL: Final = b"\x01"  # ends every binary value: some readers strip trailing NUL bytes
+MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
+COMPLETION: Final = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+IDS: Final = pa.list_(pa.int32())
+LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, its Arrow type and how its values are taken from a batch of outcomes."""
+
+    name: str
+    type: pa.DataType
+    take: Callable[[Sequence[Any]], pa.Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of one config, and how its files are compressed and encoded."""
+
+    config: str
+    folder: str
+    columns: tuple[Column, ...]
+    signals: SignalSpec
+
+    @property
+    def schema(self) -> pa.Schema:
+        meaning = {
+            "format_version": FORMAT_VERSION,
+            "config": self.config,
+            "top_k": self.signals.top_k,
+            "layers": list(self.signals.layers),
+            "final_norm": self.signals.final_norm,
+        }
+        fields = [pa.field(column.name, column.type) for column in self.columns]
+        return pa.schema(fields, metadata={"factory": canonical_json(meaning)})
+
+    def writer_options(self) -> dict[str, Any]:
+        """How Parquet stores this config (measured choices, see docs/decisions/0004-parquet-layout.md)."""
+        if self.config == "hidden_states":
+            return {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        split = {f"{c.name}.list.element" for c in self.columns if _is_split(c.type)}
+        split |= {c.name for c in self.columns if c.type == pa.float32()}
+        labels = [c.name for c in self.columns if c.name in LABELS]
+        return {
+            "compression": "zstd",
+            "compression_level": 1,
+            "use_dictionary": labels,
+            "column_encoding": dict.fromkeys(sorted(split), "BYTE_STREAM_SPLIT"),
+        }
+
+    def table(self, outcomes: Sequence[Any]) -> pa.Table:
+        """One table with a row for each outcome."""
+        arrays = [column.take(outcomes).cast(column.type) for column in self.columns]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+
+def _is_split(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and kind.value_type in (pa.int32(), pa.float16(), pa.float32())
+
+
+def layouts(signals: SignalSpec) -> dict[str, Layout]:
+    """The configs of a dataset with these signals, by name."""
+    accepted = (*IDENTITY, *ACCEPTED, *(LOGPROBS if signals.top_k else ()))
+    configs = {
+        "default": Layout("default", "data", accepted, signals),
+        "rejected": Layout("rejected", "rejected", (*IDENTITY, *REJECTED), signals),
+    }
+    if signals.layers:
+        configs["hidden_states"] = Layout("hidden_states", "hidden_states", HIDDEN, signals)
+    return configs
+
+
+def row_bytes(outcome: Outcome) -> int:
+    """About how many bytes an outcome holds, to cut row groups of an even size."""
+    generation = outcome.generation
+    if generation is None:
+        return 2000
+    size = 4 * len(generation.text) + 2000 + generation.prompt_token_ids.nbytes
+    if generation.logprobs is not None:
+        size += generation.logprobs.topk_ids_TK.nbytes + generation.logprobs.topk_TK.nbytes
+    if generation.hidden_states is not None:
+        size += generation.hidden_states.bits_NLH.nbytes
+    return size
+
+
+def flat_list(arrays: Sequence[Array], dtype: Any) -> pa.Array:
+    """Arrays of any shape as one list column, each flattened; no Python object per number."""
+    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
+    np.cumsum([array.size for array in arrays], out=offsets[1:])
+    values = np.concatenate([np.zeros(0, dtype), *(array.reshape(-1).astype(dtype, copy=False) for array in arrays)])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def encode_states(bits_NLH: Array) -> bytes:
+    """Hidden states as the bytes of the `states` column: little-endian uint16 bits, then one sentinel byte."""
+    return np.ascontiguousarray(bits_NLH, dtype="<u2").tobytes() + SENTINEL
+
+
+def decode_states(states: bytes, shape: Sequence[int]) -> Array:
+    """The bits of a `states` value as uint16 [N, L, H]; a view, not a copy."""
+    return np.frombuffer(states, dtype="<u2", count=int(np.prod(shape))).reshape(shape)
+
+
+def _values(kind: pa.DataType, get: Callable[[Any], Any]) -> Callable[[Sequence[Any]], pa.Array]:
+    return lambda outcomes: pa.array([get(outcome) for outcome in outcomes], type=kind)
+
+
+def _text(name: str, get: Callable[[Any], Any]) -> Column:
+    return Column(name, pa.string(), _values(pa.string(), lambda outcome: _clean(get(outcome))))
+
+
+def _int(name: str, get: Callable[[Any], int], kind: pa.DataType | None = None) -> Column:
+    kind = kind or pa.int32()
+    return Column(name, kind, _values(kind, get))
+
+
+def _array(name: str, get: Callable[[Any], Array], dtype: Any) -> Column:
+    kind = pa.list_(pa.from_numpy_dtype(dtype))
+    return Column(name, kind, lambda outcomes: flat_list([get(outcome) for outcome in outcomes], dtype))
+
+
+def _clean(text: str | None) -> str | None:
+    """Text that UTF-8 can hold: a lone surrogate becomes the replacement character."""
+    return text if text is None else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _messages(outcome: Outcome) -> list[Message]:
+    return [{key: _clean(text) or "" for key, text in message.items()} for message in outcome.prompt.messages]
+
+
+def _completion(record: Record) -> list[dict[str, str | None]]:
+    generation = record.generation
+    answer, reasoning = _clean(generation.answer_text), _clean(generation.reasoning)
+    return [{"role": "assistant", "content": answer, "reasoning_content": reasoning}]
+
+
+def _findings(outcome: Outcome) -> list[str]:
+    return [_clean(finding) or "" for finding in outcome.findings]
+
+
+def _history(rejection: Rejection) -> list[str]:
+    names = ("seed", "stage", "reason", "findings", "text")
+    attempts = rejection.prompt.history
+    return [json.dumps({name: getattr(attempt, name) for name in names}) for attempt in attempts]
+
+
+def _rejected_ids(name: str) -> Callable[[Rejection], Array]:
+    empty = np.zeros(0, np.int32)
+    return lambda outcome: getattr(outcome.generation, name) if outcome.generation else empty
+
+
+IDENTITY: Final = (
+    _text("id", lambda o: o.prompt.id),
+    _text("task", lambda o: o.prompt.task),
+    _text("level", lambda o: o.prompt.level),
+    Column("prompt", pa.list_(MESSAGE), _values(pa.list_(MESSAGE), _messages)),
+    _text("scenario", lambda o: o.prompt.scenario),
+    _text("text", lambda o: o.generation.text if o.generation else ""),
+    _text("finish_reason", lambda o: o.generation.finish_reason if o.generation else None),
+    Column("findings", pa.list_(pa.string()), _values(pa.list_(pa.string()), _findings)),
+    _int("seed", lambda o: o.prompt.seed, pa.int64()),
+    _int("attempt", lambda o: o.prompt.attempt),
+)
+ACCEPTED: Final = (
+    Column("completion", pa.list_(COMPLETION), _values(pa.list_(COMPLETION), _completion)),
+    _text("reasoning", lambda o: o.generation.reasoning),
+    _text("answer", lambda o: o.answer),
+    Column("score", pa.float32(), _values(pa.float32(), lambda o: o.score)),
+    _array("prompt_token_ids", lambda o: o.generation.prompt_token_ids, np.int32),
+    _array("completion_token_ids", lambda o: o.generation.completion_token_ids, np.int32),
+    _int("answer_start", lambda o: o.generation.answer_start),
+)
+LOGPROBS: Final = (
+    _array("sampled_logprobs", lambda o: o.generation.logprobs.sampled_T, np.float32),
+    _array("topk_ids", lambda o: o.generation.logprobs.topk_ids_TK, np.int32),
+    _array("topk_logprobs", lambda o: o.generation.logprobs.topk_TK, np.float16),
+    _array("tail_logprobs", lambda o: o.generation.logprobs.tail_T, np.float32),
+    _array("entropy", lambda o: o.generation.logprobs.entropy_T, np.float32),
+)
+REJECTED: Final = (
+    _text("kind", lambda o: o.kind),
+    _text("stage", lambda o: o.stage),
+    _text("reason", lambda o: o.reason),
+    Column("history", pa.list_(pa.string()), _values(pa.list_(pa.string()), _history)),
+    _array("prompt_token_ids", _rejected_ids("prompt_token_ids"), np.int32),
+    _array("completion_token_ids", _rejected_ids("completion_token_ids"), np.int32),
+)
+HIDDEN: Final = (
+    _text("id", lambda o: o.prompt.id),
+    Column("layers", IDS, _values(IDS, lambda o: list(o.generation.hidden_states.layers))),
+    Column("shape", IDS, _values(IDS, lambda o: list(o.generation.hidden_states.bits_NLH.shape))),
+    _text("dtype", lambda o: "bfloat16"),
+    Column(
+        "states",
+        pa.large_binary(),
+        _values(pa.large_binary(), lambda o: encode_states(o.generation.hidden_states.bits_NLH)),
+    ),
+)

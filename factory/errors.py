@@ -1,0 +1,30 @@
+"""What can go wrong for a user, as one small tree; everything else is a bug and may show a traceback.
+
+    FactoryError          one clear line, exit 2
+    ├── JobError          the job file or the command line
+    ├── TaskError         a task's folder, templates or schema
+    ├── TeacherError      the model or the engine cannot be used as asked
+    └── DatasetError      an output directory that cannot be written, resumed, read or trusted
+
+A message says what, where, got, allowed and the next step. A bad record is never an exception: it is a `Rejection`.
+"""
+
+
+class FactoryError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it as one line and exits with 2."""
+
+
+class JobError(FactoryError):
+    """The job file or an argument is wrong."""
+
+
+class TaskError(FactoryError):
+    """One or more tasks are broken; the message holds one line for each problem."""
+
+
+class TeacherError(FactoryError):
+    """The model or the engine cannot serve this job."""
+
+
+class DatasetError(FactoryError):
+    """The output directory cannot be written, resumed, read or trusted."""

@@ -1,0 +1,206 @@
+"""The job file: what to make, with which teacher, how much. TOML, checked by pydantic, nothing unknown allowed."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from factory.errors import JobError
+from factory.records import Sampling
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class Config(BaseModel):
+    """Base of every section: unknown keys are errors and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScriptedFaults(Config):
+    """Shares of the scripted teacher's answers that go wrong on purpose, in [0, 1]; what is left is right."""
+
+    bad_json: Fraction = 0.0
+    truncated: Fraction = 0.0
+    wrong: Fraction = 0.0
+    no_reasoning: Fraction = 0.0
+    crash: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "ScriptedFaults":
+        total = self.bad_json + self.truncated + self.wrong + self.no_reasoning + self.crash
+        if total > 1 + 1e-9:
+            raise ValueError(f"the shares add up to {total:g}, more than 1")
+        return self
+
+
+class Markers(Config):
+    """The texts a model puts around its reasoning, where it uses others than the known ones."""
+
+    start: Annotated[str, Field(min_length=1, max_length=64)]
+    end: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class TeacherConfig(Config):
+    """`[teacher]`: which model answers, and how the engine is set up."""
+
+    model: Annotated[str, Field(min_length=1)] = "demo"
+    backend: Literal["vllm", "scripted"] = "vllm"
+    revision: str | None = None
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantization: str | None = None
+    max_model_len: Annotated[int, Field(ge=64)] | None = None
+    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 64
+    in_flight: Annotated[int, Field(ge=1, le=65536)] | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    kv_cache_gb: Annotated[float, Field(gt=0)] | None = None
+    reasoning: Literal["auto", "prompted", "off"] | Markers = "auto"
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
+    start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    scripted: ScriptedFaults = ScriptedFaults()
+
+    @property
+    def feed_depth(self) -> int:
+        """Requests kept in flight: enough that the engine's batch never runs dry while a shard is written."""
+        return self.in_flight or 2 * self.max_num_seqs
+
+
+class SamplingConfig(Config):
+    """`[sampling]`, of a job or of one of its tasks; what is left out comes from task.toml, then from the defaults."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=5)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    thinking_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    def over(self, base: Sampling) -> Sampling:
+        """`base` with every field that is set here replaced."""
+        fields = {name: getattr(base, name) for name in Sampling.__slots__}
+        return Sampling(**(fields | self.model_dump(exclude_none=True)))
+
+
+class SignalsConfig(Config):
+    """`[signals]`: what is kept of the teacher's distribution and of its inside."""
+
+    top_k: Annotated[int, Field(ge=0, le=1024)] = 20
+    hidden_layers: Annotated[list[int], Field(max_length=256)] = Field(default_factory=list)
+    final_norm: bool = True
+
+
+class ValidationConfig(Config):
+    """`[validation]`: what gates a row, and how often an invalid answer is asked for again."""
+
+    gate: Literal["schema", "check"] | None = None
+    retries: Annotated[int, Field(ge=0, le=20)] = 0
+    constrain: bool = True
+
+
+class SourceConfig(Config):
+    """Where scenarios come from when not sampled: rows of a file or dataset, mapped to the scenario's fields."""
+
+    path: Annotated[str, Field(min_length=1)]
+    format: Literal["parquet", "jsonl", "datasets"] | None = None
+    config: str | None = None
+    split: str = "train"
+    fields: dict[str, str] = Field(default_factory=dict)
+    constants: dict[str, Any] = Field(default_factory=dict)
+    shuffle: bool = False
+
+
+class TaskConfig(Config):
+    """`[[tasks]]`: one task's share of the job."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    count: Annotated[int, Field(ge=1, le=100_000_000)]
+    levels: dict[str, Weight] = Field(default_factory=dict)
+    gate: Literal["schema", "check"] | None = None
+    sampling: SamplingConfig = SamplingConfig()
+    source: SourceConfig | None = None
+
+    @model_validator(mode="after")
+    def _some_level_weighs(self) -> "TaskConfig":
+        if self.levels and not sum(self.levels.values()) > 0:
+            raise ValueError("levels: every weight is 0; give at least one level a positive weight")
+        return self
+
+
+class Job(Config):
+    """A whole job file."""
+
+    out: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    teacher: TeacherConfig = TeacherConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    signals: SignalsConfig = SignalsConfig()
+    validation: ValidationConfig = ValidationConfig()
+    tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_task_once(self) -> "Job":
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"task named twice: {', '.join(twice)}; give each task one [[tasks]] table")
+        return self
+
+
+def load_job(path: Path) -> Job:
+    """Read and check a job file; every problem in it is named in one JobError."""
+    if path.is_dir():
+        raise JobError(f"{path}: is a directory; give a job file such as {path / 'job.toml'}")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JobError(f"{path}: no such job file; see docs/examples/ for one to copy") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise JobError(f"{path}: not valid TOML: nested too deeply") from None
+    try:
+        return Job.model_validate(data)
+    except ValidationError as error:
+        raise JobError(f"{path}: {describe_problems(error, Job)}") from None
+
+
+def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
+    """A ValidationError on one line: where, got, allowed."""
+    return "; ".join(_describe_problem(dict(problem), model) for problem in error.errors(include_url=False))
+
+
+def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "file"
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(sorted(_fields_at(model, problem["loc"][:-1]))) or "nothing"
+        return f"{where}: unknown key (known here: {known})"
+    if problem["type"] == "missing":
+        return f"{where}: missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | list):
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {problem['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names of the keys allowed at a location inside a model, as far as it can be followed."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)

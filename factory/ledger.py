@@ -1,0 +1,312 @@
+"""The ledger: what is planned, what is committed, what is left; and the manifest that gives the rows their meaning.
+
+`ledger.jsonl` has a line for the plan and then one for each committed shard. A shard's line is written last, after its
+files are whole and in place, so its existence means that the shard is whole; a line torn by a crash counts as absent.
+`manifest.json` holds everything that decides what the rows are: a run with another manifest may not add to them.
+"""
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.errors import DatasetError
+from factory.records import Outcome, Record, SignalSpec, canonical_json
+from factory.shards import ShardFile, sync_directory
+
+LEDGER, MANIFEST, LOCK, SPOOL = "ledger.jsonl", "manifest.json", ".lock", ".spool"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One committed shard. `cells` counts [accepted, rejected, errors] by "task/level"."""
+
+    shard: int
+    planned: int
+    accepted: int
+    rejected: int
+    errors: int
+    reasons: dict[str, int]
+    cells: dict[str, list[int]]
+    prompt_tokens: int
+    completion_tokens: int
+    files: tuple[ShardFile, ...]
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over committed shards."""
+
+    planned: int = 0
+    shards: int = 0
+    committed_shards: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    cells: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return self.accepted + self.rejected + self.errors
+
+    @property
+    def left(self) -> int:
+        return self.planned - self.done
+
+    def add(self, entry: ShardEntry) -> None:
+        self.committed_shards += 1
+        self.accepted += entry.accepted
+        self.rejected += entry.rejected
+        self.errors += entry.errors
+        self.prompt_tokens += entry.prompt_tokens
+        self.completion_tokens += entry.completion_tokens
+        self.bytes += sum(file.bytes for file in entry.files)
+        self.reasons.update(entry.reasons)
+        for cell, counts in entry.cells.items():
+            before = self.cells.get(cell, [0, 0, 0])
+            self.cells[cell] = [a + b for a, b in zip(before, counts, strict=True)]
+
+
+def summarize_shard(shard: int, outcomes: Sequence[Outcome], files: Sequence[ShardFile]) -> ShardEntry:
+    """The ledger's line for a finished shard."""
+    kinds = [_kind(outcome) for outcome in outcomes]
+    cells: dict[str, list[int]] = {}
+    for outcome, kind in zip(outcomes, kinds, strict=True):
+        counts = cells.setdefault(f"{outcome.prompt.task}/{outcome.prompt.level}", [0, 0, 0])
+        counts[kind] += 1
+    generations = [outcome.generation for outcome in outcomes if outcome.generation is not None]
+    reasons = Counter(f"{o.stage}/{o.reason}" for o in outcomes if not isinstance(o, Record))
+    return ShardEntry(
+        shard=shard,
+        planned=len(outcomes),
+        accepted=kinds.count(0),
+        rejected=kinds.count(1),
+        errors=kinds.count(2),
+        reasons=dict(sorted(reasons.items())),
+        cells=dict(sorted(cells.items())),
+        prompt_tokens=sum(len(g.prompt_token_ids) for g in generations),
+        completion_tokens=sum(len(g.completion_token_ids) for g in generations),
+        files=tuple(files),
+    )
+
+
+def _kind(outcome: Outcome) -> int:
+    return 0 if isinstance(outcome, Record) else 1 if outcome.kind == "rejected" else 2
+
+
+class Ledger:
+    """The ledger of one output directory. Open it with `open_ledger` to run, with `read_ledger` to look."""
+
+    def __init__(self, out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]) -> None:
+        self.out = out
+        self.plan = plan
+        self.entries = entries
+        self.totals = Totals(planned=plan["planned"], shards=plan["shards"])
+        for entry in entries.values():
+            self.totals.add(entry)
+
+    def pending(self) -> Iterator[int]:
+        """Numbers of the shards that are not committed yet, in order."""
+        return (shard for shard in range(self.plan["shards"]) if shard not in self.entries)
+
+    def commit(self, entry: ShardEntry) -> None:
+        """Make a shard count. Its files must be in place."""
+        assert entry.accepted + entry.rejected + entry.errors == entry.planned
+        assert entry.shard not in self.entries
+        with (self.out / LEDGER).open("ab") as handle:
+            handle.write(_line(entry))
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.entries[entry.shard] = entry
+        self.totals.add(entry)
+
+    def finish(self) -> None:
+        """Put the lines in shard order, so that the same job leaves the same bytes however it was interrupted."""
+        assert self.totals.left == 0
+        lines = [_plan_line(self.plan), *(_line(self.entries[shard]) for shard in sorted(self.entries))]
+        write_atomically(self.out / LEDGER, b"".join(lines))
+
+
+def _line(entry: ShardEntry) -> bytes:
+    return (canonical_json(asdict(entry)) + "\n").encode()
+
+
+def _plan_line(plan: dict[str, Any]) -> bytes:
+    return (canonical_json(plan) + "\n").encode()
+
+
+@contextmanager
+def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Iterator[Ledger]:
+    """Begin or resume the dataset in `out`, held against a second run for as long as the context lasts.
+
+    Raises DatasetError where `out` cannot be written, holds something else, is in use, or was made by another job.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / MANIFEST).exists():
+            _require_vacant(out)
+        lock = (out / LOCK).open("a+")
+    except OSError as error:
+        raise DatasetError(f"{out}: cannot be written: {error.strerror}; choose another `out` or mend it") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise DatasetError(f"{out}: a run is at work here already (process {holder}); wait or stop it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        anew = _is_unspent(out)
+        reconcile_manifest(out, manifest, anew)
+        if anew or not (out / LEDGER).exists():
+            write_atomically(out / LEDGER, _plan_line(plan))
+        yield read_ledger(out, mend=True)
+
+
+def _is_unspent(out: Path) -> bool:
+    """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
+    if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):
+        return False
+    return not read_ledger(out).entries
+
+
+def _require_vacant(out: Path) -> None:
+    strangers = sorted(p.name for p in out.iterdir() if p.name != LOCK and not p.name.startswith(".tmp-"))
+    if strangers:
+        raise DatasetError(
+            f"{out}: not empty and not a dataset of the factory (has {strangers[0]}); choose another `out`"
+        )
+
+
+def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) -> None:
+    """Write the manifest of a new dataset, or check that a resumed one is the same job; sections may come later.
+
+    `anew` writes it in place of whatever is there.
+
+    Raises DatasetError with every difference, and leaves the directory untouched.
+    """
+    path = out / MANIFEST
+    before = read_manifest(out) if path.exists() and not anew else {}
+    manifest = json.loads(canonical_json(manifest))
+    shared = before.keys() & manifest.keys()
+    changes = list(find_changes({k: before[k] for k in shared}, {k: manifest[k] for k in shared}))
+    if changes:
+        told = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
+        raise DatasetError(
+            f"{out}: made by another job, cannot resume: {told}; undo the change or choose another `out`"
+        )
+    if manifest.keys() - before.keys():
+        text = json.dumps(before | manifest, indent=2, sort_keys=True, ensure_ascii=False)
+        write_atomically(path, (text + "\n").encode())
+
+
+def find_changes(before: Any, after: Any, where: str = "") -> Iterator[str]:
+    """Every place where two JSON values differ, as `path: old -> new`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from find_changes(before.get(key), after.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from find_changes(old, new, f"{where}.{index}")
+    elif before != after:
+        yield f"{where}: {json.dumps(before)} -> {json.dumps(after)}"
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of a dataset. Raises DatasetError where there is none or it is damaged."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{out / MANIFEST}: damaged: {error}") from None
+    if not isinstance(manifest, dict):
+        raise DatasetError(f"{out / MANIFEST}: damaged: not a JSON object")
+    return manifest
+
+
+def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
+    """The signals that a dataset's rows have; None before its teacher has started. Raises DatasetError."""
+    if "signals" not in manifest:
+        return None
+    try:
+        kept = manifest["signals"]
+        return SignalSpec(int(kept["top_k"]), tuple(map(int, kept["layers"])), bool(kept["final_norm"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise DatasetError(f"{MANIFEST}: damaged: signals is not what was written ({error!r})") from None
+
+
+def read_ledger(out: Path, mend: bool = False) -> Ledger:
+    """The ledger of a dataset; `mend` also cuts a torn last line off the file.
+
+    Raises DatasetError where there is none, or where any line but a torn last one is not what was written.
+    """
+    path = out / LEDGER
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
+    whole = data.rfind(b"\n") + 1
+    lines = data[:whole].splitlines()
+    if not lines:
+        raise DatasetError(f"{path}: empty; it should begin with the plan")
+    if mend and whole < len(data):
+        os.truncate(path, whole)
+    plan = _parse_line(path, 1, lines[0])
+    if not all(type(plan.get(key)) is int for key in ("planned", "shards")):
+        raise DatasetError(f"{path}:1: damaged: not a plan")
+    entries: dict[int, ShardEntry] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        entry = _parse_entry(path, number, line)
+        if entry.shard in entries or entry.shard not in range(plan["shards"]):
+            raise DatasetError(f"{path}:{number}: damaged: shard {entry.shard} is there twice or was never planned")
+        entries[entry.shard] = entry
+    return Ledger(out, plan, entries)
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DatasetError(f"{path}:{number}: damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}:{number}: damaged: not a JSON object")
+    return value
+
+
+def _parse_entry(path: Path, number: int, line: bytes) -> ShardEntry:
+    value = _parse_line(path, number, line)
+    try:
+        files = tuple(ShardFile(**file) for file in value.pop("files"))
+        entry = ShardEntry(**value, files=files)
+        Totals().add(entry)  # what cannot be added up was not written by us
+    except (TypeError, KeyError, ValueError) as error:
+        raise DatasetError(f"{path}:{number}: damaged: not a shard's entry ({error})") from None
+    return entry
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step: readers see the old text or the new one, never a part.
+
+    A file that holds these bytes already is left alone.
+    """
+    if path.is_file() and path.read_bytes() == data:
+        return
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)

@@ -1,0 +1,77 @@
+"""Parsing: what the teacher wrote becomes the JSON text of an answer, or the reason why it cannot.
+
+Pure text and id work on a finished generation; whether the JSON is the right shape is for `validate` to say.
+"""
+
+import json
+from typing import Any
+
+from factory.records import Generation, Prompt, Rejection, Stage
+
+
+class ParseError(Exception):
+    """No answer can be read; `reason` is what the rejected row will say."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
+    """The JSON text of a generation's answer, exactly as written, or the rejection that says why there is none.
+
+    Stage `prompt` where the prompt was too long to be asked, `teacher` where the engine gave no whole completion
+    (its own failure, `empty`, `truncated`), `parse`
+    where the text is no answer (`reasoning_not_closed`, `no_answer`, `invalid_json`, `duplicate_keys`,
+    `not_an_object`).
+    """
+    tokens = len(generation.completion_token_ids)
+    if generation.failure:
+        stage: Stage = "prompt" if generation.failure == "prompt_too_long" else "teacher"
+        return Rejection(prompt, generation, stage, generation.failure, (generation.failure_detail,))
+    if not tokens:
+        return Rejection(prompt, generation, "teacher", "empty", ("the completion has no tokens",))
+    if generation.finish_reason == "length":
+        finding = f"cut off after {tokens} tokens; raise sampling.max_tokens or lower sampling.thinking_tokens"
+        return Rejection(prompt, generation, "teacher", "truncated", (finding,))
+    if generation.reasoning is not None and generation.answer_start >= tokens:
+        return Rejection(prompt, generation, "parse", "reasoning_not_closed", ("the reasoning never ends",))
+    try:
+        return parse_answer(generation.answer_text)
+    except ParseError as error:
+        return Rejection(prompt, generation, "parse", error.reason, (str(error),))
+
+
+def parse_answer(text: str) -> str:
+    """The one JSON object in a text: bare, or inside a single Markdown code fence. Raises ParseError."""
+    body = _strip_fence(text.strip())
+    if not body:
+        raise ParseError("no_answer", "nothing follows the reasoning")
+    try:
+        value = json.loads(body, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except RecursionError:
+        raise ParseError("invalid_json", "nested too deeply") from None
+    except ValueError as error:
+        raise ParseError("invalid_json", str(error)) from None
+    if not isinstance(value, dict):
+        raise ParseError("not_an_object", f"got a JSON {type(value).__name__}, need an object")
+    return body
+
+
+def _strip_fence(text: str) -> str:
+    if not (text.startswith("```") and text.endswith("```") and len(text) > 6):
+        return text
+    return text[3:-3].removeprefix("json").strip()
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ParseError("duplicate_keys", f"key {twice!r} stands more than once")
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

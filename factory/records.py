@@ -1,0 +1,200 @@
+"""The values that travel from a plan to a shard: Prompt -> Generation -> Record | Rejection.
+
+All are immutable. Arrays carry their shape in their name: T completion tokens, k kept ids, N input tokens (prompt and
+completion but for the last sampled token, which was never an input), L layers, H hidden size.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Message = dict[str, str]
+Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals"]
+
+
+def canonical_json(value: object) -> str:
+    """One text for one value: sorted keys, no spaces, no escapes, so that it can be hashed and compared."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(value: object, length: int = 24) -> str:
+    """Hex digest of a JSON-able value, the same on every machine and under every hash seed."""
+    return hashlib.blake2b(canonical_json(value).encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()[:length]
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 31 bits (what every engine takes) from anything JSON-able."""
+    return int(content_hash(parts, 16), 16) & 0x7FFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the teacher samples one answer; the names and meanings are vLLM's `SamplingParams`."""
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 1024
+    thinking_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """One row to make, the `number`-th of its task; `seed` draws its scenario and its phrasing."""
+
+    shard: int
+    position: int
+    task: str
+    level: str
+    number: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An answer that was not accepted and was asked for again."""
+
+    seed: int
+    stage: str
+    reason: str
+    findings: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One planned row, rendered. `id` is a hash of its content; `seed` is the one of this attempt."""
+
+    id: str
+    shard: int
+    position: int
+    task: str
+    level: str
+    messages: tuple[Message, ...]
+    scenario: str
+    seed: int
+    sampling: Sampling
+    attempt: int = 0
+    history: tuple[Attempt, ...] = ()
+
+    def again(self, attempt: Attempt) -> "Prompt":
+        """The same prompt with the next seed; the failed attempt is kept in its history."""
+        number = self.attempt + 1
+        return replace(self, attempt=number, seed=derive_seed(self.id, number), history=(*self.history, attempt))
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """The teacher's own distribution (natural log, before temperature and grammar mask) at each completion token."""
+
+    sampled_T: Array
+    topk_ids_TK: Array
+    topk_TK: Array
+    tail_T: Array
+    entropy_T: Array
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """Hidden states as raw little-endian bfloat16 bits, uint16 [N, L, H]; `layers` as in docs/signals.md."""
+
+    layers: tuple[int, ...]
+    bits_NLH: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the teacher did with one attempt at one prompt.
+
+    `text` is the decoded completion as it stands, markers and stop tokens included. `answer_start` is the index into
+    `completion_token_ids` of the first token of the answer (equal to its length when no answer was begun). `reasoning`
+    is None where the teacher does not reason. `failure` names why there is no usable completion at all.
+    """
+
+    prompt_id: str
+    attempt: int
+    text: str
+    reasoning: str | None
+    answer_text: str
+    prompt_token_ids: Array
+    completion_token_ids: Array
+    answer_start: int
+    finish_reason: str
+    logprobs: Logprobs | None = None
+    hidden_states: HiddenStates | None = None
+    failure: str | None = None
+    failure_detail: str = ""
+
+    @classmethod
+    def failed(
+        cls, prompt_id: str, attempt: int, failure: str, detail: str, prompt_ids: Array | None = None
+    ) -> "Generation":
+        """A generation that never came to be."""
+        return cls(
+            prompt_id=prompt_id,
+            attempt=attempt,
+            text="",
+            reasoning=None,
+            answer_text="",
+            prompt_token_ids=np.zeros(0, np.int32) if prompt_ids is None else prompt_ids,
+            completion_token_ids=np.zeros(0, np.int32),
+            answer_start=0,
+            finish_reason="error",
+            failure=failure,
+            failure_detail=detail,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An accepted row."""
+
+    prompt: Prompt
+    generation: Generation
+    answer: str
+    score: float
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row that was not accepted. `kind` is "error" where the factory or a task's own code is to blame."""
+
+    prompt: Prompt
+    generation: Generation | None
+    stage: Stage
+    reason: str
+    findings: tuple[str, ...] = ()
+    kind: Literal["rejected", "error"] = "rejected"
+
+    def as_attempt(self) -> Attempt:
+        text = self.generation.text if self.generation else ""
+        return Attempt(self.prompt.seed, self.stage, self.reason, self.findings, text)
+
+
+Outcome = Record | Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSpec:
+    """Which signals a job keeps. `layers` are resolved (no negative index)."""
+
+    top_k: int = 0
+    layers: tuple[int, ...] = ()
+    final_norm: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherInfo:
+    """Everything about a teacher that gives its rows their meaning, for the manifest; compared again on resume."""
+
+    backend: str
+    model: str
+    details: dict[str, Any] = field(default_factory=dict)

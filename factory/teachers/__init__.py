@@ -1,0 +1,67 @@
+"""Teachers: who answers the prompts. Each backend is one module; only this package imports vllm, torch or transformers.
+
+A teacher is fed continuously: `submit` while it has `room`, `collect` what has finished in whatever order, `release`
+what is safely stored. Nothing here waits for a batch to end.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from factory.job import Job
+from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
+from factory.tasks import Task
+
+
+class Teacher(Protocol):
+    """What `run` needs of a backend."""
+
+    @property
+    def signals(self) -> SignalSpec:
+        """What is kept, with layers resolved against the model."""
+        ...
+
+    @property
+    def info(self) -> TeacherInfo:
+        """What gives this teacher's numbers their meaning."""
+        ...
+
+    def room(self) -> int:
+        """How many more prompts may be submitted now."""
+        ...
+
+    def submit(self, prompt: Prompt) -> None:
+        """Take a prompt; its generation will come out of `collect` once, even if the engine dies meanwhile."""
+        ...
+
+    def collect(self) -> list[Generation]:
+        """Wait for the next finished generations; empty only when nothing is in flight."""
+        ...
+
+    def release(self, prompt_id: str, attempts: int) -> None:
+        """The generations of a prompt, up to this attempt, are committed and need not be kept."""
+        ...
+
+    def finish(self) -> None:
+        """Nothing is planned any more: throw away what was kept for a resumed run."""
+        ...
+
+
+@contextmanager
+def open_teacher(job: Job, tasks: Iterable[Task], probes: list[Prompt], out: Path) -> Iterator[Teacher]:
+    """Start the job's teacher; it and all its processes are gone when the context ends.
+
+    `probes` are a few prompts of each task: where none of a task's fits the model's window, the engine is not started.
+    Raises TeacherError where the model or the engine cannot serve the job.
+    """
+    schemas: dict[str, dict[str, Any]] = {task.name: task.answer_schema for task in tasks}
+    if job.teacher.backend == "scripted":
+        from factory.teachers.scripted import ScriptedTeacher
+
+        yield ScriptedTeacher(job, {task.name: task for task in tasks})
+        return
+    from factory.teachers.vllm import start_teacher
+
+    with start_teacher(job, schemas, probes, out) as teacher:
+        yield teacher

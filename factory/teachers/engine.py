@@ -1,0 +1,282 @@
+"""The engine's process: one vLLM engine fed from standard input, its results on the spool and in one event line each.
+
+Started as `python -m factory.teachers.engine EVENT_FD` by `factory.teachers.vllm`. Input is JSON lines: the setup,
+then prompts. Events are JSON lines: `ready`, `done` (where a generation stands on the spool) or `unfit` (the job
+cannot be served, and why). When the input ends the process ends, so it never outlives the one that started it.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.records import Generation, HiddenStates, Logprobs, SignalSpec
+from factory.teachers.prompt_ids import PromptEncoder
+from factory.teachers.reasoning import Markers, find_markers, split_completion
+from factory.teachers.spool import SpoolWriter
+
+MIN_ANSWER_TOKENS = 16  # a prompt that leaves less room than this in the model's window is too long
+
+
+class Unfit(Exception):
+    """The job cannot be served by this model or engine; starting again would not help."""
+
+
+class Engine:
+    """A vLLM engine with capture installed, and what is needed to turn its outputs into generations."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        self.teacher = setup["teacher"]
+        self.schemas = setup["schemas"]
+        self.constrain = setup["constrain"]
+        self.signals = SignalSpec(setup["top_k"], tuple(setup["layers"]), setup["final_norm"])
+        self.tokenizer = load_tokenizer(self.teacher)
+        self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
+        self.encoder = make_encoder(self.tokenizer, self.markers, self.teacher["chat_template_kwargs"])
+        require_some_fit(self.encoder, setup["probes"], setup["window"])
+        self.llm = build_llm(self.teacher, self.markers, bool(setup["layers"]))
+        self.window = int(self.llm.llm_engine.model_config.max_model_len)
+        self.llm.llm_engine.collective_rpc(
+            "factory_install", args=(self.signals.top_k, list(self.signals.layers), self.signals.final_norm)
+        )
+        self.spool = SpoolWriter(Path(setup["spool"]))
+        self.requests: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def info(self) -> dict[str, Any]:
+        """What gives the rows their meaning, for the manifest."""
+        import torch
+        import transformers
+        import vllm
+
+        config = self.llm.llm_engine.model_config
+        return {
+            "engine": {"vllm": vllm.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "max_model_len": self.window,
+            "vocab_size": config.get_vocab_size(),
+            "tokenizer_sha256": tokenizer_hash(self.tokenizer),
+            "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
+        }
+
+    def add(self, prompt: dict[str, Any]) -> Generation | None:
+        """Begin a prompt; a prompt that cannot be begun comes back as a failed generation."""
+        ids = self.encoder.encode(prompt["messages"])
+        room = self.window - len(ids)
+        if room < MIN_ANSWER_TOKENS:
+            detail = f"{len(ids)} tokens in a window of {self.window}; raise teacher.max_model_len or shorten it"
+            return failed(prompt, ids, "prompt_too_long", detail)
+        name = f"{prompt['id']}.{prompt['attempt']}"
+        try:
+            params = self._params(prompt, room)
+            inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, params)
+        except ValueError as error:
+            return failed(prompt, ids, "refused_by_engine", " ".join(str(error).split()))
+        self.requests[name] = (inner, prompt)
+        return None
+
+    def _params(self, prompt: dict[str, Any], room: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        sampling = dict(prompt["sampling"])
+        thinking = sampling.pop("thinking_tokens")
+        # the budget needs an end marker of one token: any other could be spelt in several ways and be missed
+        budget = thinking if self.markers is not None and self.markers.end_id is not None else None
+        sampling["max_tokens"] = min(sampling["max_tokens"], room)
+        return SamplingParams(
+            **sampling,
+            seed=prompt["seed"],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            thinking_token_budget=budget,
+            structured_outputs=StructuredOutputsParams(json=self.schemas[prompt["task"]]) if self.constrain else None,
+        )
+
+    def step(self) -> list[Generation]:
+        """One step of the engine; the generations that finished in it."""
+        outputs = self.llm.llm_engine.step()
+        return [self._finish(output) for output in outputs if output.finished]
+
+    def _finish(self, output: Any) -> Generation:
+        inner, prompt = self.requests.pop(output.request_id)
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            self.llm.llm_engine.collective_rpc("factory_drop", args=(inner,))
+            return failed(prompt, output.prompt_token_ids, f"engine_{completion.finish_reason}", "see engine.log")
+        ids_T = np.array(completion.token_ids, np.int32)
+        prompt_ids = np.array(output.prompt_token_ids, np.int32)
+        split = split_completion(self.tokenizer, ids_T, self.markers)
+        arrays = self._take(inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
+        return Generation(
+            prompt_id=prompt["id"],
+            attempt=prompt["attempt"],
+            text=split.text,
+            reasoning=split.reasoning,
+            answer_text=split.answer,
+            prompt_token_ids=prompt_ids,
+            completion_token_ids=ids_T,
+            answer_start=split.answer_start,
+            finish_reason=completion.finish_reason,
+            logprobs=Logprobs(*(arrays[name] for name in Logprobs.__slots__)) if "topk_TK" in arrays else None,
+            hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
+        )
+
+    def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
+        if not (self.signals.top_k or self.signals.layers):
+            return {}
+        answers = self.llm.llm_engine.collective_rpc("factory_take", args=(inner, tokens, inputs))
+        return next((answer for answer in answers if answer), {})
+
+
+def failed(prompt: dict[str, Any], ids: list[int], failure: str, detail: str) -> Generation:
+    return Generation.failed(prompt["id"], prompt["attempt"], failure, detail, np.array(ids, np.int32))
+
+
+def load_tokenizer(teacher: dict[str, Any]) -> Any:
+    """The model's tokenizer. Raises Unfit where it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    name = teacher["tokenizer"] or teacher["model"]
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=teacher["revision"], trust_remote_code=teacher["trust_remote_code"]
+        )
+    except Exception as error:  # transformers raises many types here, and none is a fault of ours
+        raise Unfit(f"teacher.model {name!r}: tokenizer cannot be loaded: {first_line(error)}") from error
+
+
+def choose_markers(tokenizer: Any, reasoning: Any) -> Markers | None:
+    if isinstance(reasoning, dict):
+        return find_markers(tokenizer, "custom", **reasoning)
+    return find_markers(tokenizer, reasoning)
+
+
+def make_encoder(tokenizer: Any, markers: Markers | None, template_kwargs: dict[str, Any]) -> PromptEncoder:
+    try:
+        return PromptEncoder(tokenizer, markers, template_kwargs)
+    except ValueError as error:
+        raise Unfit(f"teacher.model: {error}") from None
+
+
+def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], window: int | None) -> None:
+    """Raise Unfit for the tasks none of whose probes leaves room for an answer in the model's window."""
+    if window is None:
+        return
+    shortest: dict[str, int] = {}
+    for probe in probes:
+        length = len(encoder.encode(probe["messages"]))
+        shortest[probe["task"]] = min(length, shortest.get(probe["task"], length))
+    long = [f"{task} ({length} tokens)" for task, length in shortest.items() if length + MIN_ANSWER_TOKENS > window]
+    if long:
+        raise Unfit(f"teacher.max_model_len {window}: no prompt fits of {', '.join(long)}; raise it or drop the task")
+
+
+def build_llm(teacher: dict[str, Any], markers: Markers | None, hidden_states: bool) -> Any:
+    """The engine, set up so that capture is right: eager, no prefix cache, no chunked prefill, guidance grammars."""
+    from vllm import LLM
+    from vllm.config.reasoning import ReasoningConfig
+
+    from factory.teachers.vllm_parser import PARSER_NAME, register_parser
+
+    extra: dict[str, Any] = {}
+    if markers is not None:
+        register_parser(markers)
+        extra["reasoning_parser"] = PARSER_NAME
+        extra["reasoning_config"] = ReasoningConfig(
+            reasoning_parser=PARSER_NAME, reasoning_start_str=markers.start, reasoning_end_str=markers.end
+        )
+    if teacher["max_model_len"] is not None:
+        extra["max_model_len"] = teacher["max_model_len"]
+    if teacher["kv_cache_gb"] is not None:
+        extra["kv_cache_memory_bytes"] = int(teacher["kv_cache_gb"] * 2**30)
+    try:
+        return LLM(
+            model=teacher["model"],
+            tokenizer=teacher["tokenizer"],
+            revision=teacher["revision"],
+            trust_remote_code=teacher["trust_remote_code"],
+            dtype=teacher["dtype"],
+            quantization=teacher["quantization"],
+            max_num_seqs=teacher["max_num_seqs"],
+            tensor_parallel_size=teacher["tensor_parallel_size"],
+            gpu_memory_utilization=teacher["gpu_memory_utilization"],
+            enforce_eager=True,  # forward hooks do not fire inside captured graphs
+            enable_prefix_caching=False,  # a cached prefix is never computed, so it has no hidden states
+            enable_chunked_prefill=False,  # a split prompt breaks per-request seeds on CPU
+            async_scheduling=False,  # the sampled ids must be there when the step ends
+            structured_outputs_config={
+                "backend": "guidance",
+                "disable_any_whitespace": True,
+                **({"reasoning_parser": PARSER_NAME} if markers is not None else {}),
+            },
+            worker_extension_cls="factory.teachers.capture.CaptureExtension",
+            **extra,
+        )
+    except Exception as error:  # whatever vLLM raises while it starts, it would raise again
+        raise Unfit(f"teacher: the engine does not start: {first_line(error)}") from error
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 over the vocabulary, merges and chat template: what token ids mean."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    body = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256((body + str(tokenizer.chat_template)).encode()).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """An error's most telling line: that of its innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 500 else text[:500] + "..."
+
+
+def read_input(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    """Pass input lines on; at the end of input the process ends at once, whatever it is doing."""
+    for line in sys.stdin:
+        inbox.put(json.loads(line))
+    os._exit(0)
+
+
+def serve(engine: Engine, inbox: "queue.SimpleQueue[dict[str, Any]]", emit: Any) -> None:
+    """Feed the engine and step it for ever."""
+    while True:
+        finished = []
+        while not engine.requests or not inbox.empty():
+            generation = engine.add(inbox.get())
+            if generation is not None:
+                finished.append(generation)
+                break
+        if engine.requests:
+            finished += engine.step()
+        for generation in finished:
+            place = engine.spool.append(generation)
+            emit({"event": "done", "segment": place.segment, "offset": place.offset})
+
+
+def main() -> None:
+    events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+
+    def emit(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    setup = json.loads(sys.stdin.readline())
+    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=read_input, args=(inbox,), daemon=True).start()
+    try:
+        engine = Engine(setup)
+    except Unfit as error:
+        emit({"event": "unfit", "message": str(error)})
+        return
+    emit({"event": "ready", "info": engine.info()})
+    serve(engine, inbox, emit)
+
+
+if __name__ == "__main__":
+    main()

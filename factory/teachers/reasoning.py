@@ -1,0 +1,115 @@
+"""Reasoning markers: which texts a model puts around its reasoning, and where in its token ids the answer begins.
+
+Everything is decided on token ids. A marker that is one token of the vocabulary is found by its id; any other is found
+by decoding ever longer prefixes, never by tokenising text again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from factory.records import Array
+
+KNOWN_MARKERS = (
+    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, and most others
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+)
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    all_special_ids: list[int]
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """Texts around the reasoning; `end_id` is the end's token id where it is one token."""
+
+    start: str
+    end: str
+    end_id: int | None
+
+
+def find_markers(tokenizer: Tokenizer, reasoning: str, start: str = "", end: str = "") -> Markers | None:
+    """The markers of a job's `teacher.reasoning`: "auto", "prompted", "off" or "custom" with its two texts.
+
+    None means that the model does not reason: every completion token belongs to the answer.
+    """
+    vocab = tokenizer.get_vocab()
+    if reasoning == "off":
+        return None
+    if reasoning == "prompted":
+        start, end = KNOWN_MARKERS[0]
+    elif reasoning == "auto":
+        known = [pair for pair in KNOWN_MARKERS if pair[1] in vocab]
+        if not known:
+            return None
+        start, end = known[0]
+    return Markers(start, end, vocab.get(end))
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Token ids as text, with every special token and space as it is."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def find_answer_start(tokenizer: Tokenizer, ids_T: Array, markers: Markers | None) -> int:
+    """Index of the first token after the reasoning's end; T where the reasoning never ends, 0 without markers."""
+    if markers is None:
+        return 0
+    if markers.end_id is not None:
+        hits = np.flatnonzero(ids_T == markers.end_id)
+        return int(hits[0]) + 1 if len(hits) else len(ids_T)
+    ids = ids_T.tolist()
+    return first_prefix(len(ids), lambda length: markers.end in decode(tokenizer, ids[:length]))
+
+
+def first_prefix(length: int, holds: Callable[[int], bool]) -> int:
+    """The smallest n in 1..length with holds(n), length if there is none; bisects, as holds never turns false again."""
+    low, high = 1, length
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCompletion:
+    """A completion cut into reasoning and answer."""
+
+    text: str
+    reasoning: str | None
+    answer: str
+    answer_start: int
+
+
+def split_completion(tokenizer: Tokenizer, ids_T: Array, markers: Markers | None) -> SplitCompletion:
+    """Cut a completion where its reasoning ends. The prompt has opened the reasoning, so the ids begin inside it.
+
+    The answer's text is without the stop tokens at its end; `text` is everything, as it was generated.
+    """
+    ids = ids_T.tolist()
+    start = find_answer_start(tokenizer, ids_T, markers)
+    text = decode(tokenizer, ids)
+    specials = set(tokenizer.all_special_ids)
+    end = len(ids)
+    while end > start and ids[end - 1] in specials:
+        end -= 1
+    answer = decode(tokenizer, ids[start:end])
+    if markers is None:
+        return SplitCompletion(text, None, answer, start)
+    reasoning, closed, straddle = decode(tokenizer, ids[:start]).partition(markers.end)
+    reasoning = reasoning.removeprefix(markers.start)
+    # a marker of several tokens may end inside one that already holds the answer's first letters
+    return SplitCompletion(text, reasoning.strip("\n"), (straddle if closed else "") + answer, start)

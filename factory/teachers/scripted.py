@@ -1,0 +1,143 @@
+"""The scripted teacher: real and deterministic, with no engine behind it.
+
+It answers with a task's own `solve`, or with a schema-valid value where there is none, and fails on demand. Its
+vocabulary is the 256 bytes and a few markers, so its ids decode exactly; its logprobs come from a whole distribution
+at every position, so top-k, tail mass and entropy agree with each other. Same prompt and seed: same generation.
+"""
+
+import json
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from factory.job import Job
+from factory.records import Array, Generation, HiddenStates, Logprobs, Prompt, TeacherInfo
+from factory.tasks import Task
+from factory.teachers.models import ModelShape, resolve_signals
+
+THINK_END, STOP = 256, 257
+VOCAB, LAYERS, HIDDEN = 260, 4, 16
+SHAPE = ModelShape(VOCAB, LAYERS, HIDDEN, window=None, kv_values_per_token=0, dtype="bfloat16")
+SPECIAL_TEXT = {THINK_END: "</think>", STOP: "<|end|>"}
+PEAK = 9.0  # logit given to the sampled id: about as sure of itself as an instruction-tuned model
+
+
+def encode(text: str) -> list[int]:
+    """UTF-8 bytes as ids; a lone surrogate becomes a question mark."""
+    return list(text.encode("utf-8", "replace"))
+
+
+def decode(ids: list[int]) -> str:
+    """The text of ids, markers included."""
+    parts: list[bytes] = [SPECIAL_TEXT[i].encode() if i in SPECIAL_TEXT else bytes([i]) for i in ids]
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+class ScriptedTeacher:
+    """Answers at once, in the order of submission."""
+
+    def __init__(self, job: Job, tasks: dict[str, Task]) -> None:
+        self.job = job
+        self.tasks = tasks
+        self.queue: deque[Prompt] = deque()
+        self.signals = resolve_signals(job, SHAPE)
+        details = {"vocab_size": VOCAB, "layers": LAYERS, "hidden_size": HIDDEN}
+        self.info = TeacherInfo("scripted", job.teacher.model, details)
+
+    def room(self) -> int:
+        return max(0, self.job.teacher.feed_depth - len(self.queue))
+
+    def submit(self, prompt: Prompt) -> None:
+        self.queue.append(prompt)
+
+    def collect(self) -> list[Generation]:
+        return [self.answer(self.queue.popleft())] if self.queue else []
+
+    def release(self, prompt_id: str, attempts: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def answer(self, prompt: Prompt) -> Generation:
+        """One generation, with the fault that the prompt's seed draws for it."""
+        rng = np.random.default_rng([prompt.seed, prompt.attempt])
+        fault = self._draw_fault(rng)
+        prompt_ids = np.array(encode("\n".join(m["content"] for m in prompt.messages)), np.int32)
+        if fault == "crash":
+            detail = "the scripted teacher crashes on this prompt"
+            return Generation.failed(prompt.id, prompt.attempt, "engine_crash", detail, prompt_ids)
+        reasoning, answer = self._solve(prompt, rng, wrong=fault == "wrong")
+        if fault == "bad_json":
+            answer = answer[:-1] + ","
+        think = [] if fault == "no_reasoning" else [*encode(reasoning), THINK_END]
+        ids = [*think, *encode(answer), STOP]
+        most = prompt.sampling.max_tokens
+        if fault == "truncated":
+            most = min(most, len(ids) // 2)
+        cut = len(ids) > most
+        ids_T = np.array(ids[:most], np.int32)
+        start = min(len(think), len(ids_T))
+        return Generation(
+            prompt_id=prompt.id,
+            attempt=prompt.attempt,
+            text=decode(ids_T.tolist()),
+            reasoning=reasoning if think else None,
+            answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
+            prompt_token_ids=prompt_ids,
+            completion_token_ids=ids_T,
+            answer_start=start,
+            finish_reason="length" if cut else "stop",
+            logprobs=self._draw_logprobs(rng, ids_T) if self.signals.top_k else None,
+            hidden_states=self._draw_states(rng, len(prompt_ids) + len(ids_T) - 1) if self.signals.layers else None,
+        )
+
+    def _draw_fault(self, rng: np.random.Generator) -> str:
+        point = float(rng.random())
+        for name, share in self.job.teacher.scripted.model_dump().items():
+            if point < share:
+                return str(name)
+            point -= share
+        return ""
+
+    def _solve(self, prompt: Prompt, rng: np.random.Generator, wrong: bool) -> tuple[str, str]:
+        task = self.tasks[prompt.task]
+        if task.solve is None or wrong:
+            return "I take the first thing that fits the form.", invent_answer(task, int(rng.integers(2**31)))
+        reasoning, answer = task.solve(task.Scenario.model_validate_json(prompt.scenario))
+        return reasoning, answer.model_dump_json()
+
+    def _draw_logprobs(self, rng: np.random.Generator, ids_T: Array) -> Logprobs:
+        k = self.signals.top_k
+        logits_TV = rng.standard_normal((len(ids_T), VOCAB), np.float32)
+        logits_TV[np.arange(len(ids_T)), ids_T] += PEAK
+        logprobs_TV = logits_TV - np.log(np.exp(logits_TV).sum(1, keepdims=True))
+        order_TV = np.argsort(-logprobs_TV, axis=1, kind="stable")
+        sorted_TV = np.take_along_axis(logprobs_TV, order_TV, 1)
+        with np.errstate(divide="ignore"):
+            tail_T = np.log(np.exp(sorted_TV[:, k:]).sum(1))
+        return Logprobs(
+            sampled_T=logprobs_TV[np.arange(len(ids_T)), ids_T],
+            topk_ids_TK=order_TV[:, :k].astype(np.int32),
+            topk_TK=sorted_TV[:, :k].astype(np.float16),
+            tail_T=tail_T,
+            entropy_T=-(np.exp(logprobs_TV) * logprobs_TV).sum(1),
+        )
+
+    def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:
+        states = rng.standard_normal((inputs, len(self.signals.layers), HIDDEN), np.float32)
+        return HiddenStates(self.signals.layers, (states.view(np.uint32) >> 16).astype(np.uint16))
+
+
+def invent_answer(task: Task, seed: int) -> str:
+    """A schema-valid answer that knows nothing of the scenario, made by polyfactory; `{}` where it finds none."""
+    from polyfactory.factories.pydantic_factory import ModelFactory
+
+    factory: Any = ModelFactory.create_factory(task.Answer)
+    factory.seed_random(seed)
+    try:
+        value = factory.build()
+    except Exception:  # a validator of the task may refuse every random value
+        return json.dumps({})
+    return str(value.model_dump_json())

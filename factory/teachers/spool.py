@@ -1,0 +1,187 @@
+"""The spool: finished generations on disk between the engine's process and ours, arrays as whole buffers.
+
+Segment files hold frames one after another: magic, length, CRC-32, then a JSON head and the arrays' bytes. A frame is
+readable once its bytes are there, so what had finished before a crash is found again and not paid for twice. A segment
+is deleted when every generation in it has been released.
+"""
+
+import json
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.records import Array, Generation, HiddenStates, Logprobs
+
+FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
+HEAD = struct.Struct("<I")  # bytes of the JSON head
+MAGIC = b"FGEN"
+SEGMENT_BYTES = 64 * 1024 * 1024
+TEXTS = (
+    "prompt_id",
+    "attempt",
+    "text",
+    "reasoning",
+    "answer_text",
+    "answer_start",
+    "finish_reason",
+    "failure",
+    "failure_detail",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a frame stands."""
+
+    segment: str
+    offset: int
+
+
+class SpoolWriter:
+    """The engine's side: appends generations, beginning a new segment when one is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.handle = self._next_segment()
+
+    def append(self, generation: Generation) -> Place:
+        """Write one generation; it is in the hands of the operating system when this returns."""
+        if self.handle.tell() > SEGMENT_BYTES:
+            self.handle.close()
+            self.handle = self._next_segment()
+        place = Place(Path(self.handle.name).name, self.handle.tell())
+        head, buffers = pack(generation)
+        crc = zlib.crc32(head)
+        for buffer in buffers:
+            crc = zlib.crc32(buffer, crc)
+        self.handle.write(FRAME.pack(MAGIC, len(head) + sum(b.nbytes for b in buffers), crc))
+        self.handle.write(head)
+        for buffer in buffers:
+            self.handle.write(buffer)
+        self.handle.flush()
+        return place
+
+    def _next_segment(self) -> Any:
+        taken = [int(path.stem) for path in self.folder.glob("*.gen")]
+        return (self.folder / f"{max(taken, default=-1) + 1:06d}.gen").open("xb")
+
+
+class Spool:
+    """Our side: reads generations as views of mapped files, and deletes segments that are no longer needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.live: Counter[str] = Counter()
+        self.segments: dict[tuple[str, int], str] = {}  # (prompt id, attempt) -> segment
+        self.maps: dict[str, Array] = {}
+
+    def recover(self) -> dict[tuple[str, int], Place]:
+        """Generations left by an earlier run, by (prompt id, attempt); torn frames end their segment."""
+        found: dict[tuple[str, int], Place] = {}
+        for path in sorted(self.folder.glob("*.gen")):
+            for offset, head in scan(path):
+                found[head["prompt_id"], head["attempt"]] = Place(path.name, offset)
+        return found
+
+    def read(self, place: Place) -> Generation:
+        """The generation at a place; its arrays are views of the mapped segment."""
+        data = self.maps.get(place.segment)
+        if data is None or len(data) <= place.offset + FRAME.size:
+            data = self.maps[place.segment] = np.memmap(self.folder / place.segment, np.uint8, "r")
+        _, length, _ = FRAME.unpack(data[place.offset : place.offset + FRAME.size].tobytes())
+        first = place.offset + FRAME.size
+        if len(data) < first + length:
+            data = self.maps[place.segment] = np.memmap(self.folder / place.segment, np.uint8, "r")
+        generation = unpack(data[first : first + length])
+        self.live[place.segment] += 1
+        self.segments[generation.prompt_id, generation.attempt] = place.segment
+        return generation
+
+    def release(self, prompt_id: str, attempts: int) -> None:
+        """Attempts 0..attempts of a prompt are committed elsewhere."""
+        for attempt in range(attempts + 1):
+            segment = self.segments.pop((prompt_id, attempt), None)
+            if segment is not None:
+                self.live[segment] -= 1
+                self._sweep(segment)
+
+    def clear(self) -> None:
+        """Delete everything: the dataset is complete."""
+        self.maps.clear()
+        for path in self.folder.glob("*.gen"):
+            path.unlink()
+        self.folder.rmdir()
+
+    def _sweep(self, segment: str) -> None:
+        path = self.folder / segment
+        full = path.exists() and path.stat().st_size > SEGMENT_BYTES
+        if full and not self.live[segment]:
+            self.maps.pop(segment, None)
+            path.unlink()
+
+
+def scan(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Offset and head of every whole frame of a segment, up to the first that is torn or damaged."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        while True:
+            offset = handle.tell()
+            frame = handle.read(FRAME.size)
+            if len(frame) < FRAME.size:
+                return
+            magic, length, crc = FRAME.unpack(frame)
+            if magic != MAGIC or offset + FRAME.size + length > size:
+                return
+            payload = handle.read(length)
+            if zlib.crc32(payload) != crc:
+                return
+            yield offset, read_head(memoryview(payload))[0]
+
+
+def read_head(payload: memoryview) -> tuple[dict[str, Any], int]:
+    """A payload's JSON head, and where the arrays begin."""
+    (length,) = HEAD.unpack(payload[: HEAD.size])
+    end = HEAD.size + length
+    return json.loads(bytes(payload[HEAD.size : end])), end
+
+
+def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
+    """A generation as a head and the buffers that follow it."""
+    arrays = {"prompt_token_ids": generation.prompt_token_ids, "completion_token_ids": generation.completion_token_ids}
+    head: dict[str, Any] = {name: getattr(generation, name) for name in TEXTS}
+    if generation.logprobs is not None:
+        arrays |= {name: getattr(generation.logprobs, name) for name in Logprobs.__slots__}
+    if generation.hidden_states is not None:
+        arrays["bits_NLH"] = generation.hidden_states.bits_NLH
+        head["layers"] = generation.hidden_states.layers
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    head["arrays"] = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
+    text = json.dumps(head).encode()
+    text += b" " * (-(HEAD.size + len(text)) % 8)
+    return HEAD.pack(len(text)) + text, [array.reshape(-1).view(np.uint8).data for array in contiguous.values()]
+
+
+def unpack(payload: Array) -> Generation:
+    """The generation inside a frame's payload (uint8)."""
+    head, position = read_head(payload.data)
+    arrays: dict[str, Array] = {}
+    for name, dtype, shape in head["arrays"]:
+        size = np.dtype(dtype).itemsize * int(np.prod(shape))
+        arrays[name] = np.frombuffer(payload[position : position + size].data, dtype).reshape(shape)
+        position += size
+    logprobs = Logprobs(*(arrays[name] for name in Logprobs.__slots__)) if "topk_TK" in arrays else None
+    states = HiddenStates(tuple(head["layers"]), arrays["bits_NLH"]) if "bits_NLH" in arrays else None
+    return Generation(
+        **{name: head[name] for name in TEXTS},
+        prompt_token_ids=arrays["prompt_token_ids"],
+        completion_token_ids=arrays["completion_token_ids"],
+        logprobs=logprobs,
+        hidden_states=states,
+    )

@@ -1,0 +1,255 @@
+"""The vLLM teacher, seen from our process: it starts, feeds and supervises the engine's process and never imports it.
+
+The engine lives in one child (`factory.teachers.engine`). When it dies, it is started again with tenacity's back-off
+and every unanswered prompt is asked again, those that were in the engine one at a time: so a prompt that kills the
+engine is alone when it does it a second time, and becomes a failed generation, and no other prompt pays for it.
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from factory.errors import TeacherError
+from factory.job import Job
+from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
+from factory.teachers.demo import demo_teacher
+from factory.teachers.models import kv_cache_gb, locate_model, read_shape, require_window, resolve_signals
+from factory.teachers.spool import Place, Spool
+
+Key = tuple[str, int]  # prompt id, attempt
+ENGINE_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process that we can supervise
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # capture wraps the first one
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+OVERRULED = {"VLLM_CPU_KVCACHE_SPACE"}  # whole GiB only, and stronger than teacher.kv_cache_gb
+
+
+class EngineDied(Exception):
+    """The engine's process is gone."""
+
+
+class EngineProcess:
+    """One child: a pipe of prompts in, a pipe of events out, everything it prints in a log file."""
+
+    def __init__(self, setup: dict[str, Any], environment: dict[str, str], log_path: Path) -> None:
+        events_in, events_out = os.pipe()
+        with log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "factory.teachers.engine", str(events_out)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[events_out],
+                env={name: value for name, value in os.environ.items() if name not in OVERRULED} | environment,
+                start_new_session=True,  # Ctrl-C is for us: we stop the engine in order
+                preexec_fn=_die_with_parent,
+            )
+        os.close(events_out)
+        self.events = os.fdopen(events_in, "rb", buffering=0)
+        self.buffer = b""
+        self.send(setup)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Raises EngineDied where nobody reads any more."""
+        stream: IO[bytes] | None = self.process.stdin
+        assert stream is not None
+        try:
+            stream.write(json.dumps(message).encode() + b"\n")
+            stream.flush()
+        except OSError as error:
+            raise EngineDied(str(error)) from error
+
+    def receive(self, timeout_s: float | None) -> list[dict[str, Any]]:
+        """Wait for events; all that have come. Raises EngineDied at the end of the pipe or after the timeout."""
+        while b"\n" not in self.buffer:
+            if not select.select([self.events], [], [], timeout_s)[0]:
+                raise EngineDied(f"no sign of life for {timeout_s:g} s")
+            data = self.events.read(1 << 16)
+            if not data:
+                raise EngineDied(f"exit code {self.process.wait()}")
+            self.buffer += data
+        lines, _, self.buffer = self.buffer.rpartition(b"\n")
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def stop(self) -> None:
+        """End the child and everything it started."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.events.close()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end the child with us, even when we are killed outright (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+class VllmTeacher:
+    """Feeds one engine process after another until every prompt has its generation."""
+
+    def __init__(self, job: Job, setup: dict[str, Any], out: Path, signals: SignalSpec) -> None:
+        self.job = job
+        self.setup = setup
+        self.out = out
+        self.signals = signals
+        self.spool = Spool(out / ".spool")
+        self.spooled = self.spool.recover()
+        self.in_engine: dict[Key, Prompt] = {}
+        self.waiting: deque[Prompt] = deque()
+        self.suspects: dict[Key, Prompt] = {}
+        self.ready: deque[Generation] = deque()
+        self.deaths_in_a_row = 0
+        self.engine, self.details = self._start()
+
+    @property
+    def info(self) -> TeacherInfo:
+        return TeacherInfo("vllm", self.job.teacher.model, self.details)
+
+    def room(self) -> int:
+        held = len(self.in_engine) + len(self.waiting) + len(self.suspects) + len(self.ready)
+        return max(0, self.job.teacher.feed_depth - held)
+
+    def submit(self, prompt: Prompt) -> None:
+        place = self.spooled.pop((prompt.id, prompt.attempt), None)
+        if place is not None:
+            self.ready.append(self.spool.read(place))
+        else:
+            self.waiting.append(prompt)
+
+    def collect(self) -> list[Generation]:
+        while not self.ready and (self.waiting or self.suspects or self.in_engine):
+            try:
+                self._feed()
+                self._take(self.engine.receive(timeout_s=None))
+            except EngineDied as death:
+                self._bury(death)
+        generations = list(self.ready)
+        self.ready.clear()
+        return generations
+
+    def release(self, prompt_id: str, attempts: int) -> None:
+        self.spool.release(prompt_id, attempts)
+
+    def finish(self) -> None:
+        self.spool.clear()
+
+    def close(self) -> None:
+        self.engine.stop()
+
+    def _feed(self) -> None:
+        """Hand prompts to the engine: all that wait, or, while there are suspects, a single one of those."""
+        if self.suspects:
+            if not self.in_engine:
+                key = next(iter(self.suspects))
+                self._ask(key, self.suspects.pop(key))
+            return
+        while self.waiting:
+            prompt = self.waiting.popleft()
+            self._ask((prompt.id, prompt.attempt), prompt)
+
+    def _ask(self, key: Key, prompt: Prompt) -> None:
+        self.in_engine[key] = prompt
+        names = ("id", "attempt", "task", "messages", "seed")
+        self.engine.send({name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)})
+
+    def _take(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            generation = self.spool.read(Place(event["segment"], event["offset"]))
+            self.in_engine.pop((generation.prompt_id, generation.attempt))
+            self.ready.append(generation)
+            self.deaths_in_a_row = 0
+
+    def _bury(self, death: EngineDied) -> None:
+        """Start a new engine after a death, and sort out whose turn it is."""
+        self.engine.stop()
+        self.deaths_in_a_row += 1
+        alone = list(self.in_engine.items()) if len(self.in_engine) == 1 else []
+        if alone and self.deaths_in_a_row >= 2:
+            detail = f"the engine died twice on this prompt, the second time with nothing else in it ({death})"
+            self.ready.append(Generation.failed(*alone[0][0], "engine_crash", detail))
+            self.deaths_in_a_row = 0
+        else:
+            self.suspects = self.in_engine | self.suspects
+        self.in_engine = {}
+        if self.deaths_in_a_row > self.job.teacher.max_restarts:
+            raise TeacherError(
+                f"teacher: the engine died {self.deaths_in_a_row} times without an answer between ({death}); "
+                f"see {self.out / 'engine.log'}; the same command resumes"
+            )
+        self.engine, _ = self._start()
+
+    def _start(self) -> tuple[EngineProcess, dict[str, Any]]:
+        """Start an engine, again with longer and longer pauses where it dies while starting."""
+        tries = Retrying(
+            stop=stop_after_attempt(self.job.teacher.max_restarts + 1),
+            wait=wait_exponential(min=0.5, max=60),
+            retry=retry_if_exception_type(EngineDied),
+            reraise=True,
+        )
+        try:
+            return tries(self._start_once)
+        except EngineDied as death:
+            log = self.out / "engine.log"
+            raise TeacherError(f"teacher: the engine's process dies while it starts ({death}); see {log}") from None
+
+    def _start_once(self) -> tuple[EngineProcess, dict[str, Any]]:
+        environment = dict(ENGINE_ENVIRONMENT)
+        if Path(self.setup["teacher"]["model"]).is_dir():
+            environment["HF_HUB_OFFLINE"] = "1"  # nothing of a local model is on the hub
+        engine = EngineProcess(self.setup, environment, self.out / "engine.log")
+        try:
+            event = engine.receive(self.job.teacher.start_timeout_s)[0]
+        except BaseException:
+            engine.stop()
+            raise
+        if event["event"] == "unfit":
+            engine.stop()
+            raise TeacherError(event["message"])
+        return engine, event["info"]
+
+
+@contextmanager
+def start_teacher(
+    job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path
+) -> Iterator[VllmTeacher]:
+    """Check the job against the model's config, start the engine, and stop it when the context ends."""
+    model = demo_teacher() if job.teacher.model == "demo" else locate_model(job.teacher)
+    shape = read_shape(model, job.teacher.revision)
+    signals = resolve_signals(job, shape)
+    setup = {
+        "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},
+        "schemas": schemas,
+        "constrain": job.validation.constrain,
+        "top_k": signals.top_k,
+        "layers": list(signals.layers),
+        "final_norm": signals.final_norm,
+        "window": require_window(job, shape),
+        "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
+        "spool": str(out / ".spool"),
+    }
+    teacher = VllmTeacher(job, setup, out, signals)
+    try:
+        yield teacher
+    finally:
+        teacher.close()

@@ -1,0 +1,47 @@
+"""A reasoning parser for vLLM that knows only two marker texts, so that one path serves every model.
+
+vLLM asks it when the free reasoning is over and the grammar of the answer begins (vllm/reasoning/).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vllm.reasoning import ReasoningParser, ReasoningParserManager
+
+from factory.teachers.reasoning import Markers, decode
+
+PARSER_NAME = "factory_markers"
+TAIL = 16  # tokens that surely hold a whole end marker
+
+
+def register_parser(markers: Markers) -> None:
+    """Make the parser for these markers known to vLLM as `factory_markers`."""
+
+    class MarkerParser(ReasoningParser):
+        @property
+        def reasoning_start_str(self) -> str:
+            return markers.start
+
+        @property
+        def reasoning_end_str(self) -> str:
+            return markers.end
+
+        def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
+            return False  # asked of prompts, and ours end inside the reasoning
+
+        def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
+            if markers.end_id is not None:
+                return markers.end_id in delta_ids
+            tail = decode(self.model_tokenizer, list(input_ids[-TAIL:]))
+            return markers.end in tail.rpartition(markers.start)[2]
+
+        def extract_content_ids(self, input_ids: list[int]) -> list[int]:
+            raise NotImplementedError("completions are split by factory.teachers.reasoning")
+
+        def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
+            raise NotImplementedError("completions are split by factory.teachers.reasoning")
+
+        def extract_reasoning_streaming(self, *args: Any, **kwargs: Any) -> None:
+            raise NotImplementedError("completions are split by factory.teachers.reasoning")
+
+    ReasoningParserManager.register_module(PARSER_NAME, force=True, module=MarkerParser)

@@ -1,0 +1,105 @@
+"""Validation: sound signals, then the task's pydantic Answer, then its check; ends in a Record or a Rejection."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from factory.records import Generation, Outcome, Prompt, Record, Rejection
+from factory.tasks import Task
+
+FINDING_CODE = re.compile(r"([a-z][a-z0-9_]{0,63}):")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a row of one task must pass: `check` False keeps schema-valid answers that are wrong, findings attached."""
+
+    task: Task
+    check: bool
+
+
+def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: str) -> Outcome:
+    """Decide one parsed answer. Never raises for anything a teacher may have written or a check may do."""
+    damage = find_damage(generation)
+    if damage:
+        return Rejection(prompt, generation, "signals", damage[0], (damage[1],), kind="error")
+    try:
+        answer = gate.task.Answer.model_validate_json(answer_json)
+    except ValidationError as error:
+        reason, problems = _describe(error)
+        return Rejection(prompt, generation, "schema", reason, problems)
+    except Exception as error:  # pydantic lets through what a task's own validator raises, but for ValueError
+        return Rejection(prompt, generation, "schema", "validator_raised", (_one_line(error),), kind="error")
+    try:
+        findings = run_check(gate.task, prompt.scenario, answer)
+    except Exception as error:  # the task author's code may raise anything: that is an error of this row alone
+        return Rejection(prompt, generation, "check", "check_raised", (_one_line(error),), kind="error")
+    if findings and gate.check:
+        return Rejection(prompt, generation, "check", finding_code(findings[0]), findings)
+    return Record(prompt, generation, answer_json, score=0.0 if findings else 1.0, findings=findings)
+
+
+def run_check(task: Task, scenario_json: str, answer: BaseModel) -> tuple[str, ...]:
+    """The findings of a task's check; empty means that the answer is right."""
+    findings = task.check(task.Scenario.model_validate_json(scenario_json), answer)
+    if isinstance(findings, str):
+        raise TypeError(f"check must return a list of findings, got the text {findings[:80]!r}")
+    return tuple(str(finding) for finding in findings)
+
+
+def finding_code(finding: str) -> str:
+    """The machine-readable code a finding begins with (`busy_overlap: ...`), or `check_failed` where it has none."""
+    match = FINDING_CODE.match(finding)
+    return match.group(1) if match else "check_failed"
+
+
+def find_damage(generation: Generation) -> tuple[str, str] | None:
+    """Reason and detail where a generation's arrays do not belong to its tokens or hold no numbers; None if sound."""
+    tokens, inputs = len(generation.completion_token_ids), _input_length(generation)
+    logprobs, states = generation.logprobs, generation.hidden_states
+    if logprobs is not None:
+        lengths = {len(a) for a in (logprobs.sampled_T, logprobs.topk_TK, logprobs.tail_T, logprobs.entropy_T)}
+        if lengths != {tokens} or logprobs.topk_ids_TK.shape != logprobs.topk_TK.shape:
+            return "misaligned", f"logprobs of length {sorted(lengths)} for {tokens} tokens"
+        if not _are_logprobs(logprobs.sampled_T) or not _are_logprobs(logprobs.topk_TK):
+            return "nonfinite", "a kept log-probability is not a number or is above 0"
+        if not np.isfinite(logprobs.entropy_T).all() or not _are_logprobs(logprobs.tail_T):
+            return "nonfinite", "an entropy is not a number, or a tail mass is not or is above 1"
+    if states is not None:
+        if states.bits_NLH.ndim != 3 or states.bits_NLH.shape[1] != len(states.layers):
+            return "misaligned", f"hidden states of shape {states.bits_NLH.shape} for {len(states.layers)} layers"
+        if len(states.bits_NLH) != inputs:
+            return "misaligned", f"hidden states of {len(states.bits_NLH)} positions for {inputs} input tokens"
+        if _any_nonfinite_or_blank(states.bits_NLH):
+            return "nonfinite", "a hidden state is all zero, infinite or not a number"
+    return None
+
+
+def _input_length(generation: Generation) -> int:
+    """Tokens the model was given as input: all but the last sampled one."""
+    return len(generation.prompt_token_ids) + len(generation.completion_token_ids) - 1
+
+
+def _are_logprobs(values: Any) -> bool:
+    as_float = np.asarray(values, dtype=np.float32)
+    return not np.isnan(as_float).any() and bool((as_float <= 1e-3).all())
+
+
+def _any_nonfinite_or_blank(bits_NLH: Any) -> bool:
+    """bfloat16 is infinite or NaN where its 8 exponent bits are all set; a state vector of zeros was never written."""
+    nonfinite = ((bits_NLH & 0x7F80) == 0x7F80).any()
+    blank = ~(bits_NLH & 0x7FFF).any(axis=2)
+    return bool(nonfinite or blank.any())
+
+
+def _describe(error: ValidationError) -> tuple[str, tuple[str, ...]]:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = (f"{'.'.join(str(part) for part in p['loc']) or 'answer'}: {p['msg']}" for p in problems[:20])
+    return str(problems[0]["type"]), tuple(lines)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]

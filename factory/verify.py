@@ -1,0 +1,135 @@
+"""Verification: is a dataset exactly what was committed, and does every row's arrays belong to its tokens?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.columns import Layout, layouts
+from factory.ledger import ShardEntry, read_ledger, read_manifest, read_signals
+from factory.records import Array, SignalSpec, content_hash
+from factory.shards import file_digest, read_batches, read_schema, shard_path
+
+
+def verify(out: Path) -> Iterator[str]:
+    """Everything that is wrong with a dataset, as lines that name the file; nothing when it is sound.
+
+    Checks that manifest and ledger agree, that every committed file is there with its size and SHA-256, that accepted +
+    rejected + errors = planned, that columns are as documented, that lengths agree row by row, and that no id is twice.
+    Raises DatasetError where there is no readable dataset at all.
+    """
+    manifest, ledger = read_manifest(out), read_ledger(out)
+    signals = read_signals(manifest)
+    if signals is None:
+        if ledger.entries:
+            yield "manifest.json: has no signals section, yet shards are committed"
+        return
+    if content_hash([manifest.get("job"), manifest.get("tasks")]) != manifest.get("digest"):
+        yield "manifest.json: its job and tasks are not those of its digest; it has changed since it was written"
+    rows = sum(entry.planned for entry in ledger.entries.values())
+    if len(ledger.entries) == ledger.plan["shards"] and rows != ledger.plan["planned"]:
+        yield f"ledger.jsonl: {rows} rows committed, {ledger.plan['planned']} planned"
+    seen: dict[str, int] = {}
+    for shard, entry in sorted(ledger.entries.items()):
+        damage = list(_check_files(out, entry))
+        yield from damage
+        yield from _check_counts(entry)
+        if not damage:
+            yield from _check_rows(out, shard, entry, signals, seen)
+    committed = {file.path for entry in ledger.entries.values() for file in entry.files}
+    for layout in layouts(signals).values():
+        for path in sorted((out / layout.folder).glob("*.parquet")):
+            if f"{layout.folder}/{path.name}" not in committed:
+                yield f"{layout.folder}/{path.name}: not in the ledger; resume the job, which will write it again"
+
+
+def _check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
+    for file in entry.files:
+        path = out / file.path
+        if not path.is_file():
+            yield f"{file.path}: missing (shard {entry.shard})"
+        elif path.stat().st_size != file.bytes:
+            yield f"{file.path}: {path.stat().st_size} bytes, committed with {file.bytes} (shard {entry.shard})"
+        elif file_digest(path) != file.sha256:
+            yield f"{file.path}: its bytes have changed since it was committed (shard {entry.shard})"
+
+
+def _check_counts(entry: ShardEntry) -> Iterator[str]:
+    if entry.accepted + entry.rejected + entry.errors != entry.planned:
+        yield f"ledger.jsonl: shard {entry.shard}: accepted + rejected + errors is not planned"
+    cells = [sum(counts) for counts in zip(*entry.cells.values(), strict=True)]
+    if cells != [entry.accepted, entry.rejected, entry.errors]:
+        yield f"ledger.jsonl: shard {entry.shard}: its counts by task and level add up to {cells}"
+    if sum(entry.reasons.values()) != entry.rejected + entry.errors:
+        yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
+    rows = {file.path.split("/")[0]: file.rows for file in entry.files}
+    expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
+    for folder, count in rows.items():
+        if expected.get(folder) != count:
+            yield f"ledger.jsonl: shard {entry.shard}: {folder} has {count} rows, expected {expected.get(folder)}"
+
+
+def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, seen: dict[str, int]) -> Iterator[str]:
+    configs = layouts(signals)
+    for layout in configs.values():
+        name = shard_path(layout, shard)
+        columns = {column.name: str(column.type) for column in layout.columns}
+        if read_schema(out / name) != columns:
+            yield f"{name}: columns are not those of this format"
+            return
+    inputs: dict[str, int] = {}
+    prompt_tokens = completion_tokens = 0
+    for config in ("default", "rejected"):
+        for name, batch in _batches(out, configs[config], shard):
+            ids = batch.column("id").to_pylist()
+            yield from (f"{name}: id {i} is there twice (also in shard {seen[i]})" for i in ids if i in seen)
+            seen.update(dict.fromkeys(ids, shard))
+            prompt_tokens += int(_lengths(batch, "prompt_token_ids").sum())
+            completion_tokens += int(_lengths(batch, "completion_token_ids").sum())
+            if config == "default":
+                yield from _check_alignment(name, batch, signals)
+                inputs |= dict(zip(ids, _input_lengths(batch).tolist(), strict=True))
+    if (prompt_tokens, completion_tokens) != (entry.prompt_tokens, entry.completion_tokens):
+        yield f"ledger.jsonl: shard {shard}: its rows have {prompt_tokens} + {completion_tokens} tokens, not as told"
+    if "hidden_states" in configs:
+        yield from _check_states(out, configs["hidden_states"], shard, inputs, len(signals.layers))
+
+
+def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
+    name = shard_path(layout, shard)
+    skipped = ("states",)  # as large as all else together, and already proved by their checksum
+    columns = [column.name for column in layout.columns if column.name not in skipped]
+    return ((name, batch) for batch in read_batches(out / name, columns))
+
+
+def _lengths(batch: Any, name: str) -> Array:
+    offsets = batch.column(name).offsets.to_numpy()
+    lengths: Array = offsets[1:] - offsets[:-1]
+    return lengths
+
+
+def _input_lengths(batch: Any) -> Array:
+    return _lengths(batch, "prompt_token_ids") + _lengths(batch, "completion_token_ids") - 1
+
+
+def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str]:
+    tokens, k = _lengths(batch, "completion_token_ids"), signals.top_k
+    expected = {"sampled_logprobs": 1, "tail_logprobs": 1, "entropy": 1, "topk_ids": k, "topk_logprobs": k}
+    for column, factor in expected.items() if k else ():
+        for row in np.flatnonzero(_lengths(batch, column) != tokens * factor):
+            yield f"{name}: row {batch.column('id')[int(row)]}: {column} does not match its {tokens[row]} tokens"
+    starts = batch.column("answer_start").to_numpy()
+    for row in np.flatnonzero((starts < 0) | (starts >= tokens)):
+        yield f"{name}: row {batch.column('id')[int(row)]}: answer_start {starts[row]} is outside its tokens"
+
+
+def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int], layers: int) -> Iterator[str]:
+    ids: list[str] = []
+    for name, batch in _batches(out, layout, shard):
+        for row in batch.to_pylist():
+            ids.append(row["id"])
+            if row["shape"][:2] != [inputs.get(row["id"]), layers]:
+                yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{inputs.get(row['id'])}, {layers}, H]"
+    if ids != list(inputs):
+        yield f"{shard_path(layout, shard)}: its ids are not those of the default config, in the same order"

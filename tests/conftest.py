@@ -1,0 +1,94 @@
+"""What many tests share: a workspace with one small task that no built-in knows, and jobs over it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from factory.job import Job
+
+SCHEMA = """
+import random
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Scenario(BaseModel):
+    a: int
+    b: int = 1
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    total: int = Field(ge=0, le=1000)
+    words: str = Field(max_length=20)
+
+
+def sample(rng: random.Random, level: str) -> Scenario:
+    most = 10 if level == "easy" else 100
+    return Scenario(a=rng.randrange(most), b=rng.randrange(most))
+
+
+def check(scenario: Scenario, answer: Answer) -> list[str]:
+    right = scenario.a + scenario.b
+    return [] if answer.total == right else [f"wrong_total: got {answer.total}, expected {right}"]
+
+
+def solve(scenario: Scenario) -> tuple[str, Answer]:
+    total = scenario.a + scenario.b
+    return f"{scenario.a} and {scenario.b} make {total}.", Answer(total=total, words="done")
+"""
+TASK_FILE = """
+name = "adding"
+version = "1"
+description = "Add two numbers."
+levels = ["easy", "hard"]
+[sampling]
+max_tokens = 120
+thinking_tokens = 24
+"""
+
+
+def write_task(root: Path, name: str = "adding", **replaced: str) -> None:
+    """A small whole task; `replaced` gives other texts for its files (`schema`, `task_toml`, `user_j2`, ...)."""
+    folder = root / "prompts" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (root / "schemas").mkdir(exist_ok=True)
+    texts = {
+        "task_toml": TASK_FILE.replace('"adding"', f'"{name}"'),
+        "user_j2": "Add {{ scenario.a }} and {{ scenario.b }}.",
+        "user_short_j2": "{{ scenario.a }} + {{ scenario.b }} = ?",
+        "system_j2": "Answer with one JSON object: {{ answer_schema | tojson }}",
+        "schema": SCHEMA,
+    } | replaced
+    (root / "schemas" / f"{name}.py").write_text(texts.pop("schema"), encoding="utf-8")
+    for key, text in texts.items():
+        stem, _, suffix = key.rpartition("_")
+        (folder / f"{stem}.{suffix}").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A folder with the task `adding`."""
+    write_task(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def make_job() -> Callable[..., Job]:
+    """Jobs over `adding` with the scripted teacher; keyword arguments replace whole sections."""
+
+    def make(**sections: Any) -> Job:
+        job: dict[str, Any] = {
+            "out": "out",
+            "shard_rows": 8,
+            "teacher": {"backend": "scripted"},
+            "signals": {"top_k": 4, "hidden_layers": [2, -1]},
+            "tasks": [{"name": "adding", "count": 20}],
+        }
+        return Job.model_validate(job | sections)
+
+    return make

@@ -1,0 +1,145 @@
+"""Shards: a file is whole or not there, and what is written is what was given."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from dataset_support import SIGNALS, make_record, make_rejection, outcomes_by_folder, read_tree, some_outcomes
+
+from factory.columns import layouts
+from factory.errors import DatasetError
+from factory.records import HiddenStates, SignalSpec
+from factory.shards import ROW_GROUP_BYTES, file_digest, read_batches, read_schema, write_shard
+
+WRITE_ON_A_SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+from dataset_support import SIGNALS, some_outcomes
+from factory.errors import DatasetError
+from factory.shards import write_shard
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    write_shard(Path(sys.argv[1]), 0, some_outcomes(), SIGNALS)
+except DatasetError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def test_a_shard_is_one_file_for_each_config_and_the_ledger_gets_their_proofs(tmp_path: Path) -> None:
+    files = write_shard(tmp_path, 7, some_outcomes(), SIGNALS)
+    paths = ["data/train-00007.parquet", "hidden_states/train-00007.parquet", "rejected/train-00007.parquet"]
+    assert sorted(file.path for file in files) == paths
+    assert {file.path.split("/")[0]: file.rows for file in files} == {"data": 3, "rejected": 2, "hidden_states": 3}
+    for file in files:
+        data = (tmp_path / file.path).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
+    assert [name for name in read_tree(tmp_path) if ".tmp-" in name] == []
+
+
+def test_accepted_rows_and_their_states_are_in_the_same_order(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, [make_record(3), make_rejection(9), make_record(1), make_record(2)], SIGNALS)
+    for folder in ("data", "hidden_states"):
+        assert pq.read_table(tmp_path / folder / "train-00000.parquet").column("id").to_pylist() == [
+            "id3",
+            "id1",
+            "id2",
+        ]
+
+
+def test_a_config_without_rows_gets_a_file_without_rows(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, [make_record(0)], SIGNALS)
+    write_shard(tmp_path, 1, [make_rejection(0)], SIGNALS)
+    assert dict(outcomes_by_folder(tmp_path)) == {"data": 1, "rejected": 1, "hidden_states": 1}
+    empty = pq.read_schema(tmp_path / "data/train-00001.parquet")
+    assert empty.names == layouts(SIGNALS)["default"].schema.names
+    assert list(read_batches(tmp_path / "data/train-00001.parquet")) == []
+
+
+def test_the_same_outcomes_make_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_shard(tmp_path / name, 0, some_outcomes(), SIGNALS)
+    assert read_tree(tmp_path / "one") == read_tree(tmp_path / "two")
+
+
+def test_row_groups_are_cut_near_twelve_megabytes(tmp_path: Path) -> None:
+    row = HiddenStates((1,), np.ones((1024, 1, 2048), np.uint16))  # 4 MiB
+    records = [make_record(number, hidden_states=row) for number in range(7)]
+    write_shard(tmp_path, 0, records, SignalSpec(top_k=3, layers=(1,)))
+    file = pq.ParquetFile(tmp_path / "hidden_states/train-00000.parquet")
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    assert [group.num_rows for group in groups] == [3, 3, 1]
+    assert all(abs(group.total_byte_size - ROW_GROUP_BYTES) < 0.05 * ROW_GROUP_BYTES for group in groups[:2])
+    read = [
+        i for b in read_batches(tmp_path / "hidden_states/train-00000.parquet", ["id"]) for i in b["id"].to_pylist()
+    ]
+    assert read == [f"id{number}" for number in range(7)]
+
+
+@pytest.mark.parametrize("limit", [0, 100, 2000, 5000])
+def test_a_disk_that_fills_up_leaves_no_part_of_a_file(tmp_path: Path, limit: int) -> None:
+    whole = tmp_path / "whole"
+    write_shard(whole, 0, some_outcomes(), SIGNALS)
+    small = tmp_path / "small"
+    command = [sys.executable, "-c", WRITE_ON_A_SMALL_DISK, str(small), str(limit)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == f"{small}: shard 0 cannot be written: File too large; committed shards are whole\n"
+    complete = read_tree(whole)
+    for name, digest in read_tree(small).items():
+        assert digest in ("", complete[name]), f"{name} is there, and not whole"
+
+
+def test_a_file_where_a_folder_belongs_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "rejected").write_text("mine")
+    with pytest.raises(DatasetError, match=r"shard 3 cannot be written: File exists; committed shards are whole"):
+        write_shard(tmp_path, 3, some_outcomes(), SIGNALS)
+    assert (tmp_path / "rejected").read_text() == "mine"
+    assert [name for name in read_tree(tmp_path) if ".tmp-" in name] == []
+
+
+def test_a_folder_where_the_file_belongs_stops_the_rename_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "data/train-00000.parquet").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="shard 0 cannot be written: Is a directory"):
+        write_shard(tmp_path, 0, some_outcomes(), SIGNALS)
+    assert sorted(read_tree(tmp_path)) == ["data", "data/train-00000.parquet"]
+
+
+def test_a_shard_written_again_replaces_its_files(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, [make_record(1)], SIGNALS)
+    write_shard(tmp_path, 0, [make_record(2), make_record(3)], SIGNALS)
+    assert pq.read_table(tmp_path / "data/train-00000.parquet").column("id").to_pylist() == ["id2", "id3"]
+
+
+@pytest.mark.parametrize("cut", [0, 4, 300])
+def test_a_file_that_is_not_whole_parquet_is_named(tmp_path: Path, cut: int) -> None:
+    write_shard(tmp_path, 0, some_outcomes(), SIGNALS)
+    path = tmp_path / "data/train-00000.parquet"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DatasetError, match=r"data/train-00000\.parquet: not readable as Parquet: \S") as one:
+        list(read_batches(path))
+    with pytest.raises(DatasetError, match=r"data/train-00000\.parquet: not readable as Parquet: \S"):
+        read_schema(path)
+    assert "\n" not in str(one.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"absent\.parquet: not readable as Parquet"):
+        list(read_batches(tmp_path / "absent.parquet"))
+
+
+def test_a_schema_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, some_outcomes(), SIGNALS)
+    for name, layout in layouts(SIGNALS).items():
+        types = {field.name: str(field.type) for field in layout.schema}
+        assert read_schema(tmp_path / layout.folder / "train-00000.parquet") == types, name
+
+
+def test_a_digest_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_digest(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
