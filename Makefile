@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit integration clean
+.PHONY: demo test lint unit integration gpu clean
 
 demo: $(READY)
 	@$(BIN)/factory run docs/examples/demo.toml --out $(DEMO)
@@ -38,6 +38,12 @@ $(READY): pyproject.toml .cpu-overrides.txt
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
 	$(BIN)/uv pip install --python $(BIN)/python --override .cpu-overrides.txt $(FROM) --compile-bytecode -e ".[cpu,dev]"
 	touch $(READY)
+
+# vLLM for CUDA in an environment of its own; a local folder of CPU wheels must not be in sight, or its torch would win
+gpu:
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet "uv>=0.9"
+	env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv-gpu/bin/uv pip install --python .venv-gpu/bin/python -e ".[gpu]"
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -68,7 +68,8 @@ def _shape(job: Job) -> ModelShape:
 def _prompt_tokens(prepared: Prepared, plan: Plan) -> float:
     prompts = [prepared.render(row) for row in islice(plan.rows(0), 64)]
     lengths = [sum(len(m["content"]) for m in p.messages) for p in prompts if isinstance(p, Prompt)]
-    return sum(lengths) / max(len(lengths), 1) / CHARACTERS_A_TOKEN
+    a_token = 1.0 if prepared.job.teacher.backend == "scripted" else CHARACTERS_A_TOKEN
+    return sum(lengths) / max(len(lengths), 1) / a_token
 
 
 def _existing(path: Path) -> Path:

@@ -291,7 +291,7 @@ def _parse_entry(path: Path, number: int, line: bytes) -> ShardEntry:
         files = tuple(ShardFile(**file) for file in value.pop("files"))
         entry = ShardEntry(**value, files=files)
         Totals().add(entry)  # what cannot be added up was not written by us
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise DatasetError(f"{path}:{number}: damaged: not a shard's entry ({error})") from None
     return entry
 

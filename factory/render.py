@@ -163,6 +163,14 @@ def _try_templates(task: Task) -> list[str]:
     return list(problems)
 
 
+def _read_back(task: Task, scenario: BaseModel) -> None:
+    """What `check` is given is read back from a row's JSON, perhaps days later."""
+    try:
+        task.Scenario.model_validate_json(_dump(scenario))
+    except ValidationError as error:
+        raise RenderError("scenario_not_json", describe_problems(error, task.Scenario)) from None
+
+
 def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
     task = renderer.task
     try:
@@ -170,8 +178,8 @@ def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
     except RenderError as error:
         return f"{task.schema_path}: sample(rng, {row.level!r}) raised {error}"
     try:
-        task.Scenario.model_validate_json(_dump(scenario))
-    except (RenderError, ValueError) as error:
+        _read_back(task, scenario)
+    except RenderError as error:
         return f"{task.schema_path}: a Scenario of level {row.level!r} cannot be read back from its JSON: {error}"
     try:
         messages = renderer.messages(scenario, row.level, phrasing)

@@ -54,6 +54,16 @@ from factory.teachers import Teacher, open_teacher
 from factory.validate import Gate, validate
 
 PROBES_PER_TASK = 8
+# how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
+HOW_NOT_WHAT = (
+    "max_num_seqs",
+    "in_flight",
+    "gpu_memory_utilization",
+    "kv_cache_gb",
+    "max_restarts",
+    "start_timeout_s",
+    "hang_timeout_s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +252,8 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 def describe_job(prepared: Prepared) -> dict[str, Any]:
     """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
     job = prepared.job.model_dump(mode="json", exclude={"out"})
-    for name in ("in_flight", "max_restarts", "start_timeout_s", "gpu_memory_utilization", "kv_cache_gb"):
-        del job["teacher"][name]  # how fast and how patiently, not what
+    for name in HOW_NOT_WHAT:
+        del job["teacher"][name]
     tasks = {
         task.name: {
             "version": task.version,

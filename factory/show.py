@@ -59,12 +59,12 @@ def describe_rows(out: Path, count: int) -> list[str]:
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     lines = [f"── {row['task']} · {row['level']} · row {row['id']} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
-        lines += _block(message["role"], message["content"])
+        lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
     if row["reasoning"] is not None:
         lines += _block("reasoning", row["reasoning"])
     lines += _block("answer", json.dumps(json.loads(row["answer"]), ensure_ascii=False, indent=1))
     if row["findings"]:
-        lines += _block("findings", "\n".join(row["findings"]))
+        lines += _block("findings", "\n".join(row["findings"]), most=4)
     return [*lines, *_describe_signals(row, manifest)]
 
 

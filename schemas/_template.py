@@ -73,7 +73,7 @@ def sample(rng: random.Random, level: str) -> Scenario:
 
 
 def check(scenario: Scenario, answer: Answer) -> list[str]:
-    """What is wrong with an answer; empty if nothing is. The code of the first finding is the row's rejection reason."""
+    """What is wrong; empty if nothing is. The code of the first finding becomes the reason of the rejected row."""
     items = {item.name: item for item in scenario.items}
     if answer.item not in items:
         return [f"unknown_item: {answer.item!r} is not offered"]

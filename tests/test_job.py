@@ -76,8 +76,8 @@ def test_a_missing_file_points_to_an_example(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("out = ", r"not valid TOML: .*line 1"),
-        ('out = "a"\nout = "b"', r"not valid TOML: .*line 2"),
+        ("out = \nseed = 1", r"not valid TOML: .*line 1"),
+        ('out = "a"\nout = "b"\nseed = 1', r"not valid TOML: .*line 2"),
         (b"\xff\xfe", "cannot be read: 'utf-8'"),
         ("a = " + "[" * 5000 + "]" * 5000, "not valid TOML: nested too deeply"),
     ],

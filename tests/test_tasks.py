@@ -7,15 +7,15 @@ from conftest import SCHEMA, TASK_FILE, write_task
 
 from factory.errors import TaskError
 from factory.records import Sampling
-from factory.tasks import builtin_root, discover
+from factory.tasks import builtin_root, discover, load_task
 
 
 def problems(root: Path, name: str = "adding", **texts: str) -> list[str]:
     """What is said of a task with some of its files replaced, each problem without the root of its path."""
     write_task(root, name, **texts)
-    found = discover(root)
-    assert name not in found.tasks
-    return [problem.removeprefix(f"{root}/") for problem in found.problems[name]]
+    task, said = load_task(root, name)
+    assert task is None
+    return [problem.removeprefix(f"{root}/") for problem in said]
 
 
 def test_a_folder_and_a_file_are_a_task(workspace: Path) -> None:
@@ -53,7 +53,10 @@ def test_a_task_of_the_workspace_shadows_the_built_in_of_its_name(tmp_path: Path
 
 
 def test_a_broken_task_of_the_workspace_does_not_fall_back_to_the_built_in(tmp_path: Path) -> None:
-    assert problems(tmp_path, "scheduling", schema="x = 1 +") != []
+    write_task(tmp_path, "scheduling", schema="x = 1 +")
+    found = discover(tmp_path)
+    assert "scheduling" not in found.tasks
+    assert len(found.problems["scheduling"]) == 1
 
 
 def test_folders_that_begin_with_a_dot_or_an_underscore_are_no_tasks(workspace: Path) -> None:
@@ -120,7 +123,7 @@ def test_a_schema_that_raises_on_import_is_named_with_the_line(tmp_path: Path, t
     [
         ("", "Scenario is missing (needs Scenario, Answer, check; has none of them); define it"),
         (
-            SCHEMA.replace("class Answer(", "class Answr("),
+            SCHEMA + "\ndel Answer",
             "Answer is missing (needs Scenario, Answer, check; has Scenario, check, sample, solve); define it",
         ),
         (SCHEMA + "\nAnswer = None", "Answer is missing (needs Scenario, Answer, check; has Scenario, check, sample,"),

@@ -1,8 +1,8 @@
 """The engine's process: one vLLM engine fed from standard input, its results on the spool and in one event line each.
 
 Started as `python -m factory.teachers.engine EVENT_FD` by `factory.teachers.vllm`. Input is JSON lines: the setup,
-then prompts. Events are JSON lines: `ready`, `done` (where a generation stands on the spool) or `unfit` (the job
-cannot be served, and why). When the input ends the process ends, so it never outlives the one that started it.
+then prompts. Events are JSON lines: `ready`, `done` (where a generation stands on the spool), `alive`, or `unfit` (the
+job cannot be served, and why). When the input ends the process ends, so it never outlives the one that started it.
 """
 
 import hashlib
@@ -11,16 +11,18 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from factory.records import Generation, HiddenStates, Logprobs, SignalSpec
-from factory.teachers.prompt_ids import PromptEncoder
+from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers, split_completion
 from factory.teachers.spool import SpoolWriter
 
+SIGN_OF_LIFE_S = 1.0
 MIN_ANSWER_TOKENS = 16  # a prompt that leaves less room than this in the model's window is too long
 
 
@@ -66,7 +68,10 @@ class Engine:
 
     def add(self, prompt: dict[str, Any]) -> Generation | None:
         """Begin a prompt; a prompt that cannot be begun comes back as a failed generation."""
-        ids = self.encoder.encode(prompt["messages"])
+        try:
+            ids = self.encoder.encode(prompt["messages"])
+        except TemplateRefusal as error:
+            return failed(prompt, [], "refused_by_template", str(error))
         room = self.window - len(ids)
         if room < MIN_ANSWER_TOKENS:
             detail = f"{len(ids)} tokens in a window of {self.window}; raise teacher.max_model_len or shorten it"
@@ -165,12 +170,15 @@ def make_encoder(tokenizer: Any, markers: Markers | None, template_kwargs: dict[
 
 
 def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], window: int | None) -> None:
-    """Raise Unfit for the tasks none of whose probes leaves room for an answer in the model's window."""
+    """Raise Unfit where the chat template refuses a probe, or none of a task's leaves room for an answer."""
     if window is None:
         return
     shortest: dict[str, int] = {}
     for probe in probes:
-        length = len(encoder.encode(probe["messages"]))
+        try:
+            length = len(encoder.encode(probe["messages"]))
+        except TemplateRefusal as error:
+            raise Unfit(f"teacher.model: its chat template refuses the prompts of {probe['task']}: {error}") from error
         shortest[probe["task"]] = min(length, shortest.get(probe["task"], length))
     long = [f"{task} ({length} tokens)" for task, length in shortest.items() if length + MIN_ANSWER_TOKENS > window]
     if long:
@@ -245,7 +253,8 @@ def read_input(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
 
 
 def serve(engine: Engine, inbox: "queue.SimpleQueue[dict[str, Any]]", emit: Any) -> None:
-    """Feed the engine and step it for ever."""
+    """Feed the engine and step it for ever; an `alive` event every second tells that it is at work."""
+    last_sign = time.monotonic()
     while True:
         finished = []
         while not engine.requests or not inbox.empty():
@@ -258,6 +267,9 @@ def serve(engine: Engine, inbox: "queue.SimpleQueue[dict[str, Any]]", emit: Any)
         for generation in finished:
             place = engine.spool.append(generation)
             emit({"event": "done", "segment": place.segment, "offset": place.offset})
+        if time.monotonic() - last_sign > SIGN_OF_LIFE_S:
+            last_sign = time.monotonic()
+            emit({"event": "alive"})
 
 
 def main() -> None:
@@ -275,7 +287,10 @@ def main() -> None:
         emit({"event": "unfit", "message": str(error)})
         return
     emit({"event": "ready", "info": engine.info()})
-    serve(engine, inbox, emit)
+    try:
+        serve(engine, inbox, emit)
+    except OSError as error:  # the spool's disk is full or gone: a new engine would meet the same
+        emit({"event": "unfit", "message": f"{setup['spool']}: cannot be written: {error.strerror or error}"})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ from factory.teachers.reasoning import Markers
 Z_START, Z_END = "\ue0f0", "\ue0f1"  # private-use characters that stand for a message's content inside the template
 
 
+class TemplateRefusal(Exception):
+    """The model's chat template does not take these messages (some know no system turn)."""
+
+
 class PromptEncoder:
     """Encodes conversations for one tokenizer; `template_kwargs` go to its chat template."""
 
@@ -28,7 +32,10 @@ class PromptEncoder:
         self.reserved = re.compile("|".join(re.escape(token) for token in [*tokens, Z_START]))
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a prompt that ends where the teacher's reasoning (or, without markers, its answer) begins."""
+        """The ids of a prompt that ends where the teacher's reasoning (or, without markers, its answer) begins.
+
+        Raises TemplateRefusal where the chat template does.
+        """
         if not any(self.reserved.search(message["content"]) for message in messages):
             return self._ids(self._render(messages))
         stand_ins = [
@@ -41,9 +48,12 @@ class PromptEncoder:
         return ids
 
     def _render(self, messages: Sequence[Message]) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **self.template_kwargs
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        except Exception as error:  # a template is a model author's code: it may raise anything
+            raise TemplateRefusal(" ".join(str(error).split()) or type(error).__name__) from error
         if self.markers is not None and not text.rstrip().endswith(self.markers.start):
             text += self.markers.start + "\n"
         return text

@@ -14,14 +14,14 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from factory.errors import TeacherError
+from factory.errors import DatasetError, TeacherError
 from factory.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
 from factory.teachers.demo import demo_teacher
@@ -75,7 +75,7 @@ class EngineProcess:
         except OSError as error:
             raise EngineDied(str(error)) from error
 
-    def receive(self, timeout_s: float | None) -> list[dict[str, Any]]:
+    def receive(self, timeout_s: float) -> list[dict[str, Any]]:
         """Wait for events; all that have come. Raises EngineDied at the end of the pipe or after the timeout."""
         while b"\n" not in self.buffer:
             if not select.select([self.events], [], [], timeout_s)[0]:
@@ -89,7 +89,8 @@ class EngineProcess:
 
     def stop(self) -> None:
         """End the child and everything it started."""
-        if self.process.stdin is not None:
+        with suppress(OSError):  # what it has not read any more
+            assert self.process.stdin is not None
             self.process.stdin.close()
         try:
             self.process.wait(timeout=2)
@@ -141,7 +142,7 @@ class VllmTeacher:
         while not self.ready and (self.waiting or self.suspects or self.in_engine):
             try:
                 self._feed()
-                self._take(self.engine.receive(timeout_s=None))
+                self._take(self.engine.receive(self.job.teacher.hang_timeout_s))
             except EngineDied as death:
                 self._bury(death)
         generations = list(self.ready)
@@ -175,6 +176,10 @@ class VllmTeacher:
 
     def _take(self, events: list[dict[str, Any]]) -> None:
         for event in events:
+            if event["event"] == "unfit":
+                raise DatasetError(f"{event['message']}; committed shards are whole, the same command resumes")
+            if event["event"] != "done":
+                continue
             generation = self.spool.read(Place(event["segment"], event["offset"]))
             self.in_engine.pop((generation.prompt_id, generation.attempt))
             self.ready.append(generation)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_task
+from conftest import SCHEMA, write_task
 from integration_support import Dataset, engine_job, make_dataset
 
 from factory.errors import TeacherError
@@ -200,3 +200,37 @@ def test_text_that_looks_like_chat_markers_cannot_forge_a_turn(tmp_path: Path) -
         assert forged in tokenizer.decode(ids, skip_special_tokens=False)
         assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3  # system, user, assistant
         assert ids.count(tokenizer.convert_tokens_to_ids("</think>")) == 0
+
+
+@pytest.fixture(scope="module")
+def poisoned_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo teacher with a chat template that never ends for a message with the word POISON in it."""
+    import shutil
+
+    from factory.teachers.demo import CHAT_TEMPLATE, demo_teacher
+
+    folder = tmp_path_factory.mktemp("poisoned") / "model"
+    shutil.copytree(demo_teacher(), folder)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    trap = "{% for m in messages %}{% if 'POISON' in m.content %}" + loops + "{% endif %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(trap + CHAT_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+def test_a_prompt_that_hangs_the_engine_twice_is_one_rejected_row(poisoned_model: Path, tmp_path: Path) -> None:
+    phrases = {
+        "user_j2": "{{ scenario.a }} {{ scenario.word }}",
+        "user_short_j2": "{{ scenario.a }} {{ scenario.word }}",
+    }
+    schema = SCHEMA.replace("    b: int = 1", "    b: int = 1\n    word: str = ''")
+    write_task(tmp_path, schema=schema, **phrases)
+    words = [""] * 13 + ["POISON"] + [""] * 2
+    rows = [json.dumps({"a": number, "word": word}) + "\n" for number, word in enumerate(words)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    teacher = {"model": str(poisoned_model), "max_num_seqs": 4, "in_flight": 4, "hang_timeout_s": 6}
+    source = {"path": str(tmp_path / "rows.jsonl")}
+    job = engine_job(teacher=teacher, tasks=[{"name": "adding", "count": 16, "source": source}], shard_rows=16)
+    dataset = Dataset(tmp_path / "dataset", run(job, tmp_path, tmp_path / "dataset"))
+    assert dataset.totals.done == 16
+    crashed = [row for row in dataset.rows("rejected") if row["reason"] == "engine_crash"]
+    assert [json.loads(row["scenario"])["word"] for row in crashed] == ["POISON"]

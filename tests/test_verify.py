@@ -1,0 +1,250 @@
+"""Verification: a sound dataset is found sound, and whatever is done to it is named."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_task
+from dataset_support import change_line, flip_byte, read_ledger_lines, write_job
+
+from factory.errors import DatasetError
+from factory.job import Job, load_job
+from factory.ledger import open_ledger
+from factory.run import run
+from factory.verify import verify
+
+FOLDERS = ("data", "rejected", "hidden_states")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of three shards with accepted rows, rejected ones and errors."""
+    root = tmp_path_factory.mktemp("sound")
+    write_task(root)
+    path = write_job(root, count=24, teacher="scripted = { wrong = 0.2, crash = 0.1 }")
+    totals = run(load_job(path), root, root / "out")
+    assert totals.rejected >= 2
+    return root / "out"
+
+
+@pytest.fixture
+def out(sound: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(sound, tmp_path / "out"))
+
+
+def rewrite(out: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Replace a file by a changed one and prove it in the ledger, as only a bug of ours could."""
+    path = out / name
+    table = change(pq.read_table(path))
+    pq.write_table(table, path, compression="zstd")
+    proof = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    shard = int(name[-13:-8])
+    proof["rows"] = table.num_rows
+
+    def prove(entry: dict[str, Any]) -> None:
+        for file in entry["files"]:
+            if file["path"] == name:
+                file.update(proof)
+
+    change_line(out, shard + 1, prove)
+
+
+def set_value(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
+    values = table.column(column).to_pylist()
+    values[row] = value
+    index = table.column_names.index(column)
+    return table.set_column(index, table.schema.field(column), pa.array(values, table.schema.field(column).type))
+
+
+def test_a_sound_dataset_has_nothing_to_tell(sound: Path) -> None:
+    assert list(verify(sound)) == []
+
+
+def test_looking_changes_nothing(out: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    list(verify(out))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_an_unfinished_dataset_is_sound_as_far_as_it_goes(out: Path) -> None:
+    lines = (out / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (out / "ledger.jsonl").write_text("".join(lines[:3]))
+    for folder in FOLDERS:
+        (out / folder / "train-00002.parquet").unlink()
+    assert list(verify(out)) == []
+
+
+def test_a_dataset_that_has_only_been_begun_is_sound(tmp_path: Path) -> None:
+    with open_ledger(tmp_path, {"planned": 5, "shards": 1}, {}):
+        pass
+    assert list(verify(tmp_path)) == []
+
+
+@pytest.mark.parametrize("offset", [0, 100, -1])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_one_flipped_bit_in_a_file_is_named(out: Path, folder: str, offset: int) -> None:
+    name = f"{folder}/train-00001.parquet"
+    flip_byte(out / name, offset)
+    assert list(verify(out)) == [f"{name}: its bytes have changed since it was committed (shard 1)"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_missing_file_is_named(out: Path, folder: str) -> None:
+    (out / folder / "train-00000.parquet").unlink()
+    assert list(verify(out)) == [f"{folder}/train-00000.parquet: missing (shard 0)"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_truncated_file_is_named_with_its_sizes(out: Path, folder: str) -> None:
+    path = out / folder / "train-00002.parquet"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-7])
+    told = f"{folder}/train-00002.parquet: {size - 7} bytes, committed with {size} (shard 2)"
+    assert list(verify(out)) == [told]
+
+
+def test_every_damage_is_told_and_not_only_the_first(out: Path) -> None:
+    (out / "data/train-00000.parquet").unlink()
+    flip_byte(out / "rejected/train-00001.parquet")
+    (out / "data/train-00009.parquet").write_bytes(b"x")
+    assert len(list(verify(out))) == 3
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_file_the_ledger_does_not_know_is_named(out: Path, folder: str) -> None:
+    shutil.copyfile(out / folder / "train-00000.parquet", out / folder / "train-00003.parquet")
+    (fault,) = verify(out)
+    assert fault.startswith(f"{folder}/train-00003.parquet: not in the ledger; ")
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "told"),
+    [
+        ("accepted", 1, "ledger.jsonl: shard 0: accepted + rejected + errors is not planned"),
+        ("planned", -1, "ledger.jsonl: shard 0: accepted + rejected + errors is not planned"),
+        ("errors", 1, "ledger.jsonl: shard 0: its reasons do not add up to rejected + errors"),
+        ("completion_tokens", 1, "ledger.jsonl: shard 0: its rows have"),
+        ("prompt_tokens", -5, "ledger.jsonl: shard 0: its rows have"),
+    ],
+)
+def test_an_altered_count_is_named(out: Path, key: str, change: int, told: str) -> None:
+    change_line(out, 1, lambda entry: entry.update({key: entry[key] + change}))
+    faults = list(verify(out))
+    assert any(fault.startswith(told) for fault in faults), faults
+
+
+def test_counts_that_were_moved_between_kinds_are_named(out: Path) -> None:
+    change_line(out, 1, lambda entry: entry.update(accepted=entry["accepted"] - 1, errors=entry["errors"] + 1))
+    faults = list(verify(out))
+    assert any("data has" in fault and "expected" in fault for fault in faults)
+    assert any("its counts by task and level add up to" in fault for fault in faults)
+
+
+def test_counts_by_task_and_by_reason_must_add_up(out: Path) -> None:
+    change_line(out, 2, lambda entry: entry["cells"].update({"adding/easy": [0, 0, 0]}))
+    change_line(out, 3, lambda entry: entry["reasons"].update({"parse/invalid_json": 3}))
+    faults = list(verify(out))
+    assert faults[0].startswith("ledger.jsonl: shard 1: its counts by task and level add up to [")
+    assert faults[1:] == ["ledger.jsonl: shard 2: its reasons do not add up to rejected + errors"]
+
+
+def test_a_plan_of_other_size_is_named(out: Path) -> None:
+    change_line(out, 0, lambda plan: plan.update(planned=25))
+    assert list(verify(out)) == ["ledger.jsonl: 24 rows committed, 25 planned"]
+
+
+def test_a_flipped_bit_in_the_ledger_never_passes(sound: Path, tmp_path: Path) -> None:
+    data = (sound / "ledger.jsonl").read_bytes()
+    copy = Path(shutil.copytree(sound, tmp_path / "out"))
+    silent = []
+    for offset in range(data.index(b"\n") + 1, len(data) - 1, 97):
+        (copy / "ledger.jsonl").write_bytes(data)
+        flip_byte(copy / "ledger.jsonl", offset)
+        try:
+            faults = list(verify(copy))
+        except DatasetError as error:
+            faults = [str(error)]
+        if not faults:
+            silent.append(data[max(0, offset - 30) : offset + 10])
+    # the names of tasks, levels and reasons are words: another word adds up as well
+    assert all(b"adding" in text or b"check/" in text or b"teacher/" in text for text in silent), silent
+
+
+def test_a_changed_manifest_is_named(out: Path) -> None:
+    text = (out / "manifest.json").read_text()
+    (out / "manifest.json").write_text(text.replace('"temperature": 0.7', '"temperature": 0.8'))
+    (fault,) = verify(out)
+    assert fault.startswith("manifest.json: its job and tasks are not those of its digest")
+
+
+def test_a_manifest_without_signals_is_named(out: Path) -> None:
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["signals"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert list(verify(out)) == ["manifest.json: has no signals section, yet shards are committed"]
+
+
+def test_an_id_that_is_there_twice_is_named_with_both_shards(out: Path) -> None:
+    first = pq.read_table(out / "data/train-00000.parquet").column("id")[0].as_py()
+    for folder in ("data", "hidden_states"):
+        rewrite(out, f"{folder}/train-00002.parquet", lambda table: set_value(table, "id", 0, first))
+    assert list(verify(out)) == [f"data/train-00002.parquet: id {first} is there twice (also in shard 0)"]
+
+
+def test_a_rejected_row_that_is_also_accepted_is_named(out: Path) -> None:
+    first = pq.read_table(out / "data/train-00000.parquet").column("id")[0].as_py()
+    shard = next(s for s in range(3) if pq.read_metadata(out / f"rejected/train-{s:05d}.parquet").num_rows)
+    rewrite(out, f"rejected/train-{shard:05d}.parquet", lambda table: set_value(table, "id", 0, first))
+    assert any(f"id {first} is there twice" in fault for fault in verify(out))
+
+
+@pytest.mark.parametrize("column", ["sampled_logprobs", "topk_ids", "topk_logprobs", "tail_logprobs", "entropy"])
+def test_an_array_of_another_length_than_its_tokens_is_named(out: Path, column: str) -> None:
+    name = "data/train-00001.parquet"
+    table = pq.read_table(name if Path(name).exists() else out / name)
+    values = table.column(column)[1].as_py()
+    rewrite(out, name, lambda table: set_value(table, column, 1, values[:-1]))
+    row, tokens = table.column("id")[1].as_py(), len(table.column("completion_token_ids")[1])
+    assert list(verify(out)) == [f"{name}: row {row}: {column} does not match its {tokens} tokens"]
+
+
+@pytest.mark.parametrize("start", [-1, 10_000])
+def test_an_answer_that_starts_outside_its_tokens_is_named(out: Path, start: int) -> None:
+    rewrite(out, "data/train-00000.parquet", lambda table: set_value(table, "answer_start", 0, start))
+    (fault,) = verify(out)
+    assert fault.endswith(f": answer_start {start} is outside its tokens")
+
+
+def test_states_of_another_shape_than_their_tokens_are_named(out: Path) -> None:
+    rewrite(out, "hidden_states/train-00000.parquet", lambda table: set_value(table, "shape", 2, [3, 2, 16]))
+    (fault,) = verify(out)
+    assert "shape [3, 2, 16], expected [" in fault
+
+
+def test_states_in_another_order_than_their_rows_are_named(out: Path) -> None:
+    name = "hidden_states/train-00000.parquet"
+    rewrite(out, name, lambda table: table.take(list(reversed(range(table.num_rows)))))
+    assert f"{name}: its ids are not those of the default config, in the same order" in list(verify(out))
+
+
+def test_columns_of_another_format_are_named(out: Path) -> None:
+    rewrite(out, "data/train-00000.parquet", lambda table: table.drop_columns(["entropy"]))
+    assert list(verify(out)) == ["data/train-00000.parquet: columns are not those of this format"]
+
+
+def test_an_empty_rejected_file_is_sound(workspace: Path, make_job: Callable[..., Job]) -> None:
+    run(make_job(signals={"top_k": 0}), workspace, workspace / "out")
+    assert list(verify(workspace / "out")) == []
+    assert len(read_ledger_lines(workspace / "out")) == 4
+
+
+def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no manifest\.json"):
+        list(verify(tmp_path))
