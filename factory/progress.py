@@ -13,8 +13,8 @@ LINE_EVERY_S = 10.0
 class Progress:
     """Counts finished rows. `done` and `accepted` begin where an earlier run left off."""
 
-    def __init__(self, planned: int, done: int, accepted: int, stream: TextIO = sys.stderr) -> None:
-        self.stream = stream
+    def __init__(self, planned: int, done: int, accepted: int, stream: TextIO | None = None) -> None:
+        self.stream = stream = stream or sys.stderr
         self.planned = planned
         self.done = self.first = done
         self.accepted = accepted

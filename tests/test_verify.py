@@ -82,7 +82,7 @@ def test_an_unfinished_dataset_is_sound_as_far_as_it_goes(out: Path) -> None:
 
 
 def test_a_dataset_that_has_only_been_begun_is_sound(tmp_path: Path) -> None:
-    with open_ledger(tmp_path, {"planned": 5, "shards": 1}, {}):
+    with open_ledger(tmp_path, {"planned": 5, "shards": 1}, {"job": 1}):
         pass
     assert list(verify(tmp_path)) == []
 
@@ -172,9 +172,9 @@ def test_a_flipped_bit_in_the_ledger_never_passes(sound: Path, tmp_path: Path) -
         except DatasetError as error:
             faults = [str(error)]
         if not faults:
-            silent.append(data[max(0, offset - 30) : offset + 10])
+            silent.append(data[offset : offset + 1])
     # the names of tasks, levels and reasons are words: another word adds up as well
-    assert all(b"adding" in text or b"check/" in text or b"teacher/" in text for text in silent), silent
+    assert all(byte.isalpha() or byte in b"/_" for byte in silent), silent
 
 
 def test_a_changed_manifest_is_named(out: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_rejected_row_that_is_also_accepted_is_named(out: Path) -> None:
 @pytest.mark.parametrize("column", ["sampled_logprobs", "topk_ids", "topk_logprobs", "tail_logprobs", "entropy"])
 def test_an_array_of_another_length_than_its_tokens_is_named(out: Path, column: str) -> None:
     name = "data/train-00001.parquet"
-    table = pq.read_table(name if Path(name).exists() else out / name)
+    table = pq.read_table(out / name)
     values = table.column(column)[1].as_py()
     rewrite(out, name, lambda table: set_value(table, column, 1, values[:-1]))
     row, tokens = table.column("id")[1].as_py(), len(table.column("completion_token_ids")[1])

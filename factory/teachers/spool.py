@@ -81,13 +81,16 @@ class Spool:
         self.live: Counter[str] = Counter()
         self.segments: dict[tuple[str, int], str] = {}  # (prompt id, attempt) -> segment
         self.maps: dict[str, Array] = {}
+        self.newest = ""  # the segment last read from: every frame of an older one has been told of by now
 
     def recover(self) -> dict[tuple[str, int], Place]:
         """Generations left by an earlier run, by (prompt id, attempt); torn frames end their segment."""
         found: dict[tuple[str, int], Place] = {}
         for path in sorted(self.folder.glob("*.gen")):
             for offset, head in scan(path):
-                found[head["prompt_id"], head["attempt"]] = Place(path.name, offset)
+                key = head["prompt_id"], head["attempt"]
+                found[key] = Place(path.name, offset)
+                self._hold(key, path.name)
         return found
 
     def read(self, place: Place) -> Generation:
@@ -100,8 +103,8 @@ class Spool:
         if len(data) < first + length:
             data = self.maps[place.segment] = np.memmap(self.folder / place.segment, np.uint8, "r")
         generation = unpack(data[first : first + length])
-        self.live[place.segment] += 1
-        self.segments[generation.prompt_id, generation.attempt] = place.segment
+        self._hold((generation.prompt_id, generation.attempt), place.segment)
+        self.newest = max(self.newest, place.segment)
         return generation
 
     def release(self, prompt_id: str, attempts: int) -> None:
@@ -119,12 +122,17 @@ class Spool:
             path.unlink()
         self.folder.rmdir()
 
+    def _hold(self, key: tuple[str, int], segment: str) -> None:
+        before = self.segments.get(key)
+        if before is not None:
+            self.live[before] -= 1
+        self.segments[key] = segment
+        self.live[segment] += 1
+
     def _sweep(self, segment: str) -> None:
-        path = self.folder / segment
-        full = path.exists() and path.stat().st_size > SEGMENT_BYTES
-        if full and not self.live[segment]:
+        if segment < self.newest and not self.live[segment]:
             self.maps.pop(segment, None)
-            path.unlink()
+            (self.folder / segment).unlink(missing_ok=True)
 
 
 def scan(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

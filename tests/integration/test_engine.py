@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ out = "dataset"
 shard_rows = 8
 [teacher]
 model = "demo"
-max_num_seqs = 8
+max_num_seqs = 4
+hang_timeout_s = 8
 [sampling]
 max_tokens = 200
 thinking_tokens = 150
@@ -74,11 +76,33 @@ def start(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_run_outlives_the_death_of_its_engine(running: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    wait_for(lambda: spooled_bytes(tmp_path / "dataset"))
-    (engine,) = engines_of(running.pid)
+def kill(engine: int) -> None:
     os.kill(engine, signal.SIGKILL)
+
+
+def hang(engine: int) -> None:
+    os.kill(engine, signal.SIGSTOP)
+
+
+def starve(engine: int) -> None:
+    """Let every further allocation of the engine fail."""
+    resource.prlimit(engine, resource.RLIMIT_AS, (2**28, 2**28))
+
+
+def test_a_run_outlives_an_engine_that_is_killed_hangs_and_runs_out_of_memory(
+    running: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    dead: set[int] = set()
+    for harm in (kill, hang, starve):
+        (engine,) = wait_for(lambda: [pid for pid in engines_of(running.pid) if pid not in dead])
+        before = spooled_bytes(tmp_path / "dataset")
+        wait_for(lambda before=before: spooled_bytes(tmp_path / "dataset") > before)
+        harm(engine)
+        dead.add(engine)
     _, errors = running.communicate(timeout=240)
+    assert not any(Path(f"/proc/{engine}").exists() for engine in dead)
+    log = (tmp_path / "dataset" / "engine.log").read_text(errors="replace")
+    assert log.count("Starting to load model") >= 4
     assert running.returncode == 0, errors
     totals = read_ledger(tmp_path / "dataset").totals
     assert (totals.accepted + totals.rejected, totals.errors) == (64, 0)

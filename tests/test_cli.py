@@ -1,0 +1,380 @@
+"""The command line: every command does its work, and bad input is one clear line, exit 2 and nothing touched."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SCHEMA, TASK_FILE, write_task
+from dataset_support import FACTORY, read_tree, start_factory, write_job
+
+from factory import __version__
+from factory.cli import build_parser, main
+
+HEAVY = ("torch", "vllm", "datasets", "pyarrow", "pydantic", "transformers", "numpy", "jinja2")
+COMMANDS = ["new", "plan", "preview", "run", "show", "status", "tasks", "verify"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def factory(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Run]:
+    """Runs a command in the workspace; gives its exit code and what it printed."""
+    monkeypatch.chdir(workspace)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed, told = capsys.readouterr()
+        return int(ended.value.code or 0), printed, told
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def out(workspace: Path, factory: Run) -> Path:
+    """The dataset of a small job, `job.toml`."""
+    write_job(workspace)
+    assert factory("run", "job.toml")[0] == 0
+    return workspace / "out"
+
+
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def require_one_line(told: str) -> str:
+    """The single line of a refusal."""
+    assert told.startswith("error: "), told
+    assert told.count("\n") == 1, told
+    assert "Traceback" not in told
+    return told
+
+
+# --- commands that work ---------------------------------------------------------------------------------------------
+
+
+def test_the_commands_are_those_that_are_documented() -> None:
+    assert sorted(subparsers()) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_names_its_arguments(command: str, factory: Run) -> None:
+    code, printed, told = factory(command, "--help")
+    assert (code, told) == (0, "")
+    assert printed.startswith(f"usage: factory {command}")
+    for action in subparsers()[command]._actions:
+        assert (action.option_strings or [action.dest])[-1] in printed
+
+
+def test_help_names_every_command_with_a_line_about_it(factory: Run) -> None:
+    code, printed, _ = factory("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert any(line.split()[:1] == [command] and len(line.split()) > 4 for line in printed.splitlines()), command
+
+
+def test_the_version_is_the_packages(factory: Run) -> None:
+    assert factory("--version") == (0, f"factory {__version__}\n", "")
+
+
+@pytest.mark.parametrize("code", ["import factory", "import factory.cli; factory.cli.build_parser().format_help()"])
+def test_nothing_heavy_is_imported_before_a_command_needs_it(code: str) -> None:
+    command = [sys.executable, "-c", f"import sys; {code}; print(*sorted(sys.modules))"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "factory" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_a_job_is_run_shown_checked_and_found_complete(out: Path, factory: Run) -> None:
+    code, printed, told = factory("run", "job.toml")
+    assert (code, told) == (0, "")
+    assert printed.startswith("out: complete\n  planned 20 = accepted 20 (100%) + rejected 0 + errors 0 + left 0\n")
+    assert factory("status", out)[1].splitlines()[1:] == printed.splitlines()[1:]
+    assert factory("verify", out) == (0, f"{out}: sound: 3 of 3 shards, 20 rows\n", "")
+    code, printed, _ = factory("show", out, "-n", 2)
+    assert (code, printed.count("── adding ·")) == (0, 2)
+
+
+def test_status_as_json_has_every_total(out: Path, factory: Run) -> None:
+    code, printed, _ = factory("status", out, "--json")
+    totals = json.loads(printed)
+    assert code == 0
+    assert (totals["planned"], totals["accepted"], totals["left"], totals["reasons"]) == (20, 20, 0, {})
+
+
+def test_an_out_of_its_own_goes_before_the_jobs(workspace: Path, factory: Run) -> None:
+    write_job(workspace)
+    assert factory("run", "job.toml", "--out", "elsewhere")[0] == 0
+    assert not (workspace / "out").exists()
+    assert factory("verify", "elsewhere")[0] == 0
+
+
+def test_a_workspace_elsewhere_can_be_named(workspace: Path, factory: Run) -> None:
+    write_job(workspace)
+    (workspace / "far").mkdir()
+    os.chdir(workspace / "far")
+    assert factory("run", "../job.toml")[0] == 2
+    assert factory("--workspace", "..", "run", "../job.toml")[0] == 0
+    assert (workspace / "far/out/manifest.json").exists()
+
+
+def test_verify_exits_with_1_and_names_the_bad_file(out: Path, factory: Run) -> None:
+    (out / "data/train-00001.parquet").unlink()
+    assert factory("verify", out) == (1, "data/train-00001.parquet: missing (shard 1)\n", "")
+
+
+def test_tasks_lists_what_is_whole_and_what_is_broken_with_the_reason(workspace: Path, factory: Run) -> None:
+    code, printed, _ = factory("tasks")
+    assert code == 0
+    assert "adding  1  levels: easy, hard  gate: check" in printed
+    write_task(workspace, "wrecked", schema="import nothing_of_this_name")
+    code, printed, told = factory("tasks")
+    assert (code, told) == (1, "")
+    assert "wrecked  BROKEN" in printed
+    assert "schemas/wrecked.py:1: ModuleNotFoundError" in printed
+    assert "adding  1  levels" in printed
+
+
+def test_preview_shows_prompts_for_people_and_as_json(factory: Run) -> None:
+    code, printed, _ = factory("preview", "adding", "-n", 3)
+    assert (code, printed.count("── adding ·")) == (0, 3)
+    code, printed, _ = factory("preview", "adding", "-n", 2, "--level", "hard", "--seed", 4, "--json")
+    prompts = [json.loads(line) for line in printed.splitlines()]
+    assert [prompt["level"] for prompt in prompts] == ["hard", "hard"]
+    assert factory("preview", "adding", "-n", 2, "--level", "hard", "--seed", 4, "--json")[1] == printed
+    assert factory("preview", "adding", "-n", 2, "--level", "hard", "--seed", 5, "--json")[1] != printed
+
+
+def test_plan_spends_and_writes_nothing(workspace: Path, factory: Run) -> None:
+    write_job(workspace)
+    before = read_tree(workspace)
+    code, printed, told = factory("plan", "job.toml")
+    assert (code, told) == (0, "")
+    assert "20 rows in 3 shards of 8" in printed
+    assert {name: d for name, d in read_tree(workspace).items() if "__pycache__" not in name} == before
+
+
+def test_a_new_task_passes_as_it_is(workspace: Path, factory: Run) -> None:
+    code, printed, _ = factory("new", "fresh")
+    assert code == 0
+    assert "prompts/fresh/user.j2" in printed
+    assert factory("preview", "fresh")[0] == 0
+    text = write_job(workspace).read_text().replace('"adding"', '"fresh"')
+    (workspace / "job.toml").write_text(text)
+    assert factory("run", "job.toml")[0] == 0
+    assert factory("verify", "out")[0] == 0
+
+
+def test_output_into_a_closed_pipe_is_no_error(workspace: Path) -> None:
+    with start_factory("preview", "adding", "-n", 3000, cwd=workspace) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("── adding")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+CONFIG = {
+    "vocab_size": 100,
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 2048,
+    "torch_dtype": "float16",
+}
+BAD_JOBS = {
+    "broken TOML": ("out = ", r"job.toml: not valid TOML: "),
+    "negative count": ('count = -3', "job.toml: tasks.0.count: Input should be greater than or equal to 1, got -3"),
+    "no count": ('count = "many"', "job.toml: tasks.0.count: Input should be a valid integer"),
+    "unknown key": ("cuont = 3\ncount = 3", "job.toml: tasks.0.cuont: unknown key (known here: count, gate, levels, "),
+    "unknown level": ("count = 3\nlevels = { trivial = 1 }", "tasks.adding.levels: unknown level trivial (has: easy, hard)"),
+    "unknown task": ('count = 3\n[[tasks]]\nname = "nothere"\ncount = 1', "task 'nothere': not found in "),
+    "task twice": ('count = 3\n[[tasks]]\nname = "adding"\ncount = 1', "job.toml: file: task named twice: adding"),
+    "missing source": ('count = 3\nsource = { path = "absent.jsonl" }', "tasks.0.source.path: absent.jsonl: no such file"),
+}  # fmt: skip
+BAD_TEACHERS = {
+    "no such folder": ('model = "/nope"', "", "teacher.model '/nope': no such model folder (allowed: "),
+    "nonsense": ('model = "nonsense"', "", "teacher.model 'nonsense': no such model folder (allowed: "),
+    "no config": ('model = "prompts"', "", "teacher.model 'prompts': no config.json in this folder; is it a model?"),
+    "top_k": ('model = "model"', "top_k = 101", "signals.top_k 101: more than the model's vocabulary of 100"),
+    "layer": ('model = "model"', "hidden_layers = [3]", "signals.hidden_layers [3]: the model has 2 layers (allowed: "),
+    "negative layer": ('model = "model"', "hidden_layers = [-4]", "signals.hidden_layers [-4]: the model has 2 layers"),
+    "layer twice": ('model = "model"', "hidden_layers = [2, -1]", "signals.hidden_layers [2, -1]: a layer is named twice"),
+    "window": ('model = "model"\nmax_model_len = 4096', "", "teacher.max_model_len 4096: the model's window is 2048"),
+    "cache": ('model = "model"\nkv_cache_gb = 0.0001', "", "teacher.max_model_len 2048: one request needs a key-value "),
+    "unknown backend": ('model = "model"\nbackend = "tgi"', "", "job.toml: teacher.backend: Input should be 'vllm' "),
+}  # fmt: skip
+BAD_TASKS = {
+    "broken Jinja": ({"user_j2": "{% if %}"}, "prompts/adding/user.j2:1: not valid Jinja: "),
+    "unknown variable": ({"user_j2": "\n{{ scenari.a }}"}, "prompts/adding/user.j2: unknown variable 'scenari' (has: "),
+    "unknown field": ({"user_short_j2": "{{ scenario.zzz }}"}, "prompts/adding/user_short.j2: UndefinedError: "),
+    "reaching for a class": ({"user_j2": "{{ scenario.__class__ }}"}, "prompts/adding/user.j2:1: '__class__' is out of "),
+    "reaching by attr": ({"user_j2": "{{ scenario|attr('__class__') }}"}, "prompts/adding/user.j2: SecurityError: "),
+    "reaching by item": ({"user_j2": "{{ scenario['__class__'] }}"}, "prompts/adding/user.j2: SecurityError: "),
+    "reading a file": ({"user_j2": "{% include '/etc/passwd' %}"}, "prompts/adding/user.j2: cannot include '/etc/passwd'"),
+    "reading above": ({"user_j2": "{% include '../../job.toml' %}"}, "prompts/adding/user.j2: cannot include '../.."),
+    "no Answer": ({"schema": SCHEMA.replace("class Answer", "class Reply")}, "NameError: name 'Answer' is not defined"),
+    "no Answer at all": ({"schema": SCHEMA.partition("class Answer")[0] + "def check(s, a): return []"}, "schemas/adding.py: Answer is missing (needs Scenario, Answer, check; has Scenario, check); define it"),
+    "broken Python": ({"schema": "def check(:"}, "schemas/adding.py:1: SyntaxError: "),
+    "broken task.toml": ({"task_toml": "name = "}, "prompts/adding/task.toml: not valid TOML: "),
+    "another name": ({"task_toml": TASK_FILE.replace('"adding"', '"adder"')}, "task.toml: name is 'adder' but the folder is "),
+}  # fmt: skip
+
+
+def refuse(factory: Run, workspace: Path, *arguments: object) -> str:
+    """The one line of a command that is refused and changes nothing."""
+    before = {name: d for name, d in read_tree(workspace).items() if "__pycache__" not in name}
+    code, printed, told = factory(*arguments)
+    assert (code, printed) == (2, "")
+    after = {name: d for name, d in read_tree(workspace).items() if "__pycache__" not in name}
+    assert after == before
+    return require_one_line(told)
+
+
+@pytest.mark.parametrize("case", BAD_JOBS)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_bad_job_is_one_line(case: str, command: str, workspace: Path, factory: Run) -> None:
+    text, expected = BAD_JOBS[case]
+    write_job(workspace).write_text(write_job(workspace).read_text().replace("count = 20", text))
+    assert expected in refuse(factory, workspace, command, "job.toml")
+
+
+@pytest.mark.parametrize("case", BAD_TEACHERS)
+def test_a_model_that_cannot_serve_the_job_is_one_line_before_any_engine_starts(
+    case: str, workspace: Path, factory: Run
+) -> None:
+    teacher, signals, expected = BAD_TEACHERS[case]
+    (workspace / "model").mkdir()
+    (workspace / "model/config.json").write_text(json.dumps(CONFIG))
+    job = f'out = "out"\n[teacher]\n{teacher}\n[signals]\n{signals}\n[[tasks]]\nname = "adding"\ncount = 5\n'
+    (workspace / "job.toml").write_text(job)
+    assert expected in refuse(factory, workspace, "plan", "job.toml")
+    code, printed, told = factory("run", "job.toml")
+    assert (code, printed) == (2, "")
+    assert expected in require_one_line(told)
+    assert not (workspace / "out/engine.log").exists()
+
+
+@pytest.mark.parametrize("case", BAD_TASKS)
+def test_a_broken_task_is_one_line_before_anything_is_written(case: str, workspace: Path, factory: Run) -> None:
+    replaced, expected = BAD_TASKS[case]
+    write_task(workspace, **replaced)
+    write_job(workspace)
+    assert expected in refuse(factory, workspace, "run", "job.toml")
+    assert expected in refuse(factory, workspace, "preview", "adding", "--level", "easy")
+
+
+@pytest.mark.parametrize("case", ["broken Jinja", "no Answer at all"])
+def test_a_task_broken_later_touches_nothing_that_is_written(case: str, out: Path, workspace: Path, factory: Run) -> None:
+    write_task(workspace, **BAD_TASKS[case][0])
+    refuse(factory, workspace, "run", "job.toml")
+
+
+def test_a_changed_job_is_one_line_and_touches_nothing_that_is_written(
+    out: Path, workspace: Path, factory: Run
+) -> None:
+    write_job(workspace, count=21, teacher="scripted = { wrong = 0.5 }")
+    (out / ".lock").write_text(str(os.getpid()))
+    told = refuse(factory, workspace, "run", "job.toml")
+    assert "made by another job, cannot resume: " in told
+    assert "job.tasks.0.count: 20 -> 21" in told
+    assert "job.teacher.scripted.wrong: 0.0 -> 0.5" in told
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_job_that_is_no_file_is_one_line(command: str, workspace: Path, factory: Run) -> None:
+    assert "prompts: is a directory; give a job file" in refuse(factory, workspace, command, "prompts")
+    assert "absent.toml: no such job file" in refuse(factory, workspace, command, "absent.toml")
+    (workspace / "blob.toml").write_bytes(b"\xff\xfe\x00")
+    assert "blob.toml: cannot be read: 'utf-8'" in refuse(factory, workspace, command, "blob.toml")
+
+
+@pytest.mark.parametrize(("out", "told"), [("file", "File exists"), ("file/below", "Not a directory")])
+def test_an_out_that_cannot_be_written_is_one_line(out: str, told: str, workspace: Path, factory: Run) -> None:
+    write_job(workspace)
+    (workspace / "file").write_text("mine")
+    assert f"{out}: cannot be written: {told}; " in refuse(factory, workspace, "run", "job.toml", "--out", out)
+
+
+def test_an_out_that_is_something_else_is_one_line(workspace: Path, factory: Run) -> None:
+    write_job(workspace)
+    assert "prompts: not empty and not a dataset" in refuse(factory, workspace, "run", "job.toml", "--out", "prompts")
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "show"])
+def test_a_directory_without_a_dataset_is_one_line(command: str, workspace: Path, factory: Run) -> None:
+    for place in ("prompts", "absent", "job.toml"):
+        assert f"{place}" in refuse(factory, workspace, command, place)
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "show", "run"])
+def test_a_damaged_ledger_is_one_line(command: str, out: Path, workspace: Path, factory: Run) -> None:
+    (out / "ledger.jsonl").write_text('{"planned": 20, "shards": 3}\nnonsense\n')
+    (out / ".lock").write_text(str(os.getpid()))
+    target = "job.toml" if command == "run" else "out"
+    assert "ledger.jsonl:2: damaged: Expecting value" in refuse(factory, workspace, command, target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["preview", "nothere"], "task 'nothere': not found in "),
+        (["preview", "adding", "--level", "absurd"], "task 'adding': unknown level 'absurd' (has: easy, hard)"),
+        (["new", "Not A Name"], "task name 'Not A Name': use lower-case letters"),
+        (["new", "../escape"], "task name '../escape': use lower-case letters"),
+        (["new", "adding"], "is there already; choose another name or remove it"),
+    ],
+)
+def test_a_bad_argument_is_one_line(arguments: list[str], told: str, workspace: Path, factory: Run) -> None:
+    assert told in refuse(factory, workspace, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run"], "the following arguments are required: job"),
+        (["preview", "adding", "-n", "0"], "argument -n: must be a whole number of at least 1, got '0'"),
+        (["show", "out", "-n", "three"], "argument -n: must be a whole number of at least 1, got 'three'"),
+        (["run", "job.toml", "--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_a_command_line_that_does_not_parse_exits_with_2_and_its_usage(
+    arguments: list[str], told: str, factory: Run
+) -> None:
+    code, printed, complaint = factory(*arguments)
+    assert (code, printed) == (2, "")
+    assert complaint.startswith("usage: factory")
+    assert told in complaint.splitlines()[-1]
+
+
+def test_a_second_run_beside_the_first_is_one_line(workspace: Path, factory: Run) -> None:
+    write_job(workspace, count=4000)
+    with start_factory("run", "job.toml", cwd=workspace) as process:
+        while not (workspace / "out/ledger.jsonl").exists():
+            assert process.poll() is None
+        code, _, told = factory("run", "job.toml")
+        process.kill()
+    assert code == 2
+    assert f"out: a run is at work here already (process {process.pid}); wait or stop it" in require_one_line(told)
+
+
+def test_the_module_and_the_script_are_one_program() -> None:
+    script = Path(sys.executable).with_name("factory")
+    for command in ([*FACTORY, "--version"], [str(script), "--version"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"factory {__version__}\n"
