@@ -181,15 +181,17 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    whole = "file" if issubclass(model, Config) else model.__name__
+    where = ".".join(str(part) for part in problem["loc"]) or whole
     if problem["type"] == "extra_forbidden":
         known = ", ".join(sorted(_fields_at(model, problem["loc"][:-1]))) or "nothing"
         return f"{where}: unknown key (known here: {known})"
     if problem["type"] == "missing":
         return f"{where}: missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    message = f"{where}: {message}" if where else message
-    return message if isinstance(problem["input"], dict | list) else f"{message}, got {problem['input']!r}"
+    if isinstance(problem["input"], dict | list):
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {problem['input']!r}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import DatasetError
-from factory.records import Outcome, Record, SignalSpec, canonical_json
+from factory.records import Outcome, Record, SignalSpec, canonical_json, content_hash
 from factory.shards import ShardFile, sync_directory
 
 LEDGER, MANIFEST, LOCK, SPOOL = "ledger.jsonl", "manifest.json", ".lock", ".spool"
@@ -209,6 +209,11 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     if manifest.keys() - before.keys():
         text = json.dumps(before | manifest, indent=2, sort_keys=True, ensure_ascii=False)
         write_atomically(path, (text + "\n").encode())
+
+
+def digest_job(manifest: dict[str, Any]) -> str:
+    """One name for all that decides which rows a job makes."""
+    return content_hash([manifest.get(section) for section in ("job", "tasks", "sources")])
 
 
 def find_changes(before: Any, after: Any, where: str = "") -> Iterator[str]:

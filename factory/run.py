@@ -6,10 +6,11 @@ Rows of many shards are in flight at once; a shard is committed when its last ro
 one accepted record, one rejection or one error, and the ledger refuses a shard for which that does not hold.
 """
 
+import json
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -25,6 +26,7 @@ from factory.ledger import (
     SPOOL,
     Ledger,
     Totals,
+    digest_job,
     open_ledger,
     read_manifest,
     read_signals,
@@ -81,15 +83,23 @@ class Prepared:
     def render(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row, or its rejection where it cannot be made."""
         source = self.sources.get(row.task)
+        fields = source.scenario(row.number) if source else None
         try:
-            return self.renderers[row.task].render(row, source.scenario(row.number) if source else None)
+            return self.renderers[row.task].render(row, fields)
         except RenderError as error:
-            nameless = content_hash([row.task, row.level, row.number, row.seed])
-            prompt = Prompt(
-                nameless, row.shard, row.position, row.task, row.level, (), "{}", row.seed, self.sampling[row.task]
-            )
-            # a row of the user's data that does not fit is data; a sample or template that fails is a fault
-            return Rejection(prompt, None, "prompt", error.reason, (str(error),), "rejected" if source else "error")
+            prompt = self._nameless(row, fields)
+            if source is None:  # a sample or a template of the task failed: that is a fault
+                return Rejection(prompt, None, "prompt", error.reason, (str(error),), "error")
+            # a row of the user's data that does not fit is data
+            place = f"row {source.place(row.number)} of {source.config.path}: {error}"
+            return Rejection(prompt, None, "prompt", error.reason, (place,))
+
+    def _nameless(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
+        """What stands for the prompt of a row that has none; its scenario is the data as it came."""
+        name = content_hash([row.task, row.level, row.number, row.seed])
+        scenario = json.dumps(fields or {}, default=str, sort_keys=True, ensure_ascii=False)
+        sampling = self.sampling[row.task]
+        return Prompt(name, row.shard, row.position, row.task, row.level, (), scenario, row.seed, sampling)
 
 
 @dataclass(slots=True)
@@ -263,11 +273,12 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
         }
         for task in prepared.tasks.values()
     }
-    digest = content_hash([job, tasks])
+    sources = {name: source.digest() for name, source in prepared.sources.items()}
+    sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources}
     meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
     meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
     versions = {"format": FORMAT_VERSION, "factory": __version__}
-    return {"job": job, "tasks": tasks, "digest": digest, "meaning": meaning, "versions": versions}
+    return sections | {"digest": digest_job(sections), "meaning": meaning, "versions": versions}
 
 
 def _keep_provenance(prepared: Prepared, ledger: Ledger) -> None:

@@ -1,5 +1,6 @@
 """Sources: scenarios that come from the user, one row of a file or dataset each, mapped to the scenario's fields."""
 
+import hashlib
 import json
 import random
 from array import array
@@ -34,12 +35,24 @@ class Source:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def place(self, number: int) -> int:
+        """Which row of the data, counted from 0, the `number`-th planned row is made from."""
+        return self.order[number] if self.order else number
+
+    def digest(self) -> str:
+        """A hash of the data: of a file's bytes, or the fingerprint that `datasets` gives a dataset of the hub."""
+        path = Path(self.config.path)
+        if not path.is_file():
+            return str(getattr(self.rows, "_fingerprint", ""))
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
     def scenario(self, number: int) -> Mapping[str, Any]:
         """Fields of the scenario for the `number`-th planned row: the mapped columns, then the constants.
 
         Without `fields` every column goes to the field of its own name. A null counts as absent.
         """
-        row = self.rows[self.order[number] if self.order else number]
+        row = self.rows[self.place(number)]
         columns = self.config.fields or {name: name for name in row}
         mapped = {field: row[column] for field, column in columns.items() if row.get(column) is not None}
         return {**self.config.constants, **mapped}

@@ -27,7 +27,7 @@ def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: st
     if damage:
         return Rejection(prompt, generation, "signals", damage[0], (damage[1],), kind="error")
     try:
-        answer = gate.task.Answer.model_validate_json(answer_json)
+        answer = gate.task.Answer.model_validate_json(answer_json, strict=True)
     except ValidationError as error:
         reason, problems = _describe(error)
         return Rejection(prompt, generation, "schema", reason, problems)

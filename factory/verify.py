@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from factory.columns import Layout, layouts
-from factory.ledger import ShardEntry, read_ledger, read_manifest, read_signals
-from factory.records import Array, SignalSpec, content_hash
+from factory.ledger import ShardEntry, digest_job, read_ledger, read_manifest, read_signals
+from factory.records import Array, SignalSpec
 from factory.shards import file_digest, read_batches, read_schema, shard_path
 
 
@@ -25,8 +25,8 @@ def verify(out: Path) -> Iterator[str]:
         if ledger.entries:
             yield "manifest.json: has no signals section, yet shards are committed"
         return
-    if content_hash([manifest.get("job"), manifest.get("tasks")]) != manifest.get("digest"):
-        yield "manifest.json: its job and tasks are not those of its digest; it has changed since it was written"
+    if digest_job(manifest) != manifest.get("digest"):
+        yield "manifest.json: its job, tasks or sources have changed since it was written"
     rows = sum(entry.planned for entry in ledger.entries.values())
     if len(ledger.entries) == ledger.plan["shards"] and rows != ledger.plan["planned"]:
         yield f"ledger.jsonl: {rows} rows committed, {ledger.plan['planned']} planned"

@@ -10,8 +10,8 @@ from factory.catalog import list_tasks, preview, scaffold
 from factory.errors import TaskError
 from factory.job import Job
 from factory.plan import make_plan
-from factory.records import Sampling
-from factory.render import open_renderer
+from factory.records import PlannedRow, Sampling
+from factory.render import RenderError, open_renderer
 from factory.run import run
 from factory.tasks import builtin_root, discover
 
@@ -106,6 +106,17 @@ def test_a_new_task_runs_and_all_its_rows_are_accepted(tmp_path: Path, make_job:
     scaffold(tmp_path, "gifts")
     totals = run(make_job(tasks=[{"name": "gifts", "count": 6}]), tmp_path, tmp_path / "out")
     assert (totals.planned, totals.accepted, totals.rejected, totals.errors) == (6, 6, 0, 0)
+
+
+def test_a_new_task_says_of_a_row_of_the_user_why_it_does_not_fit(tmp_path: Path) -> None:
+    scaffold(tmp_path, "gifts")
+    renderer = open_renderer(discover(tmp_path).tasks["gifts"], Sampling())
+    offer = {"name": "Ember", "price": 60, "stars": 4.9}
+    row = PlannedRow(0, 0, "gifts", "easy", 0, 0)
+    fields = {"product": "stove", "items": [offer], "budget": 60}
+    assert "Ember" in renderer.render(row, fields).messages[1]["content"]
+    with pytest.raises(RenderError, match=r"^Scenario: no item fits the budget: raise `budget` or lower a price$"):
+        renderer.render(row, fields | {"budget": 59})
 
 
 @pytest.mark.parametrize("name", ["Gifts", "1st", "my-task", "a b", "", "_x", "../x", "x/y", "gifts\n", "täsk"])

@@ -22,9 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def factory(
-    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Run]:
+def factory(workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command in the workspace; gives its exit code and what it printed."""
     monkeypatch.chdir(workspace)
     handler = signal.getsignal(signal.SIGTERM)
@@ -197,14 +195,20 @@ CONFIG = {
 }
 BAD_JOBS = {
     "broken TOML": ("out = ", r"job.toml: not valid TOML: "),
-    "negative count": ('count = -3', "job.toml: tasks.0.count: Input should be greater than or equal to 1, got -3"),
+    "negative count": ("count = -3", "job.toml: tasks.0.count: Input should be greater than or equal to 1, got -3"),
     "no count": ('count = "many"', "job.toml: tasks.0.count: Input should be a valid integer"),
     "unknown key": ("cuont = 3\ncount = 3", "job.toml: tasks.0.cuont: unknown key (known here: count, gate, levels, "),
-    "unknown level": ("count = 3\nlevels = { trivial = 1 }", "tasks.adding.levels: unknown level trivial (has: easy, hard)"),
+    "unknown level": (
+        "count = 3\nlevels = { trivial = 1 }",
+        "tasks.adding.levels: unknown level trivial (has: easy, hard)",
+    ),
     "unknown task": ('count = 3\n[[tasks]]\nname = "nothere"\ncount = 1', "task 'nothere': not found in "),
     "task twice": ('count = 3\n[[tasks]]\nname = "adding"\ncount = 1', "job.toml: file: task named twice: adding"),
-    "missing source": ('count = 3\nsource = { path = "absent.jsonl" }', "tasks.0.source.path: absent.jsonl: no such file"),
-}  # fmt: skip
+    "missing source": (
+        'count = 3\nsource = { path = "absent.jsonl" }',
+        "tasks.0.source.path: absent.jsonl: no such file",
+    ),
+}
 BAD_TEACHERS = {
     "no such folder": ('model = "/nope"', "", "teacher.model '/nope': no such model folder (allowed: "),
     "nonsense": ('model = "nonsense"', "", "teacher.model 'nonsense': no such model folder (allowed: "),
@@ -212,26 +216,46 @@ BAD_TEACHERS = {
     "top_k": ('model = "model"', "top_k = 101", "signals.top_k 101: more than the model's vocabulary of 100"),
     "layer": ('model = "model"', "hidden_layers = [3]", "signals.hidden_layers [3]: the model has 2 layers (allowed: "),
     "negative layer": ('model = "model"', "hidden_layers = [-4]", "signals.hidden_layers [-4]: the model has 2 layers"),
-    "layer twice": ('model = "model"', "hidden_layers = [2, -1]", "signals.hidden_layers [2, -1]: a layer is named twice"),
+    "layer twice": (
+        'model = "model"',
+        "hidden_layers = [2, -1]",
+        "signals.hidden_layers [2, -1]: a layer is named twice",
+    ),
     "window": ('model = "model"\nmax_model_len = 4096', "", "teacher.max_model_len 4096: the model's window is 2048"),
-    "cache": ('model = "model"\nkv_cache_gb = 0.0001', "", "teacher.max_model_len 2048: one request needs a key-value "),
+    "cache": (
+        'model = "model"\nkv_cache_gb = 0.0001',
+        "",
+        "teacher.max_model_len 2048: one request needs a key-value ",
+    ),
     "unknown backend": ('model = "model"\nbackend = "tgi"', "", "job.toml: teacher.backend: Input should be 'vllm' "),
-}  # fmt: skip
+}
 BAD_TASKS = {
     "broken Jinja": ({"user_j2": "{% if %}"}, "prompts/adding/user.j2:1: not valid Jinja: "),
     "unknown variable": ({"user_j2": "\n{{ scenari.a }}"}, "prompts/adding/user.j2: unknown variable 'scenari' (has: "),
     "unknown field": ({"user_short_j2": "{{ scenario.zzz }}"}, "prompts/adding/user_short.j2: UndefinedError: "),
-    "reaching for a class": ({"user_j2": "{{ scenario.__class__ }}"}, "prompts/adding/user.j2:1: '__class__' is out of "),
+    "reaching for a class": (
+        {"user_j2": "{{ scenario.__class__ }}"},
+        "prompts/adding/user.j2:1: '__class__' is out of ",
+    ),
     "reaching by attr": ({"user_j2": "{{ scenario|attr('__class__') }}"}, "prompts/adding/user.j2: SecurityError: "),
     "reaching by item": ({"user_j2": "{{ scenario['__class__'] }}"}, "prompts/adding/user.j2: SecurityError: "),
-    "reading a file": ({"user_j2": "{% include '/etc/passwd' %}"}, "prompts/adding/user.j2: cannot include '/etc/passwd'"),
+    "reading a file": (
+        {"user_j2": "{% include '/etc/passwd' %}"},
+        "prompts/adding/user.j2: cannot include '/etc/passwd'",
+    ),
     "reading above": ({"user_j2": "{% include '../../job.toml' %}"}, "prompts/adding/user.j2: cannot include '../.."),
     "no Answer": ({"schema": SCHEMA.replace("class Answer", "class Reply")}, "NameError: name 'Answer' is not defined"),
-    "no Answer at all": ({"schema": SCHEMA.partition("class Answer")[0] + "def check(s, a): return []"}, "schemas/adding.py: Answer is missing (needs Scenario, Answer, check; has Scenario, check); define it"),
+    "no Answer at all": (
+        {"schema": SCHEMA.partition("class Answer")[0] + "def check(s, a): return []"},
+        "schemas/adding.py: Answer is missing (needs Scenario, Answer, check; has Scenario, check); define it",
+    ),
     "broken Python": ({"schema": "def check(:"}, "schemas/adding.py:1: SyntaxError: "),
     "broken task.toml": ({"task_toml": "name = "}, "prompts/adding/task.toml: not valid TOML: "),
-    "another name": ({"task_toml": TASK_FILE.replace('"adding"', '"adder"')}, "task.toml: name is 'adder' but the folder is "),
-}  # fmt: skip
+    "another name": (
+        {"task_toml": TASK_FILE.replace('"adding"', '"adder"')},
+        "task.toml: name is 'adder' but the folder ",
+    ),
+}
 
 
 def refuse(factory: Run, workspace: Path, *arguments: object) -> str:
@@ -278,7 +302,9 @@ def test_a_broken_task_is_one_line_before_anything_is_written(case: str, workspa
 
 
 @pytest.mark.parametrize("case", ["broken Jinja", "no Answer at all"])
-def test_a_task_broken_later_touches_nothing_that_is_written(case: str, out: Path, workspace: Path, factory: Run) -> None:
+def test_a_task_broken_later_touches_nothing_that_is_written(
+    case: str, out: Path, workspace: Path, factory: Run
+) -> None:
     write_task(workspace, **BAD_TASKS[case][0])
     refuse(factory, workspace, "run", "job.toml")
 

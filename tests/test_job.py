@@ -117,7 +117,7 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         (SMALLEST + "[sampling]\ntemperature = nan", "sampling.temperature: Input should be"),
         (SMALLEST + "[sampling]\nmax_tokens = 0", "sampling.max_tokens: Input should be greater than or equal to 1"),
         (SMALLEST + "[teacher.scripted]\ncrash = 0.7\nwrong = 0.7", "teacher.scripted: the shares add up to 1.4, more"),
-        (SMALLEST + SMALLEST.split("\n", 1)[1], "task named twice: adding; give each task one [[tasks]] table"),
+        (SMALLEST + SMALLEST.split("\n", 1)[1], "file: task named twice: adding; give each task one [[tasks]] table"),
     ],
 )
 def test_bad_values_are_named_by_place_with_what_is_allowed(tmp_path: Path, text: str, says: str) -> None:

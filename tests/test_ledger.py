@@ -162,12 +162,12 @@ def test_an_entry_that_nobody_wrote_is_damage_and_not_a_crash(tmp_path: Path, ch
 @pytest.mark.parametrize("first", ["", "{}\n", '{"planned": "20", "shards": 4}\n', "torn"])
 def test_a_ledger_without_its_plan_is_told(tmp_path: Path, first: str) -> None:
     (tmp_path / "ledger.jsonl").write_text(first)
-    with pytest.raises(DatasetError, match="damaged: not a plan|empty; it should begin with the plan"):
+    with pytest.raises(DatasetError, match=r"damaged: not a plan|empty; it should begin with the plan"):
         read_ledger(tmp_path)
 
 
 def test_no_ledger_and_no_manifest_are_told_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="is .* a dataset of the factory"):
+    with pytest.raises(DatasetError, match=r"is .* a dataset of the factory"):
         read_ledger(tmp_path)
     with pytest.raises(DatasetError, match=r"no manifest\.json, so not a dataset of the factory"):
         read_manifest(tmp_path)
@@ -256,7 +256,7 @@ def test_a_directory_with_other_things_in_it_is_refused_and_left_alone(tmp_path:
 def test_an_out_that_cannot_be_a_directory_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(DatasetError, match="cannot be written: (File exists|Not a directory); choose another"):
+        with pytest.raises(DatasetError, match=r"cannot be written: (File exists|Not a directory); choose another"):
             begin(out)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -292,7 +292,8 @@ def test_signals_come_back_from_the_manifest_as_they_went_in() -> None:
     assert read_signals({}) is None
     kept = json.loads('{"signals": {"top_k": 3, "layers": [1, 4], "final_norm": true}}')
     assert read_signals(kept) == SIGNALS == SignalSpec(3, (1, 4), True)
-    for damage in ({}, [], {"top_k": "many", "layers": [], "final_norm": True}):
+    damaged: tuple[Any, ...] = ({}, [], {"top_k": "many", "layers": [], "final_norm": True})
+    for damage in damaged:
         with pytest.raises(DatasetError, match=r"manifest\.json: damaged: signals"):
             read_signals({"signals": damage})
 

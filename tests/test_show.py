@@ -24,7 +24,10 @@ def test_the_totals_are_shown_as_an_equation_with_reasons_below(workspace: Path,
     lines = describe_totals(workspace / "out", read_totals(workspace / "out"))
     share = f"{totals.accepted / 20:.0%}"
     assert lines[0] == f"{workspace / 'out'}: complete"
-    assert lines[1] == f"  planned 20 = accepted {totals.accepted} ({share}) + rejected {totals.rejected} + errors 0 + left 0"
+    assert (
+        lines[1]
+        == f"  planned 20 = accepted {totals.accepted} ({share}) + rejected {totals.rejected} + errors 0 + left 0"
+    )
     assert lines[2].startswith(f"  shards 3 of 3, {totals.completion_tokens:,} completion tokens, ")
     assert [line.split() for line in lines[5:]] == sorted(
         (["rejected", str(count), reason] for reason, count in totals.reasons.items()), key=lambda row: -int(row[1])

@@ -181,7 +181,7 @@ def test_a_changed_manifest_is_named(out: Path) -> None:
     text = (out / "manifest.json").read_text()
     (out / "manifest.json").write_text(text.replace('"temperature": 0.7', '"temperature": 0.8'))
     (fault,) = verify(out)
-    assert fault.startswith("manifest.json: its job and tasks are not those of its digest")
+    assert fault.startswith("manifest.json: its job, tasks or sources have changed")
 
 
 def test_a_manifest_without_signals_is_named(out: Path) -> None:

@@ -19,7 +19,8 @@ def test_rows_come_back_in_the_order_of_their_positions() -> None:
 
 
 def test_many_requests_in_one_batch_do_not_meet() -> None:
-    pages, rng, truth = Pages(3, np.int32, -1), np.random.default_rng(1), {}
+    pages, rng = Pages(3, np.int32, -1), np.random.default_rng(1)
+    truth: dict[tuple[int, int], np.ndarray] = {}
     lengths = rng.integers(1, 200, 50)
     for position in range(int(lengths.max())):
         slots_B = np.flatnonzero(lengths > position)

@@ -11,7 +11,7 @@ from conftest import SCHEMA, write_task
 
 from factory.errors import TeacherError
 from factory.job import Job
-from factory.records import Generation, Logprobs, Prompt
+from factory.records import Attempt, Generation, Logprobs, Prompt
 from factory.run import prepare
 from factory.tasks import load_task
 from factory.teachers import open_teacher
@@ -56,8 +56,6 @@ def test_the_same_prompt_and_seed_get_the_same_generation(start: Start) -> None:
 def test_another_attempt_draws_again(start: Start) -> None:
     teacher, prompts = start()
     first = teacher.answer(prompts[0])
-    from factory.records import Attempt
-
     again = prompts[0].again(Attempt(prompts[0].seed, "parse", "invalid_json", (), ""))
     assert not same(first, teacher.answer(again))
     assert (teacher.answer(again).prompt_id, teacher.answer(again).attempt) == (prompts[0].id, 1)

@@ -139,11 +139,24 @@ def test_releasing_a_prompt_releases_every_attempt_at_it(folder: Path, monkeypat
     writer, spool = SpoolWriter(folder), Spool(folder)
     for attempt in range(3):
         spool.read(writer.append(make_generation(1, attempt=attempt)))
-    assert len(list(folder.iterdir())) == 3
+    spool.read(writer.append(make_generation(2)))
+    assert len(list(folder.iterdir())) == 4
     spool.release("id1", 2)
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["000003.gen"]
     spool.release("id1", 2)
     spool.release("unknown", 0)
+
+
+def test_what_was_recovered_and_not_read_yet_keeps_its_segment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 2000)
+    writer = SpoolWriter(folder)
+    for number in range(12):
+        writer.append(make_generation(number))
+    spool = Spool(folder)
+    found = spool.recover()
+    for number in reversed(range(12)):
+        assert_same(spool.read(found[f"id{number}", 0]), make_generation(number))
+        spool.release(f"id{number}", 0)
 
 
 def test_arrays_are_views_of_the_file_and_not_copies(folder: Path) -> None:

@@ -1,0 +1,77 @@
+"""The shape of the code: imports go down only, nothing grows too large, and the package is what pyproject says."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import factory
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "factory").rglob("*.py"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and number of lines of every function of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+def test_imports_go_down_only() -> None:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"Contracts: [3-9] kept, 0 broken", done.stdout)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_and_no_function_is_too_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert [(name, lines) for name, lines in functions(path) if lines > 60] == []
+
+
+def test_functions_are_short_as_a_rule() -> None:
+    lengths = sorted(lines for path in MODULES for _, lines in functions(path))
+    assert lengths[len(lengths) // 2] <= 10
+    assert lengths[len(lengths) * 9 // 10] <= 35
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))] == []
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    names = {path.stem for path in MODULES}
+    assert not names & {"utils", "util", "common", "helpers", "misc", "_utils"}
+
+
+def test_every_module_is_in_the_layers() -> None:
+    contract = next(c for c in PYPROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    layered = {name.strip() for layer in contract["layers"] for name in layer.replace("|", ":").split(":")}
+    here = {f"factory.{path.stem}" for path in (ROOT / "factory").glob("*.py") if path.stem != "__init__"}
+    assert here | {"factory.teachers"} == layered
+
+
+def test_the_version_is_told_once_in_two_places() -> None:
+    assert PYPROJECT["project"]["version"] == factory.__version__
+
+
+def test_a_wheel_carries_the_built_in_tasks_inside_the_package() -> None:
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["factory"]
+    assert wheel["force-include"] == {"prompts": "factory/builtin/prompts", "schemas": "factory/builtin/schemas"}
+
+
+def test_every_built_in_task_has_its_two_halves_and_its_golden_file() -> None:
+    prompts = {path.name for path in (ROOT / "prompts").iterdir() if path.is_dir()}
+    schemas = {path.stem for path in (ROOT / "schemas").glob("*.py")}
+    assert prompts == schemas
+    assert [name for name in sorted(prompts) if not (ROOT / "prompts" / name / "golden.jsonl").is_file()] == []
