@@ -1,7 +1,7 @@
 """Rendering: a task and a scenario become the messages of one prompt. Pure: same inputs, same text, on every machine.
 
 Templates run in Jinja's immutable sandbox over the task's own files only, with StrictUndefined: they cannot reach the
-disk, underscore attributes or a variable that does not exist.
+disk, underscore attributes or a variable that does not exist, and they have so much time, memory and text.
 """
 
 import random
@@ -16,8 +16,10 @@ from pydantic import BaseModel, ValidationError
 from factory.errors import TaskError
 from factory.job import describe_problems
 from factory.records import Message, PlannedRow, Prompt, Sampling, content_hash, derive_seed
+from factory.sandbox import MAX_BYTES, MAX_CHARACTERS, OutOfBounds, bounds
 from factory.tasks import Task
 
+MAX_EXPONENT = 1000
 VARIABLES = ("scenario", "level", "answer_schema")
 REASON_IN_WORDS = "First think step by step between <think> and </think>. Then give the answer, and nothing else."
 
@@ -90,9 +92,17 @@ class Renderer:
 
     def _fill(self, name: str, variables: dict[str, Any]) -> str:
         try:
-            return self.environment.get_template(name).render(variables).strip()
+            with bounds():
+                text = self.environment.get_template(name).render(variables)
+        except OutOfBounds as error:
+            raise RenderError("render_too_long", f"{name}: {error}") from None
+        except MemoryError:
+            raise RenderError("render_too_large", f"{name}: needs more than {MAX_BYTES:,} bytes of memory") from None
         except Exception as error:  # a template can raise anything its scenario's methods raise
             raise RenderError("render_failed", f"{name}: {type(error).__name__}: {error}") from error
+        if len(text) > MAX_CHARACTERS:
+            raise RenderError("render_too_large", f"{name}: {len(text):,} characters (at most {MAX_CHARACTERS:,})")
+        return text.strip()
 
 
 def _dump(scenario: BaseModel) -> str:
@@ -107,8 +117,19 @@ def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = Fal
     return Renderer(task, _environment(task), sampling, prompted_reasoning)
 
 
+class TaskEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's immutable sandbox, and powers kept small: a huge one is a single step that no clock interrupts."""
+
+    intercepted_binops = frozenset(["**"])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if isinstance(right, int) and right > MAX_EXPONENT:
+            raise OutOfBounds(f"exponent {right} (at most {MAX_EXPONENT})")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment(task: Task) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = TaskEnvironment(
         loader=DictLoader(task.templates), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     del environment.filters["random"], environment.globals["lipsum"]  # they draw from no seed
@@ -126,12 +147,15 @@ def _read_template(task: Task, environment: ImmutableSandboxedEnvironment, name:
     """Problems that show without rendering: syntax, unknown variables, underscore attributes, foreign files."""
     path = task.folder / name
     try:
-        tree = environment.parse(task.templates[name])
-        free = meta.find_undeclared_variables(tree)
+        with bounds():  # constants are folded here, however large
+            tree = environment.parse(task.templates[name])
+            free = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         return [f"{path}:{error.lineno}: not valid Jinja: {error.message}"]
     except RecursionError:
         return [f"{path}: not valid Jinja: nested too deeply"]
+    except (OutOfBounds, MemoryError) as error:
+        return [f"{path}: holds a constant that is too large or takes too long: {str(error) or 'out of memory'}"]
     unknown = sorted(free - {*VARIABLES, *environment.globals})
     problems = [f"{path}: unknown variable {name!r} (has: {', '.join(VARIABLES)})" for name in unknown]
     for node in tree.find_all(nodes.Getattr):

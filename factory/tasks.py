@@ -182,6 +182,9 @@ def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | No
 def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
     templates: dict[str, str] = {}
     for path in sorted(folder.glob("*.j2")):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{path}: is a link out of its folder; put the file itself there")
+            continue
         try:
             templates[path.name] = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -299,6 +299,18 @@ def test_one_unfit_row_of_a_users_data_is_one_rejected_row(
     assert answers == {3, 7, 13}
 
 
+def test_a_users_data_that_has_changed_is_refused(
+    workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workspace / "cache")
+    (workspace / "mine.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    job = make_job(tasks=[{"name": "adding", "count": 2, "source": {"path": str(workspace / "mine.jsonl")}}])
+    run(job, workspace, workspace / "out")
+    (workspace / "mine.jsonl").write_text('{"a": 1}\n{"a": 3}\n')
+    with pytest.raises(DatasetError, match=r"made by another job, cannot resume: .*sources\.adding"):
+        run(job, workspace, workspace / "out")
+
+
 def test_a_very_long_prompt_is_a_row_like_any_other(workspace: Path, make_job: MakeJob) -> None:
     write_task(workspace, user_j2="{% for _ in range(20000) %}{{ scenario.a }} and {% endfor %}", user_short_j2="short")
     totals = run(make_job(signals={"top_k": 2}), workspace, workspace / "out")

@@ -108,9 +108,11 @@ def test_a_folder_where_the_file_belongs_stops_the_rename_and_leaves_nothing_bes
     assert sorted(read_tree(tmp_path)) == ["data", "data/train-00000.parquet"]
 
 
-def test_a_shard_written_again_replaces_its_files(tmp_path: Path) -> None:
+def test_a_shard_written_again_replaces_its_files_in_one_step(tmp_path: Path) -> None:
     write_shard(tmp_path, 0, [make_record(1)], SIGNALS)
-    write_shard(tmp_path, 0, [make_record(2), make_record(3)], SIGNALS)
+    with (tmp_path / "data/train-00000.parquet").open("rb") as reader:
+        write_shard(tmp_path, 0, [make_record(2), make_record(3)], SIGNALS)
+        assert pq.read_table(reader).column("id").to_pylist() == ["id1"], "who reads the old file reads it whole"
     assert pq.read_table(tmp_path / "data/train-00000.parquet").column("id").to_pylist() == ["id2", "id3"]
 
 
