@@ -79,6 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
     run.add_argument("job", type=Path)
     run.add_argument("--out", type=Path, help="instead of the job's out")
+    run.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
+    run.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
     run.set_defaults(command=_run)
 
     status = commands.add_parser("status", help="planned, accepted, rejected by reason, errors, left")
@@ -149,7 +151,7 @@ def _run(options: argparse.Namespace) -> int:
 
     job = load_job(options.job)
     out = options.out or Path(job.out)
-    totals = run(job, options.workspace, out)
+    totals = run(job, options.workspace, out, mend=options.repair, log_json=options.log_json)
     _print(describe_totals(out, totals))
     return 0
 

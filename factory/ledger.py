@@ -132,23 +132,31 @@ class Ledger:
     def finish(self) -> None:
         """Put the lines in shard order, so that the same job leaves the same bytes however it was interrupted."""
         assert self.totals.left == 0
-        lines = [_plan_line(self.plan), *(_line(self.entries[shard]) for shard in sorted(self.entries))]
-        write_atomically(self.out / LEDGER, b"".join(lines))
+        write_ledger(self.out, self.plan, self.entries)
 
 
-def _line(entry: ShardEntry) -> bytes:
-    return (canonical_json(asdict(entry)) + "\n").encode()
+def write_ledger(out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]) -> None:
+    """Replace the whole ledger in one step, its lines in shard order."""
+    lines = [_line(plan), *(_line(entries[shard]) for shard in sorted(entries))]
+    write_atomically(out / LEDGER, b"".join(lines))
 
 
-def _plan_line(plan: dict[str, Any]) -> bytes:
-    return (canonical_json(plan) + "\n").encode()
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own checksum as `sum`, so that any changed byte in it shows."""
+    body = {key: item for key, item in value.items() if key != "sum"}
+    return body | {"sum": content_hash(body)}
+
+
+def _line(value: ShardEntry | dict[str, Any]) -> bytes:
+    body = asdict(value) if isinstance(value, ShardEntry) else value
+    return (canonical_json(seal(body)) + "\n").encode()
 
 
 @contextmanager
-def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Iterator[Ledger]:
-    """Begin or resume the dataset in `out`, held against a second run for as long as the context lasts.
+def hold(out: Path) -> Iterator[None]:
+    """Make an output directory and hold it against a second run for as long as the context lasts.
 
-    Raises DatasetError where `out` cannot be written, holds something else, is in use, or was made by another job.
+    Raises DatasetError where it cannot be written, holds something else, or is in use.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -167,11 +175,16 @@ def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> It
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        anew = _is_unspent(out)
-        reconcile_manifest(out, manifest, anew)
-        if anew or not (out / LEDGER).exists():
-            write_atomically(out / LEDGER, _plan_line(plan))
-        yield read_ledger(out, mend=True)
+        yield
+
+
+def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Ledger:
+    """Begin or resume the dataset in a directory that is held. Raises DatasetError where another job made it."""
+    anew = _is_unspent(out)
+    reconcile_manifest(out, manifest, anew)
+    if anew or not (out / LEDGER).exists():
+        write_atomically(out / LEDGER, _line(plan))
+    return read_ledger(out, mend=True)
 
 
 def _is_unspent(out: Path) -> bool:
@@ -207,8 +220,11 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
             f"{out}: made by another job, cannot resume: {told}; undo the change or choose another `out`"
         )
     if manifest.keys() - before.keys():
-        text = json.dumps(before | manifest, indent=2, sort_keys=True, ensure_ascii=False)
-        write_atomically(path, (text + "\n").encode())
+        write_atomically(path, _manifest_text(before | manifest).encode())
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    return json.dumps(seal(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def digest_job(manifest: dict[str, Any]) -> str:
@@ -231,13 +247,17 @@ def find_changes(before: Any, after: Any, where: str = "") -> Iterator[str]:
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of a dataset. Raises DatasetError where there is none or it is damaged."""
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        text = (out / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
     except FileNotFoundError:
         raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{out / MANIFEST}: damaged: {error}") from None
     if not isinstance(manifest, dict):
         raise DatasetError(f"{out / MANIFEST}: damaged: not a JSON object")
+    if _manifest_text(manifest) != text:
+        raise DatasetError(f"{out / MANIFEST}: damaged: changed since it was written")
+    del manifest["sum"]
     return manifest
 
 
@@ -257,27 +277,59 @@ def read_ledger(out: Path, mend: bool = False) -> Ledger:
 
     Raises DatasetError where there is none, or where any line but a torn last one is not what was written.
     """
+    plan, entries, complaints = scan_ledger(out)
+    if complaints or plan is None:
+        raise DatasetError(complaints[0])
+    if mend:
+        _cut_torn_line(out / LEDGER)
+    return Ledger(out, plan, entries)
+
+
+def _cut_torn_line(path: Path) -> None:
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry], list[str]]:
+    """What is intact of a ledger: its plan, its entries; and a complaint for each line that is not.
+
+    Raises DatasetError where there is no ledger at all.
+    """
     path = out / LEDGER
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
-    whole = data.rfind(b"\n") + 1
-    lines = data[:whole].splitlines()
-    if not lines:
-        raise DatasetError(f"{path}: empty; it should begin with the plan")
-    if mend and whole < len(data):
-        os.truncate(path, whole)
-    plan = _parse_line(path, 1, lines[0])
+    plan: dict[str, Any] | None = None
+    entries: dict[int, ShardEntry] = {}
+    complaints: list[str] = []
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            if number == 1:
+                plan = _parse_plan(path, line)
+            else:
+                entry = _parse_entry(path, number, line)
+                _require_new(path, number, entry.shard, entries, plan)
+                entries[entry.shard] = entry
+        except DatasetError as error:
+            complaints.append(str(error))
+    return plan, entries, complaints if lines else [f"{path}: empty; it should begin with the plan"]
+
+
+def _require_new(
+    path: Path, number: int, shard: int, entries: dict[int, ShardEntry], plan: dict[str, Any] | None
+) -> None:
+    if shard in entries or (plan is not None and shard not in range(plan["shards"])):
+        raise DatasetError(f"{path}:{number}: damaged: shard {shard} is there twice or was never planned")
+
+
+def _parse_plan(path: Path, line: bytes) -> dict[str, Any]:
+    plan = _parse_line(path, 1, line)
     if not all(type(plan.get(key)) is int for key in ("planned", "shards")):
         raise DatasetError(f"{path}:1: damaged: not a plan")
-    entries: dict[int, ShardEntry] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        entry = _parse_entry(path, number, line)
-        if entry.shard in entries or entry.shard not in range(plan["shards"]):
-            raise DatasetError(f"{path}:{number}: damaged: shard {entry.shard} is there twice or was never planned")
-        entries[entry.shard] = entry
-    return Ledger(out, plan, entries)
+    return plan
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -287,6 +339,9 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise DatasetError(f"{path}:{number}: damaged: {error}") from None
     if not isinstance(value, dict):
         raise DatasetError(f"{path}:{number}: damaged: not a JSON object")
+    if _line(value) != line + b"\n":
+        raise DatasetError(f"{path}:{number}: damaged: changed since it was written")
+    del value["sum"]
     return value
 
 

@@ -1,7 +1,12 @@
-"""Progress: a tqdm bar on a terminal, a line every ten seconds elsewhere; rows, tokens/s, accept rate, time left."""
+"""Progress: a tqdm bar on a terminal, a line every ten seconds elsewhere, or JSON lines for machines.
 
+Rows, completion tokens a second, the share that is accepted, and the time left.
+"""
+
+import json
 import sys
 import time
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TextIO
 
@@ -13,15 +18,18 @@ LINE_EVERY_S = 10.0
 class Progress:
     """Counts finished rows. `done` and `accepted` begin where an earlier run left off."""
 
-    def __init__(self, planned: int, done: int, accepted: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, planned: int, done: int, accepted: int, stream: TextIO | None = None, as_json: bool = False
+    ) -> None:
         self.stream = stream = stream or sys.stderr
         self.planned = planned
         self.done = self.first = done
         self.accepted = accepted
         self.tokens = 0
         self.started = self.last_line = time.monotonic()
+        self.as_json = as_json
         self.bar = None
-        if stream.isatty():
+        if stream.isatty() and not as_json:
             layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} rows [{elapsed}<{remaining}{postfix}]"
             self.bar = tqdm(total=planned, initial=done, file=stream, bar_format=layout, dynamic_ncols=True)
 
@@ -31,6 +39,8 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
+        elif self.as_json:
+            print(self.json_line(), file=self.stream, flush=True)
 
     def answer(self, tokens: int) -> None:
         """A generation came back, whether or not its row is finished by it."""
@@ -45,7 +55,7 @@ class Progress:
             self.bar.update()
         elif time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
-            print(self.line(), file=self.stream, flush=True)
+            print(self.json_line() if self.as_json else self.line(), file=self.stream, flush=True)
 
     def line(self) -> str:
         """Where things stand, in one line."""
@@ -53,6 +63,21 @@ class Progress:
         rate = (self.done - self.first) / elapsed if elapsed else 0.0
         left = f"{_clock((self.planned - self.done) / rate)} left" if rate else "time left unknown"
         return f"{self.done}/{self.planned} rows, {self._figures()}, {left}"
+
+    def json_line(self) -> str:
+        """Where things stand, as one JSON object for machines."""
+        elapsed = time.monotonic() - self.started
+        rate = (self.done - self.first) / elapsed if elapsed else 0.0
+        figures = {
+            "event": "progress",
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "rows": self.done,
+            "planned": self.planned,
+            "accepted": self.accepted,
+            "tokens_per_second": round(self.tokens_per_second(), 1),
+            "seconds_left": round((self.planned - self.done) / rate) if rate else None,
+        }
+        return json.dumps(figures)
 
     def tokens_per_second(self) -> float:
         """Completion tokens a second since this run began."""

@@ -8,6 +8,7 @@ one accepted record, one rejection or one error, and the ledger refuses a shard 
 
 import json
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from factory.ledger import (
     Ledger,
     Totals,
     digest_job,
+    hold,
     open_ledger,
     read_manifest,
     read_signals,
@@ -49,6 +51,7 @@ from factory.records import (
     content_hash,
 )
 from factory.render import Renderer, RenderError, open_renderer, require_whole
+from factory.repair import repair
 from factory.shards import write_shard
 from factory.sources import Source, open_source
 from factory.tasks import Task, discover
@@ -149,28 +152,34 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     )
 
 
-def run(job: Job, workspace: Path, out: Path) -> Totals:
+def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool = False) -> Totals:
     """Make the job's dataset in `out`, going on from what is committed there. Returns the totals of the whole dataset.
 
+    `mend` first gives up every shard that is damaged, so that it is made again, and no other.
     Raises a FactoryError for anything that is the user's to mend; nothing that was committed is touched.
     """
     prepared = prepare(job, workspace)
     manifest = describe_job(prepared)
-    with open_ledger(out, describe_plan(prepared.plan), manifest) as ledger:
+    plan = describe_plan(prepared.plan, manifest)
+    with hold(out):
+        if mend:
+            for line in repair(out, plan):
+                print(f"given up, to be made again: {line}", file=sys.stderr)
+        ledger = open_ledger(out, plan, manifest)
         _keep_provenance(prepared, ledger)
-        if ledger.totals.left:
-            _run_teacher(prepared, manifest, ledger)
+        if ledger.totals.left or "teacher" not in read_manifest(out):
+            _run_teacher(prepared, manifest, ledger, log_json)
         _settle(ledger)
         return ledger.totals
 
 
-def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger) -> None:
+def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, log_json: bool) -> None:
     job, out, totals = prepared.job, ledger.out, ledger.totals
     started = datetime.now(UTC)
     with open_teacher(job, prepared.tasks.values(), list(_probes(prepared)), out) as teacher:
         manifest = manifest | {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
         reconcile_manifest(out, manifest)
-        with Progress(totals.planned, totals.done, totals.accepted) as progress:
+        with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
             try:
                 for shard, outcomes in _produce(prepared, teacher, ledger, progress):
                     files = write_shard(out, shard, outcomes, teacher.signals)
@@ -254,9 +263,15 @@ def _probes(prepared: Prepared) -> Iterator[Prompt]:
         yield from (prompt for prompt in prompts if isinstance(prompt, Prompt))
 
 
-def describe_plan(plan: Plan) -> dict[str, Any]:
+def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
     """The first line of the ledger."""
-    return {"planned": plan.planned, "shards": plan.shards, "shard_rows": plan.shard_rows, "counts": plan.counts()}
+    return {
+        "digest": manifest["digest"],
+        "planned": plan.planned,
+        "shards": plan.shards,
+        "shard_rows": plan.shard_rows,
+        "counts": plan.counts(),
+    }
 
 
 def describe_job(prepared: Prepared) -> dict[str, Any]:

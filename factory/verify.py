@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from factory.columns import Layout, layouts
-from factory.ledger import ShardEntry, digest_job, read_ledger, read_manifest, read_signals
+from factory.errors import DatasetError
+from factory.ledger import LEDGER, MANIFEST, ShardEntry, read_ledger, read_manifest, read_signals
 from factory.records import Array, SignalSpec
 from factory.shards import file_digest, read_batches, read_schema, shard_path
 
@@ -15,24 +16,30 @@ from factory.shards import file_digest, read_batches, read_schema, shard_path
 def verify(out: Path) -> Iterator[str]:
     """Everything that is wrong with a dataset, as lines that name the file; nothing when it is sound.
 
-    Checks that manifest and ledger agree, that every committed file is there with its size and SHA-256, that accepted +
-    rejected + errors = planned, that columns are as documented, that lengths agree row by row, and that no id is twice.
-    Raises DatasetError where there is no readable dataset at all.
+    Checks that manifest and ledger are as they were written, that every committed file is there with its size and
+    SHA-256, that accepted + rejected + errors = planned, that columns are as documented, that lengths agree row by row,
+    and that no id is there twice. Raises DatasetError where there is no dataset at all.
     """
-    manifest, ledger = read_manifest(out), read_ledger(out)
-    signals = read_signals(manifest)
+    if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
+        raise DatasetError(f"{out}: no {MANIFEST} and no {LEDGER}, so not a dataset; `factory run` makes one")
+    try:
+        manifest, ledger = read_manifest(out), read_ledger(out)
+        signals = read_signals(manifest)
+    except DatasetError as error:
+        yield f"{error}; `factory run JOB --repair` mends it"
+        return
+    if not (out / LEDGER).read_bytes().endswith(b"\n"):
+        yield f"{LEDGER}: its last line is torn; resume the job, which will write it again"
     if signals is None:
         if ledger.entries:
             yield "manifest.json: has no signals section, yet shards are committed"
         return
-    if digest_job(manifest) != manifest.get("digest"):
-        yield "manifest.json: its job, tasks or sources have changed since it was written"
     rows = sum(entry.planned for entry in ledger.entries.values())
     if len(ledger.entries) == ledger.plan["shards"] and rows != ledger.plan["planned"]:
         yield f"ledger.jsonl: {rows} rows committed, {ledger.plan['planned']} planned"
     seen: dict[str, int] = {}
     for shard, entry in sorted(ledger.entries.items()):
-        damage = list(_check_files(out, entry))
+        damage = list(check_files(out, entry))
         yield from damage
         yield from _check_counts(entry)
         if not damage:
@@ -44,7 +51,8 @@ def verify(out: Path) -> Iterator[str]:
                 yield f"{layout.folder}/{path.name}: not in the ledger; resume the job, which will write it again"
 
 
-def _check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
+def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
+    """What is wrong with the files of one committed shard, by size and checksum alone."""
     for file in entry.files:
         path = out / file.path
         if not path.is_file():

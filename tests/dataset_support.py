@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from factory.ledger import Ledger, hold, open_ledger, seal
 from factory.records import (
     Generation,
     HiddenStates,
@@ -23,7 +25,16 @@ from factory.records import (
     Rejection,
     Sampling,
     SignalSpec,
+    canonical_json,
 )
+
+
+@contextmanager
+def held_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Iterator[Ledger]:
+    """The ledger of a directory that is held meanwhile, as `run` has it."""
+    with hold(out):
+        yield open_ledger(out, plan, manifest)
+
 
 SIGNALS = SignalSpec(top_k=3, layers=(1, 4))
 FACTORY = [sys.executable, "-m", "factory.cli"]
@@ -137,10 +148,11 @@ def read_ledger_lines(out: Path) -> list[dict[str, Any]]:
 
 
 def change_line(out: Path, number: int, change: Callable[[dict[str, Any]], object]) -> None:
-    """Rewrite one line of a ledger (0 is the plan) after `change` has altered its value."""
+    """Rewrite one line of a ledger (0 is the plan) after `change` has altered its value, with the right checksum."""
     lines = read_ledger_lines(out)
     change(lines[number])
-    (out / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    text = "".join(canonical_json(seal(line)) + "\n" for line in lines)
+    (out / "ledger.jsonl").write_text(text, encoding="utf-8")
 
 
 def flip_byte(path: Path, offset: int = -20) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_support import SIGNALS, change_line, make_record, read_ledger_lines, read_tree, some_outcomes
+from dataset_support import SIGNALS, change_line, held_ledger, make_record, read_ledger_lines, read_tree, some_outcomes
 
 from factory.errors import DatasetError
 from factory.ledger import (
@@ -18,7 +18,6 @@ from factory.ledger import (
     ShardEntry,
     Totals,
     find_changes,
-    open_ledger,
     read_ledger,
     read_manifest,
     read_signals,
@@ -34,8 +33,8 @@ MANIFEST: dict[str, Any] = {"job": {"seed": 0, "teacher": {"model": "a", "dtype"
 HOLD = """
 import sys, time
 from pathlib import Path
-from factory.ledger import open_ledger
-with open_ledger(Path(sys.argv[1]), {"planned": 20, "shards": 4}, {"job": 1}):
+from factory.ledger import hold
+with hold(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -48,7 +47,7 @@ def make_entry(shard: int) -> ShardEntry:
 
 @contextmanager
 def opened(out: Path, **changed: Any) -> Iterator[Ledger]:
-    with open_ledger(out, PLAN, MANIFEST | changed) as ledger:
+    with held_ledger(out, PLAN, MANIFEST | changed) as ledger:
         yield ledger
 
 
@@ -202,7 +201,7 @@ def test_many_changes_are_counted_rather_than_listed(tmp_path: Path) -> None:
 def test_a_job_that_was_refused_before_its_first_row_can_be_mended(tmp_path: Path) -> None:
     begin(tmp_path)
     mended = {"seed": 5}
-    with open_ledger(tmp_path, PLAN | {"planned": 7, "shards": 2}, {"job": mended}) as ledger:
+    with held_ledger(tmp_path, PLAN | {"planned": 7, "shards": 2}, {"job": mended}) as ledger:
         assert ledger.totals.planned == 7
     assert read_manifest(tmp_path)["job"] == mended
     assert [line["planned"] for line in read_ledger_lines(tmp_path)] == [7]
@@ -241,7 +240,7 @@ def test_two_runs_cannot_hold_one_dataset(tmp_path: Path) -> None:
             pass
         assert str(told.value) == (f"{tmp_path}: a run is at work here already (process {holder.pid}); wait or stop it")
         holder.kill()
-    with open_ledger(tmp_path, {"planned": 20, "shards": 4}, {"job": 1}) as ledger:
+    with held_ledger(tmp_path, {"planned": 20, "shards": 4}, {"job": 1}) as ledger:
         assert ledger.totals.left == 20, "the lock ends with its process"
 
 

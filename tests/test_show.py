@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import SCHEMA, write_task
-from dataset_support import make_prompt, read_table
+from dataset_support import held_ledger, make_prompt, read_table
 
 from factory.errors import DatasetError
 from factory.job import Job
-from factory.ledger import Totals, open_ledger
+from factory.ledger import Totals
 from factory.run import run
 from factory.show import WIDTH, accepted_rows, describe_prompt, describe_rows, describe_totals, read_totals
 
@@ -35,7 +35,7 @@ def test_the_totals_are_shown_as_an_equation_with_reasons_below(workspace: Path,
 
 
 def test_an_unfinished_dataset_says_what_is_left(tmp_path: Path) -> None:
-    with open_ledger(tmp_path, {"planned": 2000, "shards": 2}, {}):
+    with held_ledger(tmp_path, {"planned": 2000, "shards": 2}, {}):
         pass
     lines = describe_totals(tmp_path, read_totals(tmp_path))
     assert lines[0] == f"{tmp_path}: 2,000 rows left; the same `factory run` goes on"

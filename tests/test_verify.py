@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_task
-from dataset_support import change_line, flip_byte, read_ledger_lines, write_job
+from dataset_support import change_line, flip_byte, held_ledger, read_ledger_lines, write_job
 
 from factory.errors import DatasetError
 from factory.job import Job, load_job
-from factory.ledger import open_ledger
 from factory.run import run
 from factory.verify import verify
 
@@ -82,7 +81,7 @@ def test_an_unfinished_dataset_is_sound_as_far_as_it_goes(out: Path) -> None:
 
 
 def test_a_dataset_that_has_only_been_begun_is_sound(tmp_path: Path) -> None:
-    with open_ledger(tmp_path, {"planned": 5, "shards": 1}, {"job": 1}):
+    with held_ledger(tmp_path, {"planned": 5, "shards": 1}, {"job": 1}):
         pass
     assert list(verify(tmp_path)) == []
 
