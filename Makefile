@@ -12,6 +12,7 @@ DEMO := out/demo
 .PHONY: demo test lint unit integration gpu clean
 
 demo: $(READY)
+	@rm -rf $(DEMO)
 	@$(BIN)/factory run docs/examples/demo.toml --out $(DEMO)
 	@$(BIN)/factory show $(DEMO)
 	@echo

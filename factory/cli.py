@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from factory import __version__
-from factory.errors import FactoryError
+from factory.errors import FactoryError, redact
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -25,13 +25,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = command(options)
     except FactoryError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {redact(line)}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        print(redact(f"error: {error.filename or 'file system'}: {error.strerror or error}"), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped; committed shards are safe, the same command goes on from them", file=sys.stderr)
@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
     run.add_argument("job", type=Path)
     run.add_argument("--out", type=Path, help="instead of the job's out")
+    run.add_argument("--allow-outside", action="store_true", help="let the job's own paths lead out of the workspace")
     run.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
     run.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
     run.set_defaults(command=_run)
@@ -145,12 +146,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from factory.job import load_job
+    from factory.job import load_job, require_inside, source_paths
     from factory.run import run
     from factory.show import describe_totals
 
     job = load_job(options.job)
     out = options.out or Path(job.out)
+    if not options.allow_outside:
+        paths = {} if options.out else {"out": out}
+        require_inside(paths | source_paths(job), [Path(), options.workspace, options.job.parent])
     totals = run(job, options.workspace, out, mend=options.repair, log_json=options.log_json)
     _print(describe_totals(out, totals))
     return 0

@@ -9,6 +9,19 @@
 A message says what, where, got, allowed and the next step. A bad record is never an exception: it is a `Rejection`.
 """
 
+import os
+import re
+
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """A text for people without the secrets of the environment (variables named like tokens, keys and passwords)."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 8:
+            text = text.replace(value, f"<{name}>")
+    return text
+
 
 class FactoryError(Exception):
     """Base of every error that is the user's to mend; the command line prints it as one line and exits with 2."""

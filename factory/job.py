@@ -1,6 +1,7 @@
 """The job file: what to make, with which teacher, how much. TOML, checked by pydantic, nothing unknown allowed."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -173,6 +174,23 @@ def load_job(path: Path) -> Job:
         return Job.model_validate(data)
     except ValidationError as error:
         raise JobError(f"{path}: {describe_problems(error, Job)}") from None
+
+
+def source_paths(job: Job) -> dict[str, Path]:
+    """The local files and folders that a job reads scenarios from, by the key that names them."""
+    paths = {f"tasks.{n}.source.path": Path(t.source.path) for n, t in enumerate(job.tasks) if t.source is not None}
+    return {key: path for key, path in paths.items() if path.exists()}
+
+
+def require_inside(paths: dict[str, Path], roots: Sequence[Path]) -> None:
+    """Raise JobError for the first path, links followed, that lies in none of the folders `roots`."""
+    inside = [root.resolve() for root in roots]
+    for key, path in paths.items():
+        if not any(path.resolve().is_relative_to(root) for root in inside):
+            raise JobError(
+                f"{key}: {path} lies outside the workspace {inside[0]}; move it there, "
+                f"or say that you mean it with --allow-outside" + (" or --out" if key == "out" else "")
+            )
 
 
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from factory.errors import redact
 from factory.records import Generation, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers, split_completion
@@ -284,7 +285,7 @@ def main() -> None:
     try:
         engine = Engine(setup)
     except Unfit as error:
-        emit({"event": "unfit", "message": str(error)})
+        emit({"event": "unfit", "message": redact(str(error))})
         return
     emit({"event": "ready", "info": engine.info()})
     try:
