@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit integration gpu clean
+.PHONY: demo test lint unit integration chaos gpu clean
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -32,6 +32,10 @@ unit: $(READY)
 
 integration: $(READY)
 	$(BIN)/pytest -m engine
+
+# kills, malformed answers, changed bytes and a long run, many times over; prints a table (docs/operations.md has one)
+chaos: $(READY)
+	$(BIN)/python tests/chaos/chaos.py
 
 # the whole CPU stack: vLLM's CPU build, without the parts of it that text models do not use
 $(READY): pyproject.toml .cpu-overrides.txt

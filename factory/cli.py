@@ -108,7 +108,7 @@ def _positive(text: str) -> int:
 
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line)
+        print(redact(line))
 
 
 def _tasks(options: argparse.Namespace) -> int:

@@ -12,13 +12,14 @@ A message says what, where, got, allowed and the next step. A bad record is neve
 import os
 import re
 
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY|_PAT$", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
     """A text for people without the secrets of the environment (variables named like tokens, keys and passwords)."""
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= 8:
+    secrets = [(value.strip(), name) for name, value in os.environ.items() if SECRET_NAME.search(name)]
+    for value, name in sorted(secrets, key=lambda pair: -len(pair[0])):  # one may begin with another
+        if len(value) >= 8:
             text = text.replace(value, f"<{name}>")
     return text
 

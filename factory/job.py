@@ -1,5 +1,6 @@
 """The job file: what to make, with which teacher, how much. TOML, checked by pydantic, nothing unknown allowed."""
 
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,11 +183,16 @@ def source_paths(job: Job) -> dict[str, Path]:
     return {key: path for key, path in paths.items() if path.exists()}
 
 
+def real_path(path: Path) -> Path:
+    """An absolute path with every link followed; one that only leads to itself stays as it is, and opening it fails."""
+    return Path(os.path.realpath(path))
+
+
 def require_inside(paths: dict[str, Path], roots: Sequence[Path]) -> None:
     """Raise JobError for the first path, links followed, that lies in none of the folders `roots`."""
-    inside = [root.resolve() for root in roots]
+    inside = [real_path(root) for root in roots]
     for key, path in paths.items():
-        if not any(path.resolve().is_relative_to(root) for root in inside):
+        if not any(real_path(path).is_relative_to(root) for root in inside):
             raise JobError(
                 f"{key}: {path} lies outside the workspace {inside[0]}; move it there, "
                 f"or say that you mean it with --allow-outside" + (" or --out" if key == "out" else "")

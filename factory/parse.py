@@ -4,6 +4,7 @@ Pure text and id work on a finished generation; whether the JSON is the right sh
 """
 
 import json
+from collections import Counter
 from typing import Any
 
 from factory.records import Generation, Prompt, Rejection, Stage
@@ -67,9 +68,8 @@ def _strip_fence(text: str) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ParseError("duplicate_keys", f"key {twice!r} stands more than once")
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ParseError("duplicate_keys", f"key {twice[:200]!r} stands more than once")
     return value
 
 

@@ -1,7 +1,7 @@
 """Rendering: a task and a scenario become the messages of one prompt. Pure: same inputs, same text, on every machine.
 
-Templates run in Jinja's immutable sandbox over the task's own files only, with StrictUndefined: they cannot reach the
-disk, underscore attributes or a variable that does not exist, and they have so much time, memory and text.
+Templates run in the sandbox of `factory.sandbox` over the task's own files only: they cannot reach the disk, underscore
+attributes or a variable that does not exist, and they have so much time, memory and text.
 """
 
 import random
@@ -9,17 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import DictLoader, StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2 import DictLoader, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ValidationError
 
-from factory.errors import TaskError
+from factory.errors import TaskError, redact
 from factory.job import describe_problems
 from factory.records import Message, PlannedRow, Prompt, Sampling, content_hash, derive_seed
-from factory.sandbox import MAX_BYTES, MAX_CHARACTERS, OutOfBounds, bounds
+from factory.sandbox import MAX_BYTES, MAX_CHARACTERS, LoudUndefined, OutOfBounds, TaskEnvironment, bounds
 from factory.tasks import Task
 
-MAX_EXPONENT = 1000
 VARIABLES = ("scenario", "level", "answer_schema")
 REASON_IN_WORDS = "First think step by step between <think> and </think>. Then give the answer, and nothing else."
 
@@ -28,7 +27,7 @@ class RenderError(Exception):
     """One row's prompt cannot be made; `reason` is machine-readable. The row is rejected, the run goes on."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(" ".join(detail.split()))
+        super().__init__(redact(" ".join(detail.split())))
         self.reason = reason
 
 
@@ -44,6 +43,7 @@ class Renderer:
     def render(self, row: PlannedRow, source: Mapping[str, Any] | None = None) -> Prompt:
         """The prompt of a planned row, from a sampled scenario or from one row of the user's `source`."""
         scenario = self._sample(row) if source is None else self._adopt(source)
+        scenario_json = _dump(scenario)  # before any template has had it: what `check` will be given
         messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed))
         identity = [self.task.name, self.task.version, row.level, row.number, messages]
         prompt_id = content_hash(identity)
@@ -54,7 +54,7 @@ class Renderer:
             task=self.task.name,
             level=row.level,
             messages=tuple(messages),
-            scenario=_dump(scenario),
+            scenario=scenario_json,
             seed=derive_seed(prompt_id, row.seed),
             sampling=self.sampling,
         )
@@ -117,20 +117,9 @@ def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = Fal
     return Renderer(task, _environment(task), sampling, prompted_reasoning)
 
 
-class TaskEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox, and powers kept small: a huge one is a single step that no clock interrupts."""
-
-    intercepted_binops = frozenset(["**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(right, int) and right > MAX_EXPONENT:
-            raise OutOfBounds(f"exponent {right} (at most {MAX_EXPONENT})")
-        return super().call_binop(context, operator, left, right)
-
-
 def _environment(task: Task) -> ImmutableSandboxedEnvironment:
     environment = TaskEnvironment(
-        loader=DictLoader(task.templates), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=DictLoader(task.templates), undefined=LoudUndefined, trim_blocks=True, lstrip_blocks=True
     )
     del environment.filters["random"], environment.globals["lipsum"]  # they draw from no seed
     return environment

@@ -1,34 +1,89 @@
-"""Bounds on code that is not ours while it runs for a moment: a template gets so much time, memory and text.
+"""Bounds on code that is not ours while it runs for a moment: what a template reaches, and its time, memory and text.
 
-Jinja's sandbox keeps templates from files and attributes; it does not keep them from a loop in a loop or from doubling
-a string forty times. These bounds do, so a hostile or broken template ends as an error of its row or task.
+Jinja's sandbox keeps templates from files and underscore attributes. It knows nothing of pydantic, whose models can
+read files and unpickle, and lets a loop stand in a loop and a string be doubled forty times. The environment and the
+bounds here do, so a hostile or broken template ends as an error of its row or task.
 """
 
 import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
+from typing import Any
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel
 
 MAX_SECONDS = 5.0
+AGAIN_SECONDS = 0.1  # then once more, and again: a bare `except` in what runs may have swallowed the first
 MAX_BYTES = 1 << 30  # of memory, beyond what the process holds already
 MAX_CHARACTERS = 4_000_000  # of rendered text: about a million tokens, more than any model's window
+MAX_EXPONENT = 1000
+MAX_BITS = 1 << 17  # of a product or power: a larger one is a single step that no clock interrupts
+# what a template may use of the things that pydantic gives every model; `parse_file` and `parse_raw` are among the rest
+OF_EVERY_MODEL = frozenset(
+    {"model_dump", "model_dump_json", "model_copy", "model_extra", "model_fields_set", "dict", "json", "copy"}
+)
 
 
 class OutOfBounds(Exception):
     """Too long or too large."""
 
 
+class LoudUndefined(StrictUndefined):
+    """StrictUndefined that is also loud inside a list, where Jinja would write `Undefined` into the prompt."""
+
+    __slots__ = ()
+    __repr__ = StrictUndefined.__str__
+
+
+class TaskEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's immutable sandbox without pydantic's and the disk's doors, and with numbers kept small."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return super().is_safe_attribute(obj, attr, value) and not _leads_out(obj, attr)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and isinstance(right, int) and right > MAX_EXPONENT:
+            raise OutOfBounds(f"exponent {right} (at most {MAX_EXPONENT})")
+        if isinstance(left, int) and isinstance(right, int):
+            size = left.bit_length()
+            bits = size * right if operator == "**" else size + right.bit_length()
+            if bits > MAX_BITS:
+                raise OutOfBounds(f"a number of {bits} bits (at most {MAX_BITS})")
+        return super().call_binop(context, operator, left, right)
+
+
+def _leads_out(obj: Any, attr: str) -> bool:
+    """Whether an attribute is a model's machinery or a path's way to the disk, not the author's own."""
+    kind = obj if isinstance(obj, type) else type(obj)
+    if issubclass(kind, PurePath):
+        return callable(getattr(kind, attr, None))
+    if not issubclass(kind, BaseModel) or attr in kind.model_fields or attr in OF_EVERY_MODEL:
+        return False
+    owner = next((parent for parent in kind.__mro__ if attr in vars(parent)), None)
+    return owner is BaseModel
+
+
 @contextmanager
-def bounds(seconds: float = MAX_SECONDS, more_bytes: int = MAX_BYTES) -> Iterator[None]:
+def bounds(seconds: float | None = None, more_bytes: int | None = None) -> Iterator[None]:
     """Let the body run for so long, with so much more memory. Raises OutOfBounds, or MemoryError from inside.
 
-    The time is kept with SIGALRM, so only in the main thread; the memory with RLIMIT_AS, so only on Linux.
+    The time is kept with SIGALRM, so only in the main thread; the memory with RLIMIT_AS, so only on Linux. Both are
+    as they were afterwards; bounds inside bounds hold together.
     """
-    with _time_limit(seconds), _memory_limit(more_bytes):
+    with (
+        _memory_limit(MAX_BYTES if more_bytes is None else more_bytes),
+        _time_limit(MAX_SECONDS if seconds is None else seconds),
+    ):
         yield
 
 
@@ -41,13 +96,18 @@ def _time_limit(seconds: float) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise OutOfBounds(f"still not done after {seconds:g} s; is there a loop in a loop?")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before, started = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # the last ring may have come just before
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            if left:  # an alarm of someone around us, whose time went on
+                signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-6), interval)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, Field, ValidationError
 
 from factory.errors import TaskError
-from factory.job import Config, SamplingConfig, describe_problems
+from factory.job import Config, SamplingConfig, describe_problems, real_path
 from factory.records import Sampling
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
@@ -96,7 +96,7 @@ def builtin_root() -> Path:
 
 def discover(workspace: Path) -> Discovery:
     """Every task in the workspace, then every built-in one that the workspace does not define itself."""
-    roots = tuple(dict.fromkeys([workspace.resolve(), builtin_root().resolve()]))
+    roots = tuple(dict.fromkeys([real_path(workspace), real_path(builtin_root())]))
     found = Discovery(roots=roots)
     for root in roots:
         for name in _task_names(root):
@@ -182,7 +182,7 @@ def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | No
 def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
     templates: dict[str, str] = {}
     for path in sorted(folder.glob("*.j2")):
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not real_path(path).is_relative_to(real_path(folder)):
             problems.append(f"{path}: is a link out of its folder; put the file itself there")
             continue
         try:

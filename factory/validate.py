@@ -2,28 +2,36 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from factory.records import Generation, Outcome, Prompt, Record, Rejection
+from factory.errors import redact
+from factory.records import Array, Generation, HiddenStates, Logprobs, Outcome, Prompt, Record, Rejection, SignalSpec
 from factory.tasks import Task
 
 FINDING_CODE = re.compile(r"([a-z][a-z0-9_]{0,63}):")
+MAX_FINDING = 2000  # characters: a finding may quote what a teacher wrote, however long
+TOLERANCE = 1e-3  # of log-probabilities above 0 and entropies below it, which are rounding
+MAX_VOCAB = 2**31  # ids are stored as int32
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a row of one task must pass: `check` False keeps schema-valid answers that are wrong, findings attached."""
+    """What a row of one task must pass: `check` False keeps schema-valid answers that are wrong, findings attached.
+
+    `signals` is what every row must carry and `vocab` how many ids there are, where the teacher has told.
+    """
 
     task: Task
     check: bool
+    signals: SignalSpec | None = None
+    vocab: int | None = None
 
 
 def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: str) -> Outcome:
     """Decide one parsed answer. Never raises for anything a teacher may have written or a check may do."""
-    damage = find_damage(generation)
+    damage = find_damage(generation, gate.signals, gate.vocab)
     if damage:
         return Rejection(prompt, generation, "signals", damage[0], (damage[1],), kind="error")
     try:
@@ -56,25 +64,61 @@ def finding_code(finding: str) -> str:
     return match.group(1) if match else "check_failed"
 
 
-def find_damage(generation: Generation) -> tuple[str, str] | None:
-    """Reason and detail where a generation's arrays do not belong to its tokens or hold no numbers; None if sound."""
-    tokens, inputs = len(generation.completion_token_ids), _input_length(generation)
+def find_damage(
+    generation: Generation, signals: SignalSpec | None = None, vocab: int | None = None
+) -> tuple[str, str] | None:
+    """Reason and detail where a generation's arrays do not belong to its tokens or hold no numbers; None if sound.
+
+    `signals` also asks for arrays of that k and of those layers, `vocab` for ids below it.
+    """
+    asked, vocab = signals or SignalSpec(), vocab or MAX_VOCAB
     logprobs, states = generation.logprobs, generation.hidden_states
-    if logprobs is not None:
-        lengths = {len(a) for a in (logprobs.sampled_T, logprobs.topk_TK, logprobs.tail_T, logprobs.entropy_T)}
-        if lengths != {tokens} or logprobs.topk_ids_TK.shape != logprobs.topk_TK.shape:
-            return "misaligned", f"logprobs of length {sorted(lengths)} for {tokens} tokens"
-        if not _are_logprobs(logprobs.sampled_T) or not _are_logprobs(logprobs.topk_TK):
-            return "nonfinite", "a kept log-probability is not a number or is above 0"
-        if not np.isfinite(logprobs.entropy_T).all() or not _are_logprobs(logprobs.tail_T):
-            return "nonfinite", "an entropy is not a number, or a tail mass is not or is above 1"
-    if states is not None:
-        if states.bits_NLH.ndim != 3 or states.bits_NLH.shape[1] != len(states.layers):
-            return "misaligned", f"hidden states of shape {states.bits_NLH.shape} for {len(states.layers)} layers"
-        if len(states.bits_NLH) != inputs:
-            return "misaligned", f"hidden states of {len(states.bits_NLH)} positions for {inputs} input tokens"
-        if _any_nonfinite_or_blank(states.bits_NLH):
-            return "nonfinite", "a hidden state is all zero, infinite or not a number"
+    if (asked.top_k and logprobs is None) or (asked.layers and states is None):
+        return "missing", f"the job keeps {asked.top_k} logprobs and layers {list(asked.layers)}; they did not come"
+    damage = _damage_of_ids(generation, vocab)
+    if damage is None and logprobs is not None:
+        damage = _damage_of_logprobs(logprobs, len(generation.completion_token_ids), asked.top_k, vocab)
+    if damage is None and states is not None:
+        damage = _damage_of_states(states, _input_length(generation), asked.layers)
+    return damage
+
+
+def _damage_of_ids(generation: Generation, vocab: int) -> tuple[str, str] | None:
+    tokens = len(generation.completion_token_ids)
+    if not 0 <= generation.answer_start < tokens:
+        return "misaligned", f"an answer that begins at token {generation.answer_start} of {tokens}"
+    for ids in (generation.prompt_token_ids, generation.completion_token_ids):
+        if not _are_ids(ids, vocab):
+            return "bad_token_id", f"ids from {ids.min()} to {ids.max()} in a vocabulary of {vocab}"
+    return None
+
+
+def _damage_of_logprobs(logprobs: Logprobs, tokens: int, k: int, vocab: int) -> tuple[str, str] | None:
+    lengths = {len(a) for a in (logprobs.sampled_T, logprobs.topk_TK, logprobs.tail_T, logprobs.entropy_T)}
+    if lengths != {tokens} or logprobs.topk_ids_TK.shape != logprobs.topk_TK.shape:
+        return "misaligned", f"logprobs of length {sorted(lengths)} for {tokens} tokens"
+    if k and logprobs.topk_TK.shape != (tokens, k):
+        return "misaligned", f"top-k logprobs of shape {logprobs.topk_TK.shape} for {tokens} tokens and k={k}"
+    if not _are_ids(logprobs.topk_ids_TK, vocab):
+        return "bad_token_id", f"a kept id is below 0 or outside the vocabulary of {vocab}"
+    if not _are_logprobs(logprobs.sampled_T) or not _are_logprobs(logprobs.topk_TK):
+        return "nonfinite", "a kept log-probability is not a number or is above 0"
+    if not np.isfinite(logprobs.entropy_T).all() or not _are_logprobs(logprobs.tail_T):
+        return "nonfinite", "an entropy is not a number, or a tail mass is not or is above 1"
+    if (logprobs.entropy_T < -TOLERANCE).any():
+        return "nonfinite", "an entropy is below 0"
+    return None
+
+
+def _damage_of_states(states: HiddenStates, inputs: int, layers: tuple[int, ...]) -> tuple[str, str] | None:
+    if states.bits_NLH.ndim != 3 or states.bits_NLH.shape[1] != len(states.layers):
+        return "misaligned", f"hidden states of shape {states.bits_NLH.shape} for {len(states.layers)} layers"
+    if layers and states.layers != layers:
+        return "misaligned", f"hidden states of layers {list(states.layers)}, the job keeps {list(layers)}"
+    if len(states.bits_NLH) != inputs:
+        return "misaligned", f"hidden states of {len(states.bits_NLH)} positions for {inputs} input tokens"
+    if _any_nonfinite_or_blank(states.bits_NLH):
+        return "nonfinite", "a hidden state is all zero, infinite or not a number"
     return None
 
 
@@ -83,12 +127,16 @@ def _input_length(generation: Generation) -> int:
     return len(generation.prompt_token_ids) + len(generation.completion_token_ids) - 1
 
 
-def _are_logprobs(values: Any) -> bool:
+def _are_ids(ids: Array, vocab: int) -> bool:
+    return not ids.size or bool(ids.min() >= 0 and ids.max() < vocab)
+
+
+def _are_logprobs(values: Array) -> bool:
     as_float = np.asarray(values, dtype=np.float32)
-    return not np.isnan(as_float).any() and bool((as_float <= 1e-3).all())
+    return not np.isnan(as_float).any() and bool((as_float <= TOLERANCE).all())
 
 
-def _any_nonfinite_or_blank(bits_NLH: Any) -> bool:
+def _any_nonfinite_or_blank(bits_NLH: Array) -> bool:
     """bfloat16 is infinite or NaN where its 8 exponent bits are all set; a state vector of zeros was never written."""
     nonfinite = ((bits_NLH & 0x7F80) == 0x7F80).any()
     blank = ~(bits_NLH & 0x7FFF).any(axis=2)
@@ -98,8 +146,8 @@ def _any_nonfinite_or_blank(bits_NLH: Any) -> bool:
 def _describe(error: ValidationError) -> tuple[str, tuple[str, ...]]:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     lines = (f"{'.'.join(str(part) for part in p['loc']) or 'answer'}: {p['msg']}" for p in problems[:20])
-    return str(problems[0]["type"]), tuple(lines)
+    return str(problems[0]["type"]), tuple(line[:MAX_FINDING] for line in lines)
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}")[:MAX_FINDING]

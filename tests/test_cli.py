@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SCHEMA, TASK_FILE, write_task
-from dataset_support import FACTORY, read_tree, start_factory, write_job
+from dataset_support import FACTORY, flip_byte, read_tree, start_factory, write_job
 
 from factory import __version__
 from factory.cli import build_parser, main
@@ -346,12 +346,85 @@ def test_a_directory_without_a_dataset_is_one_line(command: str, workspace: Path
         assert f"{place}" in refuse(factory, workspace, command, place)
 
 
-@pytest.mark.parametrize("command", ["status", "verify", "show", "run"])
-def test_a_damaged_ledger_is_one_line(command: str, out: Path, workspace: Path, factory: Run) -> None:
-    (out / "ledger.jsonl").write_text('{"planned": 20, "shards": 3}\nnonsense\n')
+@pytest.mark.parametrize("command", ["status", "show", "run"])
+@pytest.mark.parametrize(
+    ("line", "told"), [("nonsense", "Expecting value"), ('{"shard": 0}', "changed since it was written")]
+)
+def test_a_damaged_ledger_is_one_line(
+    command: str, line: str, told: str, out: Path, workspace: Path, factory: Run
+) -> None:
+    plan = (out / "ledger.jsonl").read_text().splitlines()[0]
+    (out / "ledger.jsonl").write_text(f"{plan}\n{line}\n")
     (out / ".lock").write_text(str(os.getpid()))
     target = "job.toml" if command == "run" else "out"
-    assert "ledger.jsonl:2: damaged: Expecting value" in refuse(factory, workspace, command, target)
+    assert f"ledger.jsonl:2: damaged: {told}" in refuse(factory, workspace, command, target)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ledger.jsonl", "out/ledger.jsonl:1: damaged: changed since it was written"),
+        ("manifest.json", "out/manifest.json: damaged: changed since it was written"),
+    ],
+)
+def test_verify_names_a_damaged_ledger_or_manifest_and_what_mends_it(
+    name: str, told: str, out: Path, factory: Run
+) -> None:
+    text = (out / name).read_text()
+    (out / name).write_text(text.replace('"digest":', '"digest" :', 1))
+    assert factory("verify", "out") == (1, f"{told}; `factory run JOB --repair` mends it\n", "")
+
+
+# --- repair and machines --------------------------------------------------------------------------------------------
+
+
+def test_repair_makes_what_is_damaged_again_and_says_so(out: Path, workspace: Path, factory: Run) -> None:
+    before = read_tree(out, but=("runs.jsonl", ".lock"))
+    flip_byte(out / "data/train-00001.parquet")
+    assert factory("verify", "out")[0] == 1
+    assert factory("run", "job.toml")[0] == 0, "a run without --repair reads no shard again"
+    assert factory("verify", "out")[0] == 1
+    code, printed, told = factory("run", "job.toml", "--repair")
+    assert (code, printed.splitlines()[0]) == (0, "out: complete")
+    lines = told.splitlines()
+    given_up = "data/train-00001.parquet: its bytes have changed since it was committed (shard 1)"
+    assert lines[0] == f"given up, to be made again: {given_up}"
+    assert factory("verify", "out") == (0, "out: sound: 3 of 3 shards, 20 rows\n", "")
+    assert read_tree(out, but=("runs.jsonl", ".lock")) == before
+
+
+def test_repair_of_a_sound_dataset_says_and_does_nothing(out: Path, factory: Run) -> None:
+    before = read_tree(out)
+    (out / ".lock").write_text(str(os.getpid()))
+    code, printed, told = factory("run", "job.toml", "--repair")
+    assert (code, told) == (0, "")
+    assert printed.startswith("out: complete\n")
+    assert read_tree(out, but=(".lock",)) == {name: d for name, d in before.items() if name != ".lock"}
+
+
+def test_repair_begins_a_dataset_that_is_not_there(workspace: Path, factory: Run) -> None:
+    write_job(workspace)
+    assert factory("run", "job.toml", "--repair")[0] == 0
+    assert factory("verify", "out")[0] == 0
+
+
+def test_a_log_for_machines_is_json_on_every_line_of_standard_error(workspace: Path, factory: Run) -> None:
+    write_job(workspace, teacher="scripted = { wrong = 0.5 }")
+    code, printed, told = factory("run", "job.toml", "--log-json")
+    assert (code, printed.startswith("out: complete\n")) == (0, True)
+    *_, last = [json.loads(line) for line in told.splitlines()]
+    totals = json.loads(factory("status", "out", "--json")[1])
+    assert last["event"] == "progress"
+    assert (last["rows"], last["planned"], last["accepted"]) == (20, 20, totals["accepted"])
+    assert factory("run", "job.toml", "--log-json")[2] == "", "nothing was left to do"
+
+
+def test_a_log_for_machines_stays_json_when_something_is_repaired(out: Path, factory: Run) -> None:
+    flip_byte(out / "data/train-00001.parquet")
+    code, _, told = factory("run", "job.toml", "--repair", "--log-json")
+    assert code == 0
+    events = [json.loads(line)["event"] for line in told.splitlines()]
+    assert events[-1] == "progress"
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ from factory.ledger import (
     read_manifest,
     read_signals,
     reconcile_manifest,
+    scan_ledger,
+    seal,
     summarize_shard,
     write_atomically,
 )
-from factory.records import SignalSpec
+from factory.records import SignalSpec, canonical_json
 from factory.shards import ShardFile
 
 PLAN = {"planned": 20, "shards": 4, "shard_rows": 5, "counts": {"adding": {"easy": 20}}}
@@ -38,6 +40,11 @@ with hold(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def sealed(value: dict[str, Any]) -> str:
+    """A line with its right checksum, whatever it says."""
+    return canonical_json(seal(value))
 
 
 def make_entry(shard: int) -> ShardEntry:
@@ -119,7 +126,11 @@ def test_a_line_torn_by_a_crash_counts_as_absent_and_is_cut_off(tmp_path: Path, 
     [
         ("garbage", "damaged: Expecting value"),
         ("[1]", "damaged: not a JSON object"),
-        ('{"shard": 1}', "damaged: not a shard's entry"),
+        ('{"shard": 1}', "damaged: changed since it was written"),
+        (sealed({"shard": 1}), "damaged: not a shard's entry"),
+        (sealed({"shard": 1}).replace("1", "2", 1), "damaged: changed since it was written"),
+        (sealed({"shard": 1}).replace(":", ": "), "damaged: changed since it was written"),
+        ('{"a":NaN,"sum":"x"}', "damaged: changed since it was written"),
         ("\udc80", "damaged: 'utf-8' codec"),
         ("", "damaged: Expecting value"),
     ],
@@ -158,11 +169,51 @@ def test_an_entry_that_nobody_wrote_is_damage_and_not_a_crash(tmp_path: Path, ch
         read_ledger(tmp_path)
 
 
-@pytest.mark.parametrize("first", ["", "{}\n", '{"planned": "20", "shards": 4}\n', "torn"])
-def test_a_ledger_without_its_plan_is_told(tmp_path: Path, first: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ("", "empty; it should begin with the plan"),
+        ("torn", "empty; it should begin with the plan"),
+        ("{}\n", "damaged: changed since it was written"),
+        ('{"planned": 20, "shards": 4}\n', "damaged: changed since it was written"),
+        (sealed({}) + "\n", "damaged: not a plan"),
+        (sealed({"planned": "20", "shards": 4}) + "\n", "damaged: not a plan"),
+        (sealed({"planned": 20, "shards": True}) + "\n", "damaged: not a plan"),
+        (sealed({"planned": 20}) + "\n", "damaged: not a plan"),
+    ],
+)
+def test_a_ledger_without_its_plan_is_told(tmp_path: Path, first: str, told: str) -> None:
     (tmp_path / "ledger.jsonl").write_text(first)
-    with pytest.raises(DatasetError, match=r"damaged: not a plan|empty; it should begin with the plan"):
+    with pytest.raises(DatasetError, match=rf"ledger\.jsonl(:1)?: {told}"):
         read_ledger(tmp_path)
+
+
+def test_a_seal_is_the_same_however_often_it_is_put_on_and_another_for_other_content() -> None:
+    assert seal(seal({"a": 1})) == seal({"a": 1}) == seal({"a": 1, "sum": "old"})
+    assert len({seal({"a": value})["sum"] for value in (1, 2, "1", None, 1.0)}) == 5
+
+
+def test_a_scan_names_every_damaged_line_and_keeps_what_is_intact(tmp_path: Path) -> None:
+    begin(tmp_path, 0, 1, 2, 3)
+    lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('"accepted":3', '"accepted":4')
+    lines[4] = lines[3]
+    (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    plan, entries, complaints = scan_ledger(tmp_path)
+    assert plan == PLAN
+    assert entries == {0: make_entry(0), 2: make_entry(2)}
+    assert [complaint.partition("ledger.jsonl")[2] for complaint in complaints] == [
+        ":3: damaged: changed since it was written",
+        ":5: damaged: shard 2 is there twice or was never planned",
+    ]
+
+
+def test_entries_outlive_their_damaged_plan(tmp_path: Path) -> None:
+    begin(tmp_path, 0, 1)
+    change = (tmp_path / "ledger.jsonl").read_text().replace('"planned":20', '"planned":21', 1)
+    (tmp_path / "ledger.jsonl").write_text(change)
+    plan, entries, complaints = scan_ledger(tmp_path)
+    assert (plan, sorted(entries), len(complaints)) == (None, [0, 1], 1)
 
 
 def test_no_ledger_and_no_manifest_are_told_with_what_to_do(tmp_path: Path) -> None:
@@ -172,11 +223,21 @@ def test_no_ledger_and_no_manifest_are_told_with_what_to_do(tmp_path: Path) -> N
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\ufeff"])
+@pytest.mark.parametrize("text", ["{", "[]", "\ufeff", "{}", '{"sum": "x"}', sealed({"job": 1})])
 def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DatasetError, match=r"manifest\.json: damaged"):
         read_manifest(tmp_path)
+
+
+def test_a_manifest_sealed_as_it_is_written_is_whole(tmp_path: Path) -> None:
+    text = json.dumps(seal({"job": 1}), indent=2, sort_keys=True) + "\n"
+    (tmp_path / "manifest.json").write_text(text)
+    assert read_manifest(tmp_path) == {"job": 1}
+    for changed in (text.replace("1", "2", 1), text + "\n", text[:-1], text.replace("  ", " ")):
+        (tmp_path / "manifest.json").write_text(changed)
+        with pytest.raises(DatasetError, match=r"manifest\.json: damaged: changed since it was written"):
+            read_manifest(tmp_path)
 
 
 def test_a_changed_job_is_refused_with_every_change_and_touches_nothing(tmp_path: Path) -> None:

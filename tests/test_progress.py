@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import json
 import os
 import pty
 import re
 import termios
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -75,3 +78,53 @@ def test_a_terminal_gets_a_bar_that_ends_where_the_rows_do() -> None:
     assert "4/10 rows" in shown
     assert "10/10 rows" in shown
     assert "70% accepted" in shown
+
+
+def read_events(stream: io.StringIO) -> list[dict[str, Any]]:
+    assert stream.getvalue().endswith("\n")
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_machines_get_the_same_figures_as_people_in_one_object() -> None:
+    stream = io.StringIO()
+    progress = Progress(planned=100, done=60, accepted=60, stream=stream, as_json=True)
+    progress.started -= 4
+    run_rows(progress, rows=20, accepted=15)
+    (event,) = read_events(stream)
+    assert datetime.fromisoformat(event.pop("time")).utcoffset() == timedelta(0)
+    assert event.pop("tokens_per_second") == pytest.approx(250, rel=0.05)
+    assert event == {"event": "progress", "rows": 80, "planned": 100, "accepted": 75, "seconds_left": 4}
+
+
+def test_machines_get_a_line_every_ten_seconds_and_one_at_the_end() -> None:
+    stream = io.StringIO()
+    with Progress(planned=3, done=0, accepted=0, stream=stream, as_json=True) as progress:
+        progress.finish_row(True)
+        assert stream.getvalue() == ""
+        progress.last_line -= module.LINE_EVERY_S
+        progress.finish_row(False)
+        assert [event["rows"] for event in read_events(stream)] == [2]
+        progress.finish_row(True)
+    assert [(event["rows"], event["accepted"]) for event in read_events(stream)] == [(2, 1), (3, 2)]
+
+
+def test_machines_get_their_last_line_from_a_run_that_fails_too() -> None:
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Progress(planned=3, done=0, accepted=0, stream=stream, as_json=True):
+        raise KeyboardInterrupt
+    (event,) = read_events(stream)
+    assert (event["rows"], event["seconds_left"]) == (0, None)
+
+
+def test_nobody_gets_a_line_at_the_end_who_did_not_ask_for_json() -> None:
+    stream = io.StringIO()
+    run_rows(Progress(planned=3, done=0, accepted=0, stream=stream), rows=3, accepted=3)
+    assert stream.getvalue() == ""
+
+
+def test_machines_get_json_on_a_terminal_too() -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        run_rows(Progress(planned=2, done=0, accepted=0, stream=stream, as_json=True), rows=2, accepted=1)
+    (event,) = [json.loads(line) for line in read_all(ours).splitlines()]
+    assert (event["rows"], event["accepted"]) == (2, 1)

@@ -124,7 +124,9 @@ class Capture:
 
     def _keep_states(self, outputs: dict[int, torch.Tensor], scheduler_output: Any) -> None:
         total = scheduler_output.total_num_scheduled_tokens
-        states_NLH = torch.stack([outputs[layer][:total] for layer in self.layers], 1).to(torch.bfloat16)
+        # models that vLLM runs through transformers keep a batch dimension of one before the tokens
+        rows = [outputs[layer].flatten(0, -2)[:total] for layer in self.layers]
+        states_NLH = torch.stack(rows, 1).to(torch.bfloat16)
         bits = states_NLH.reshape(total, -1).cpu().view(torch.int16).numpy().view(np.uint16)
         slots_B = self._slots_of_batch()
         counts_B = np.array([scheduler_output.num_scheduled_tokens[name] for name in self.batch[0]], np.int64)

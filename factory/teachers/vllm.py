@@ -1,8 +1,8 @@
 """The vLLM teacher, seen from our process: it starts, feeds and supervises the engine's process and never imports it.
 
 The engine lives in one child (`factory.teachers.engine`). When it dies, it is started again with tenacity's back-off
-and every unanswered prompt is asked again, those that were in the engine one at a time: so a prompt that kills the
-engine is alone when it does it a second time, and becomes a failed generation, and no other prompt pays for it.
+and every unanswered prompt is asked again, those that were in the engine one at a time: a prompt that kills the engine
+twice with nothing else in it becomes a failed generation, and no other prompt pays for it.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -120,7 +120,9 @@ class VllmTeacher:
         self.waiting: deque[Prompt] = deque()
         self.suspects: dict[Key, Prompt] = {}
         self.ready: deque[Generation] = deque()
-        self.deaths_in_a_row = 0
+        self.died_alone: Counter[Key | None] = Counter()
+        self.deaths_in_a_row = 0  # and no answer between them, nor a prompt found guilty
+        self.killers_in_a_row = 0  # prompts found guilty, and no answer between them
         self.engine, self.details = self._start()
 
     @property
@@ -183,24 +185,26 @@ class VllmTeacher:
             generation = self.spool.read(Place(event["segment"], event["offset"]))
             self.in_engine.pop((generation.prompt_id, generation.attempt))
             self.ready.append(generation)
-            self.deaths_in_a_row = 0
+            self.deaths_in_a_row = self.killers_in_a_row = 0
 
     def _bury(self, death: EngineDied) -> None:
         """Start a new engine after a death, and sort out whose turn it is."""
         self.engine.stop()
         self.deaths_in_a_row += 1
-        alone = list(self.in_engine.items()) if len(self.in_engine) == 1 else []
-        if alone and self.deaths_in_a_row >= 2:
-            detail = f"the engine died twice on this prompt, the second time with nothing else in it ({death})"
-            self.ready.append(Generation.failed(*alone[0][0], "engine_crash", detail))
+        alone = next(iter(self.in_engine)) if len(self.in_engine) == 1 else None
+        self.died_alone[alone] += 1
+        if alone is not None and self.died_alone[alone] == 2:
+            detail = f"the engine died twice with nothing but this prompt in it ({death})"
+            self.ready.append(Generation.failed(*alone, "engine_crash", detail))
             self.deaths_in_a_row = 0
+            self.killers_in_a_row += 1
         else:
             self.suspects = self.in_engine | self.suspects
         self.in_engine = {}
-        if self.deaths_in_a_row > self.job.teacher.max_restarts:
+        if max(self.deaths_in_a_row, self.killers_in_a_row) > self.job.teacher.max_restarts:
             raise TeacherError(
-                f"teacher: the engine died {self.deaths_in_a_row} times without an answer between ({death}); "
-                f"see {self.out / 'engine.log'}; the same command resumes"
+                f"teacher: the engine keeps dying without an answer between ({death}); see {self.out / 'engine.log'}; "
+                f"the same command resumes, teacher.max_restarts allows more"
             )
         self.engine, _ = self._start()
 

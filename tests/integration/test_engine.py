@@ -34,7 +34,7 @@ thinking_tokens = 150
 gate = "schema"
 [[tasks]]
 name = "adding"
-count = 64
+count = 40
 """
 
 
@@ -62,7 +62,7 @@ def spooled_bytes(out: Path) -> int:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """`factory run` over 64 long rows, begun in `tmp_path`."""
+    """`factory run` over 40 long rows, begun in `tmp_path`."""
     write_task(tmp_path)
     (tmp_path / "job.toml").write_text(LONG_JOB)
     process = start(tmp_path)
@@ -105,8 +105,8 @@ def test_a_run_outlives_an_engine_that_is_killed_hangs_and_runs_out_of_memory(
     assert log.count("Starting to load model") >= 4
     assert running.returncode == 0, errors
     totals = read_ledger(tmp_path / "dataset").totals
-    assert (totals.accepted + totals.rejected, totals.errors) == (64, 0)
-    assert totals.accepted > 50
+    assert (totals.accepted + totals.rejected, totals.errors) == (40, 0)
+    assert totals.accepted > 30
     assert "teacher/engine_crash" not in totals.reasons  # the prompts in it were innocent
     assert not (tmp_path / "dataset" / ".spool").exists()
 
@@ -127,9 +127,9 @@ def test_no_engine_outlives_a_killed_run_and_what_had_finished_is_not_asked_agai
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
     totals = read_ledger(out).totals
-    assert (totals.accepted + totals.rejected, totals.errors) == (64, 0)
+    assert (totals.accepted + totals.rejected, totals.errors) == (40, 0)
     runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-    assert runs[-1]["rows"] == 64 - 8 * committed
+    assert runs[-1]["rows"] == 40 - 8 * committed
 
 
 def spooled_keys(out: Path) -> list[Any]:
@@ -251,10 +251,18 @@ def test_a_prompt_that_hangs_the_engine_twice_is_one_rejected_row(poisoned_model
     words = [""] * 13 + ["POISON"] + [""] * 2
     rows = [json.dumps({"a": number, "word": word}) + "\n" for number, word in enumerate(words)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
-    teacher = {"model": str(poisoned_model), "max_num_seqs": 4, "in_flight": 4, "hang_timeout_s": 6}
+    teacher = {"model": str(poisoned_model), "max_num_seqs": 4, "in_flight": 4, "hang_timeout_s": 4}
     source = {"path": str(tmp_path / "rows.jsonl")}
     job = engine_job(teacher=teacher, tasks=[{"name": "adding", "count": 16, "source": source}], shard_rows=16)
     dataset = Dataset(tmp_path / "dataset", run(job, tmp_path, tmp_path / "dataset"))
     assert dataset.totals.done == 16
     crashed = [row for row in dataset.rows("rejected") if row["reason"] == "engine_crash"]
     assert [json.loads(row["scenario"])["word"] for row in crashed] == ["POISON"]
+
+
+def test_an_engine_that_hangs_while_it_starts_ends_the_run(poisoned_model: Path, tmp_path: Path) -> None:
+    write_task(tmp_path, user_j2="POISON {{ scenario.a }}", user_short_j2="POISON {{ scenario.b }}", system_j2="Add.")
+    teacher = {"model": str(poisoned_model), "hang_timeout_s": 3, "start_timeout_s": 20, "max_restarts": 0}
+    with pytest.raises(TeacherError, match=r"the engine's process dies while it starts \(no sign of life for 20 s\)"):
+        run(engine_job(teacher=teacher), tmp_path, tmp_path / "dataset")
+    assert read_ledger(tmp_path / "dataset").entries == {}

@@ -1,6 +1,7 @@
 """Every kept number against a plain transformers forward over the same token ids."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,3 +160,65 @@ def test_the_final_norm_can_be_left_out(tmp_path: Any, reference: tuple[Any, Any
         raw = torch.tensor(dataset.states()[row["id"]][:, 0])
         assert (model.model.norm(raw) - hidden[-1]).abs().max() < 0.05
         assert (raw - hidden[-1]).abs().max() > 0.5
+
+
+ARCHITECTURES = {
+    "llama": ("LlamaConfig", {"head_dim": 32}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    ),
+    "olmo2": ("Olmo2Config", {}),  # vLLM runs it through transformers' own code
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_signals_are_right_for_models_built_otherwise(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name, tmp_path / "model")
+    job = engine_job(
+        teacher={"model": str(tmp_path / "model"), "dtype": "float32"},
+        signals={"top_k": 5, "hidden_layers": [0, 1, -1]},
+        tasks=[{"name": "adding", "count": 6}],
+    )
+    dataset = make_dataset(tmp_path, job)
+    assert dataset.totals.accepted > 2
+    states = dataset.states()
+    for row in dataset.rows():
+        with torch.inference_mode():
+            logprobs, hidden = forward((model, None), row)
+        sampled = logprobs.gather(1, torch.tensor(row["completion_token_ids"])[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(row["sampled_logprobs"], sampled, atol=1e-4)
+        expected = torch.stack([hidden[layer] for layer in (0, 1, 3)], 1).numpy()
+        error = np.linalg.norm(states[row["id"]] - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+        assert error.max() < 0.004
+
+
+def tiny_model(name: str, folder: Path) -> Any:
+    """A random model of three layers with the demo teacher's tokenizer, written to `folder`."""
+    import shutil
+
+    import transformers
+
+    from factory.teachers.demo import demo_teacher
+
+    config_class, extra = ARCHITECTURES[name]
+    config = getattr(transformers, config_class)(
+        vocab_size=2048,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        eos_token_id=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        **extra,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    model.save_pretrained(folder)
+    for path in Path(demo_teacher()).iterdir():
+        if path.name.startswith(("token", "chat")):
+            shutil.copy(path, folder)
+    return model

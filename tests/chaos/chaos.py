@@ -1,0 +1,382 @@
+"""Chaos: harm runs, datasets and engines in every way at hand, many times, and count what survives.
+
+    python tests/chaos/chaos.py [--kills N] [--malformed N] [--flips N] [--rows N] [--engine-kills N] [--seed N]
+
+Prints a table of figures and exits with 1 if anything did not survive. A part whose number is 0 is left out.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bad_generations import SIGNALS, adding_gate, make_bad_generations
+from conftest import write_task
+from dataset_support import FACTORY, read_tree, write_job
+
+from factory.job import load_job
+from factory.ledger import read_ledger
+from factory.records import Outcome, Record
+from factory.run import decide, run
+from factory.shards import read_batches, write_shard
+from factory.verify import verify
+
+VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
+FAULTS = "scripted = { bad_json = 0.1, truncated = 0.1, wrong = 0.1, crash = 0.1 }"
+RETRIES = "[validation]\nretries = 1"
+MENDED_BY_RESUMING = "resume the job, which will write it again"
+MOST_MEMORY = 1_000_000_000
+LONG_JOB = """
+out = "out"
+shard_rows = 5000
+[teacher]
+backend = "scripted"
+[signals]
+top_k = 0
+[[tasks]]
+name = "adding"
+count = {rows}
+"""
+ENGINE_JOB = """
+out = "out"
+shard_rows = 8
+[teacher]
+model = "demo"
+max_num_seqs = 4
+[sampling]
+max_tokens = 200
+thinking_tokens = 150
+[signals]
+hidden_layers = [2, -1]
+[validation]
+gate = "schema"
+[[tasks]]
+name = "adding"
+count = {rows}
+"""
+
+
+@dataclass
+class Figures:
+    """What was tried, how often, how often it was survived; and what went wrong where it was not."""
+
+    what: str
+    tried: int = 0
+    survived: int = 0
+    remark: str = ""
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        return self.survived == self.tried and not self.faults
+
+    def count(self, fault: str) -> None:
+        """One more try; `fault` is empty where it was survived."""
+        self.tried += 1
+        if fault:
+            self.faults.append(fault)
+        else:
+            self.survived += 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    parts: list[tuple[int, Callable[[Path, int, random.Random], Figures]]] = [
+        (options.kills, kill_runs),
+        (options.malformed, feed_malformed),
+        (options.flips, flip_bytes),
+        (options.rows, run_long),
+        (options.engine_kills, kill_engines),
+    ]
+    done = []
+    for number, part in parts:
+        if number:
+            with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+                started = time.monotonic()
+                figures = part(Path(folder), number, random.Random(options.seed))
+                print(f"{figures.what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                done.append(figures)
+    print_table(done)
+    return 0 if all(figures.sound for figures in done) else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Harm runs, datasets and engines, and count what survives.")
+    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs of a run at a random moment")
+    parser.add_argument("--malformed", type=int, default=10_000, help="generations that are bad in every known way")
+    parser.add_argument("--flips", type=int, default=200, help="changed bytes in a finished dataset")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of one long run")
+    parser.add_argument("--engine-kills", type=int, default=5, help="SIGKILLs of the vLLM engine in one run")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def print_table(done: list[Figures]) -> None:
+    print("| what | tried | survived | |\n|---|---|---|---|")
+    for figures in done:
+        print(f"| {figures.what} | {figures.tried:,} | {figures.survived:,} | {figures.remark} |")
+    for figures in done:
+        for fault in figures.faults[:5]:
+            print(f"FAILED {figures.what}: {fault}")
+
+
+# --- runs that are killed -------------------------------------------------------------------------------------------
+
+
+def kill_runs(folder: Path, kills: int, rng: random.Random, rows: int = 3000) -> Figures:
+    """SIGKILL the process group of a run at a random moment, resume it, kill it again; compare the final bytes.
+
+    A kill is survived if no process is left, what is committed is sound, and the dataset ends as an undisturbed one.
+    """
+    figures = Figures(f"SIGKILL of `factory run` at a random moment ({rows:,} rows, 4 faults, retries)")
+    write_task(folder)
+    write_job(folder, count=rows, shard_rows=50, teacher=FAULTS, sections=RETRIES)
+    started = time.monotonic()
+    require(start_run(folder, "whole").wait() == 0, "the undisturbed run failed")
+    duration = time.monotonic() - started
+    whole = read_tree(folder / "whole", but=VARIABLE)
+    rounds = 0
+    while figures.tried < kills:
+        out, faults = folder / f"round{rounds}", []
+        while (fault := kill_once(folder, out, rng.uniform(0, duration))) is not None:
+            faults.append(fault)
+            if figures.tried + len(faults) == kills:
+                require(start_run(folder, out.name).wait() == 0, "a resumed run failed")
+                break
+        same = read_tree(out, but=VARIABLE) == whole
+        for fault in faults:
+            figures.count(fault or ("" if same else f"{out.name} ends in other bytes"))
+        if not same and not faults:
+            figures.faults.append(f"{out.name} ends in other bytes, without a kill")
+        shutil.rmtree(out)
+        rounds += 1
+    figures.remark = f"{rounds} datasets, each equal to the undisturbed one byte for byte; no process left"
+    return figures
+
+
+def start_run(folder: Path, out: str) -> "subprocess.Popen[bytes]":
+    command = [*FACTORY, "run", "job.toml", "--out", out]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=folder, start_new_session=True, **quiet)
+
+
+def kill_once(folder: Path, out: Path, delay: float) -> str | None:
+    """What a kill harmed, "" if nothing; None where the run was done before it came."""
+    process = start_run(folder, out.name)
+    try:
+        code = process.wait(timeout=delay)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+    if code != -signal.SIGKILL:
+        require(code == 0, f"a run ended with {code}")
+        return None
+    if not ends(lambda: group_lives(process.pid), within_s=5):
+        return f"a process of group {process.pid} is left"
+    if not (out / "ledger.jsonl").exists():
+        return ""
+    faults = [fault for fault in verify(out) if not fault.endswith(MENDED_BY_RESUMING)]
+    return faults[0] if faults else ""
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ends(lives: Callable[[], bool], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while lives() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not lives()
+
+
+def require(condition: bool, told: str) -> None:
+    if not condition:
+        raise SystemExit(f"chaos: {told}")
+
+
+# --- generations that are bad ---------------------------------------------------------------------------------------
+
+
+def feed_malformed(folder: Path, count: int, rng: random.Random) -> Figures:
+    """Decide bad generations and write them; each must end as it should and be found in Parquet once."""
+    figures = Figures("malformed generations through parse, validate and Parquet")
+    gate = adding_gate(folder)
+    accepted = 0
+    made = make_bad_generations(rng.randrange(2**31), count)
+    for shard, rows in itertools.groupby(made, key=lambda row: row[0].shard):
+        outcomes, faults = [], {}
+        for prompt, generation, expected in rows:
+            outcome = decide(gate, prompt, generation)
+            outcomes.append(outcome)
+            end = "accepted" if isinstance(outcome, Record) else f"{outcome.stage}/{outcome.reason}"
+            faults[prompt.id] = "" if end in expected.ends else f"{expected.kind} ended as {end}"
+        found = write_and_read(folder, shard, outcomes)
+        accepted += sum(isinstance(outcome, Record) for outcome in outcomes)
+        for name, fault in faults.items():
+            figures.count(fault or ("" if found.count(name) == 1 else f"row {name} is in no file or in two"))
+    figures.remark = f"{accepted:,} right ones among them accepted; each row once in Parquet; no exception"
+    return figures
+
+
+def write_and_read(folder: Path, shard: int, outcomes: list[Outcome]) -> list[str]:
+    """Ids of the accepted and the rejected rows, every column of which could be read."""
+    files = write_shard(folder, shard, outcomes, SIGNALS)
+    ids: dict[str, list[str]] = {}
+    for file in files:
+        batches = list(read_batches(folder / file.path))
+        ids[file.path.split("/")[0]] = [name for batch in batches for name in batch.column("id").to_pylist()]
+        (folder / file.path).unlink()
+    require(ids["hidden_states"] == ids["data"], "hidden states are not those of the accepted rows")
+    return ids["data"] + ids["rejected"]
+
+
+# --- bytes that change ----------------------------------------------------------------------------------------------
+
+
+def flip_bytes(folder: Path, flips: int, rng: random.Random, rows: int = 400) -> Figures:
+    """Change one byte anywhere in a finished dataset: verify must name its file, repair must restore every byte."""
+    figures = Figures(f"one changed byte in a dataset of {rows:,} rows")
+    write_task(folder)
+    job = load_job(write_job(folder, count=rows, shard_rows=16, teacher=FAULTS))
+    out = folder / "out"
+    run(job, folder, out)
+    whole = read_tree(out, but=VARIABLE)
+    names = sorted(name for name in whole if name.endswith((".parquet", ".jsonl", "manifest.json")))
+    for _ in range(flips):
+        name = rng.choice(names)
+        where = flip_random_byte(out / name, rng)
+        if not any(name in fault for fault in verify(out)):
+            figures.count(f"{name} {where} was not named")
+            continue
+        with contextlib.redirect_stderr(io.StringIO()):
+            run(job, folder, out, mend=True)
+        restored = read_tree(out, but=VARIABLE) == whole and not list(verify(out))
+        figures.count("" if restored else f"{name} {where} was not restored")
+    figures.remark = f"in {len(names)} Parquet files, ledger and manifest: each named, each repaired byte for byte"
+    return figures
+
+
+def flip_random_byte(path: Path, rng: random.Random) -> str:
+    data = bytearray(path.read_bytes())
+    offset, mask = rng.randrange(len(data)), rng.randrange(1, 256)
+    data[offset] ^= mask
+    path.write_bytes(data)
+    return f"at {offset} by {mask:#04x}"
+
+
+# --- a long run -----------------------------------------------------------------------------------------------------
+
+
+def run_long(folder: Path, rows: int, rng: random.Random) -> Figures:
+    """One long run in little memory; then status, and verify."""
+    figures = Figures(f"rows of one run within {MOST_MEMORY / 1e9:g} GB", tried=rows)
+    write_task(folder)
+    (folder / "job.toml").write_text(LONG_JOB.format(rows=rows), encoding="utf-8")
+    ran, status, verified = (
+        measure(folder, *command) for command in (("run", "job.toml"), ("status", "out"), ("verify", "out"))
+    )
+    for name, (code, _, memory) in {"run": ran, "status": status, "verify": verified}.items():
+        if code or memory > MOST_MEMORY:
+            figures.faults.append(f"{name}: exit code {code}, {memory / 1e6:.0f} MB")
+    totals = read_ledger(folder / "out").totals
+    figures.survived = totals.accepted + totals.rejected + totals.errors
+    figures.remark = (
+        f"{rows / ran[1]:,.0f} rows/s, at most {ran[2] / 1e6:.0f} MB; `factory status` {status[1]:.2f} s, "
+        f"`factory verify` {verified[1]:.0f} s and {verified[2] / 1e6:.0f} MB"
+    )
+    return figures
+
+
+def measure(folder: Path, *arguments: str) -> tuple[int, float, int]:
+    """Exit code, seconds and peak of resident memory in bytes of one command."""
+    started = time.monotonic()
+    process = subprocess.Popen([*FACTORY, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, time.monotonic() - started, usage.ru_maxrss * 1024
+
+
+# --- engines that are killed ----------------------------------------------------------------------------------------
+
+
+def kill_engines(folder: Path, kills: int, rng: random.Random) -> Figures:
+    """SIGKILL vLLM's process again and again in one run; every row must end all the same."""
+    figures = Figures("SIGKILL of the vLLM engine in one run")
+    if importlib.util.find_spec("vllm") is None:
+        figures.remark = "skipped: vllm is not installed"
+        return figures
+    rows = 32 + 16 * kills
+    write_task(folder)
+    (folder / "job.toml").write_text(ENGINE_JOB.format(rows=rows), encoding="utf-8")
+    process = start_run(folder, "out")
+    dead: list[int] = []
+    for engine in itertools.islice(working_engines(process, folder / "out"), kills):
+        time.sleep(rng.uniform(0, 2))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGKILL)
+            dead.append(engine)
+    code = process.wait()
+    totals = read_ledger(folder / "out").totals
+    faults = [] if code == 0 else [f"the run ended with {code}"]
+    faults += [f"engine {engine} is left" for engine in dead if Path(f"/proc/{engine}").exists()]
+    faults += list(verify(folder / "out"))
+    if totals.accepted + totals.rejected != rows or totals.errors:
+        faults.append(f"{totals.accepted} + {totals.rejected} of {rows} rows, {totals.errors} errors")
+    if len(dead) < kills:
+        faults.append(f"the run was done after {len(dead)} of {kills} kills")
+    figures.tried, figures.survived, figures.faults = kills, 0 if faults else kills, faults
+    crashed = totals.reasons["teacher/engine_crash"]
+    figures.remark = (
+        f"{totals.done} of {rows} rows ended, {totals.accepted} accepted, {crashed} given up as `engine_crash`"
+    )
+    return figures
+
+
+def working_engines(process: "subprocess.Popen[bytes]", out: Path) -> Iterator[int]:
+    """Each engine of a run in turn, once it has answered something."""
+    known: set[int] = set()
+    while process.poll() is None:
+        alive = [engine for engine in engines_of(process.pid) if engine not in known]
+        before = spooled_bytes(out)
+        while alive and process.poll() is None and spooled_bytes(out) <= before:
+            time.sleep(0.05)
+        for engine in alive if process.poll() is None else ():
+            known.add(engine)
+            yield engine
+        time.sleep(0.05)
+
+
+def engines_of(process_id: int) -> list[int]:
+    command = ["pgrep", "-P", str(process_id), "-f", "factory.teachers.engine"]
+    return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+
+
+def spooled_bytes(out: Path) -> int:
+    total = 0
+    for path in (out / ".spool").glob("*.gen"):
+        with contextlib.suppress(FileNotFoundError):  # a segment goes when all of it is committed
+            total += path.stat().st_size
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
