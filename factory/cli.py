@@ -168,7 +168,7 @@ def _status(options: argparse.Namespace) -> int:
 
     totals = read_totals(options.dir)
     if options.json:
-        print(json.dumps(asdict(totals) | {"left": totals.left}))
+        print(json.dumps(asdict(totals) | {"reasons": dict(totals.reasons), "left": totals.left}))
     else:
         _print(describe_totals(options.dir, totals))
     return 0
@@ -180,8 +180,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     faults = list(verify(options.dir))
     _print(faults)
-    totals = read_totals(options.dir)
     if not faults:
+        totals = read_totals(options.dir)
         print(f"{options.dir}: sound: {totals.committed_shards} of {totals.shards} shards, {totals.done:,} rows")
     return 1 if faults else 0
 

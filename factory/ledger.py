@@ -160,7 +160,7 @@ def hold(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not (out / MANIFEST).exists():
+        if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
             _require_vacant(out)
         lock = (out / LOCK).open("a+")
     except OSError as error:
@@ -187,6 +187,12 @@ def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Le
     return read_ledger(out, mend=True)
 
 
+def require_manifest(out: Path) -> None:
+    """Raise DatasetError where there is a ledger but no manifest."""
+    if (out / LEDGER).exists() and not (out / MANIFEST).exists():
+        raise DatasetError(f"{out}: {MANIFEST} is gone; `factory run JOB --repair` writes it")
+
+
 def _is_unspent(out: Path) -> bool:
     """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
     if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):
@@ -210,8 +216,15 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     Raises DatasetError with every difference, and leaves the directory untouched.
     """
     path = out / MANIFEST
-    before = read_manifest(out) if path.exists() and not anew else {}
     manifest = json.loads(canonical_json(manifest))
+    before = read_manifest(out) if path.exists() and not anew else {}
+    require_same_job(out, before, manifest)
+    if manifest.keys() - before.keys():
+        write_atomically(path, _manifest_text(before | manifest).encode())
+
+
+def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raise DatasetError with the differences between two manifests, in the sections that both have."""
     shared = before.keys() & manifest.keys()
     changes = list(find_changes({k: before[k] for k in shared}, {k: manifest[k] for k in shared}))
     if changes:
@@ -219,8 +232,6 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
         raise DatasetError(
             f"{out}: made by another job, cannot resume: {told}; undo the change or choose another `out`"
         )
-    if manifest.keys() - before.keys():
-        write_atomically(path, _manifest_text(before | manifest).encode())
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:
@@ -247,7 +258,7 @@ def find_changes(before: Any, after: Any, where: str = "") -> Iterator[str]:
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of a dataset. Raises DatasetError where there is none or it is damaged."""
     try:
-        text = (out / MANIFEST).read_text(encoding="utf-8")
+        text = (out / MANIFEST).read_bytes().decode("utf-8")
         manifest = json.loads(text)
     except FileNotFoundError:
         raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
@@ -304,7 +315,7 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
     plan: dict[str, Any] | None = None
     entries: dict[int, ShardEntry] = {}
     complaints: list[str] = []
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    lines = data.split(b"\n")[:-1]  # what follows the last newline is a torn line
     for number, line in enumerate(lines, start=1):
         try:
             if number == 1:

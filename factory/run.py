@@ -21,7 +21,7 @@ from typing import Any
 from factory import __version__
 from factory.card import write_card
 from factory.columns import FORMAT_VERSION
-from factory.errors import JobError
+from factory.errors import DatasetError, JobError
 from factory.job import Job
 from factory.ledger import (
     SPOOL,
@@ -33,6 +33,7 @@ from factory.ledger import (
     read_manifest,
     read_signals,
     reconcile_manifest,
+    require_manifest,
     summarize_shard,
     write_atomically,
 )
@@ -162,15 +163,26 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
     manifest = describe_job(prepared)
     plan = describe_plan(prepared.plan, manifest)
     with hold(out):
-        if mend:
-            for line in repair(out, plan):
-                print(f"given up, to be made again: {line}", file=sys.stderr)
-        ledger = open_ledger(out, plan, manifest)
-        _keep_provenance(prepared, ledger)
-        if ledger.totals.left or "teacher" not in read_manifest(out):
-            _run_teacher(prepared, manifest, ledger, log_json)
-        _settle(ledger)
+        try:
+            if mend:
+                _tell_repaired(repair(out, plan, manifest), log_json)
+            else:
+                require_manifest(out)
+            ledger = open_ledger(out, plan, manifest)
+            _keep_provenance(prepared, ledger)
+            if ledger.totals.left or "teacher" not in read_manifest(out):
+                _run_teacher(prepared, manifest, ledger, log_json)
+            _settle(ledger)
+        except OSError as error:  # a disk that is full, read-only or gone
+            told = f"{out}: cannot be written: {error.strerror or error}; committed shards are whole"
+            raise DatasetError(f"{told}, the same command goes on from them") from error
         return ledger.totals
+
+
+def _tell_repaired(lines: list[str], as_json: bool) -> None:
+    for line in lines:
+        told = json.dumps({"event": "repair", "given_up": line})
+        print(told if as_json else f"given up, to be made again: {line}", file=sys.stderr)
 
 
 def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, log_json: bool) -> None:

@@ -115,7 +115,7 @@ def _memory_limit(more_bytes: int) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + more_bytes
     known = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]

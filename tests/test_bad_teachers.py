@@ -207,6 +207,8 @@ SNIPPETS = st.text(st.sampled_from('{}[]",:\\0129eE+-.tfn \n\x00\ud800'), max_si
 
 @settings(max_examples=150, deadline=None)
 @given(where=st.floats(0, 1), dropped=st.integers(0, 6), put=SNIPPETS)
+@example(where=1.0, dropped=0, put="\x1f")
+@example(where=0.0, dropped=0, put="\ufeff")
 def test_a_mutated_right_answer_is_accepted_only_where_it_is_still_right(
     gate: Gate, where: float, dropped: int, put: str
 ) -> None:
@@ -215,7 +217,8 @@ def test_a_mutated_right_answer_is_accepted_only_where_it_is_still_right(
     answer = made.answer_text[:at] + put + made.answer_text[at + dropped :]
     outcome = decide(gate, prompt, replace(made, answer_text=answer, text=f"why</think>{answer}"))
     if isinstance(outcome, Record):
-        value = json.loads(answer)
+        assert outcome.answer in answer
+        value = json.loads(outcome.answer)
         assert set(value) == {"total", "words"}
         assert value["total"] == sum(json.loads(prompt.scenario).values())
         assert type(value["total"]) is int

@@ -110,6 +110,13 @@ def test_status_as_json_has_every_total(out: Path, factory: Run) -> None:
     assert (totals["planned"], totals["accepted"], totals["left"], totals["reasons"]) == (20, 20, 0, {})
 
 
+def test_status_as_json_counts_rejected_rows_by_reason(workspace: Path, factory: Run) -> None:
+    write_job(workspace, teacher="scripted = { bad_json = 1.0 }")
+    assert factory("run", "job.toml")[0] == 0
+    totals = json.loads(factory("status", "out", "--json")[1])
+    assert (totals["rejected"], totals["reasons"]) == (20, {"parse/invalid_json": 20})
+
+
 def test_an_out_of_its_own_goes_before_the_jobs(workspace: Path, factory: Run) -> None:
     write_job(workspace)
     assert factory("run", "job.toml", "--out", "elsewhere")[0] == 0
@@ -387,8 +394,8 @@ def test_repair_makes_what_is_damaged_again_and_says_so(out: Path, workspace: Pa
     code, printed, told = factory("run", "job.toml", "--repair")
     assert (code, printed.splitlines()[0]) == (0, "out: complete")
     lines = told.splitlines()
-    given_up = "data/train-00001.parquet: its bytes have changed since it was committed (shard 1)"
-    assert lines[0] == f"given up, to be made again: {given_up}"
+    fault = "data/train-00001.parquet: its bytes have changed since it was committed (shard 1)"
+    assert lines[0].endswith(f"to be made again: {fault}")
     assert factory("verify", "out") == (0, "out: sound: 3 of 3 shards, 20 rows\n", "")
     assert read_tree(out, but=("runs.jsonl", ".lock")) == before
 

@@ -137,7 +137,7 @@ def print_table(done: list[Figures]) -> None:
 # --- runs that are killed -------------------------------------------------------------------------------------------
 
 
-def kill_runs(folder: Path, kills: int, rng: random.Random, rows: int = 3000) -> Figures:
+def kill_runs(folder: Path, kills: int, rng: random.Random, rows: int = 1200) -> Figures:
     """SIGKILL the process group of a run at a random moment, resume it, kill it again; compare the final bytes.
 
     A kill is survived if no process is left, what is committed is sound, and the dataset ends as an undisturbed one.
@@ -146,7 +146,7 @@ def kill_runs(folder: Path, kills: int, rng: random.Random, rows: int = 3000) ->
     write_task(folder)
     write_job(folder, count=rows, shard_rows=50, teacher=FAULTS, sections=RETRIES)
     started = time.monotonic()
-    require(start_run(folder, "whole").wait() == 0, "the undisturbed run failed")
+    finish_run(folder, "whole")
     duration = time.monotonic() - started
     whole = read_tree(folder / "whole", but=VARIABLE)
     rounds = 0
@@ -155,7 +155,7 @@ def kill_runs(folder: Path, kills: int, rng: random.Random, rows: int = 3000) ->
         while (fault := kill_once(folder, out, rng.uniform(0, duration))) is not None:
             faults.append(fault)
             if figures.tried + len(faults) == kills:
-                require(start_run(folder, out.name).wait() == 0, "a resumed run failed")
+                finish_run(folder, out.name)
                 break
         same = read_tree(out, but=VARIABLE) == whole
         for fault in faults:
@@ -168,25 +168,38 @@ def kill_runs(folder: Path, kills: int, rng: random.Random, rows: int = 3000) ->
     return figures
 
 
-def start_run(folder: Path, out: str) -> "subprocess.Popen[bytes]":
+@contextlib.contextmanager
+def started_run(folder: Path, out: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`factory run` as the head of a process group, none of which outlives the context."""
     command = [*FACTORY, "run", "job.toml", "--out", out]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=folder, start_new_session=True, **quiet)
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=quiet, stderr=quiet) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish_run(folder: Path, out: str) -> None:
+    with started_run(folder, out) as process:
+        code = process.wait()
+        require(code == 0, f"a run that nobody disturbed ended with {code}")
 
 
 def kill_once(folder: Path, out: Path, delay: float) -> str | None:
     """What a kill harmed, "" if nothing; None where the run was done before it came."""
-    process = start_run(folder, out.name)
-    try:
-        code = process.wait(timeout=delay)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-    if code != -signal.SIGKILL:
-        require(code == 0, f"a run ended with {code}")
-        return None
-    if not ends(lambda: group_lives(process.pid), within_s=5):
-        return f"a process of group {process.pid} is left"
+    with started_run(folder, out.name) as process:
+        try:
+            code = process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        if code != -signal.SIGKILL:
+            require(code == 0, f"a run ended with {code}")
+            return None
+        if not ends(lambda: group_lives(process.pid), within_s=5):
+            return f"a process of group {process.pid} is left"
     if not (out / "ledger.jsonl").exists():
         return ""
     faults = [fault for fault in verify(out) if not fault.endswith(MENDED_BY_RESUMING)]
@@ -271,7 +284,7 @@ def flip_bytes(folder: Path, flips: int, rng: random.Random, rows: int = 400) ->
             run(job, folder, out, mend=True)
         restored = read_tree(out, but=VARIABLE) == whole and not list(verify(out))
         figures.count("" if restored else f"{name} {where} was not restored")
-    figures.remark = f"in {len(names)} Parquet files, ledger and manifest: each named, each repaired byte for byte"
+    figures.remark = f"in {len(names)} files (Parquet, ledger, manifest): each named, each repaired byte for byte"
     return figures
 
 
@@ -327,14 +340,14 @@ def kill_engines(folder: Path, kills: int, rng: random.Random) -> Figures:
     rows = 32 + 16 * kills
     write_task(folder)
     (folder / "job.toml").write_text(ENGINE_JOB.format(rows=rows), encoding="utf-8")
-    process = start_run(folder, "out")
     dead: list[int] = []
-    for engine in itertools.islice(working_engines(process, folder / "out"), kills):
-        time.sleep(rng.uniform(0, 2))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(engine, signal.SIGKILL)
-            dead.append(engine)
-    code = process.wait()
+    with started_run(folder, "out") as process:
+        for engine in itertools.islice(working_engines(process, folder / "out"), kills):
+            time.sleep(rng.uniform(0, 2))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGKILL)
+                dead.append(engine)
+        code = process.wait()
     totals = read_ledger(folder / "out").totals
     faults = [] if code == 0 else [f"the run ended with {code}"]
     faults += [f"engine {engine} is left" for engine in dead if Path(f"/proc/{engine}").exists()]
