@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from factory import __version__
 from factory.errors import FactoryError, redact
@@ -79,7 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
     run.add_argument("job", type=Path)
     run.add_argument("--out", type=Path, help="instead of the job's out")
-    run.add_argument("--allow-outside", action="store_true", help="let the job's own paths lead out of the workspace")
+    for command in (plan, run):
+        command.add_argument(
+            "--allow-outside", action="store_true", help="let the job's own paths lead out of the workspace"
+        )
     run.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
     run.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
     run.set_defaults(command=_run)
@@ -138,23 +141,29 @@ def _preview(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from factory.estimate import estimate
-    from factory.job import load_job
 
-    job = load_job(options.job)
-    _print(estimate(job, options.workspace, options.out or Path(job.out)))
+    job, out = _read_job(options)
+    _print(estimate(job, options.workspace, out))
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
+def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
+    """The job, and where its dataset goes; its own paths stay inside unless the options say otherwise."""
     from factory.job import load_job, require_inside, source_paths
-    from factory.run import run
-    from factory.show import describe_totals
 
     job = load_job(options.job)
     out = options.out or Path(job.out)
     if not options.allow_outside:
         paths = {} if options.out else {"out": out}
         require_inside(paths | source_paths(job), [Path(), options.workspace, options.job.parent])
+    return job, out
+
+
+def _run(options: argparse.Namespace) -> int:
+    from factory.run import run
+    from factory.show import describe_totals
+
+    job, out = _read_job(options)
     totals = run(job, options.workspace, out, mend=options.repair, log_json=options.log_json)
     _print(describe_totals(out, totals))
     return 0

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -191,6 +191,7 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, l
     with open_teacher(job, prepared.tasks.values(), list(_probes(prepared)), out) as teacher:
         manifest = manifest | {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
         reconcile_manifest(out, manifest)
+        prepared = replace(prepared, gates=_gates_for(teacher, prepared.gates))
         with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
             try:
                 for shard, outcomes in _produce(prepared, teacher, ledger, progress):
@@ -202,6 +203,12 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, l
             finally:
                 _log_run(out, started, progress)
         teacher.finish()
+
+
+def _gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
+    """The gates with what this teacher promises to keep of each row, and how many ids it knows."""
+    vocab = teacher.info.details.get("vocab_size")
+    return {name: replace(gate, signals=teacher.signals, vocab=vocab) for name, gate in gates.items()}
 
 
 def _settle(ledger: Ledger) -> None:

@@ -40,6 +40,11 @@ FAULTS = "scripted = { bad_json = 0.1, truncated = 0.1, wrong = 0.1, crash = 0.1
 RETRIES = "[validation]\nretries = 1"
 MENDED_BY_RESUMING = "resume the job, which will write it again"
 MOST_MEMORY = 1_000_000_000
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""  # from a small process: a child's peak is at least what its parent held when it was started
 LONG_JOB = """
 out = "out"
 shard_rows = 5000
@@ -84,6 +89,10 @@ class Figures:
     def sound(self) -> bool:
         return self.survived == self.tried and not self.faults
 
+    def row(self) -> str:
+        """One row of the table."""
+        return f"| {self.what} | {self.tried:,} | {self.survived:,} | {self.remark} |"
+
     def count(self, fault: str) -> None:
         """One more try; `fault` is empty where it was survived."""
         self.tried += 1
@@ -103,14 +112,18 @@ def main(arguments: list[str] | None = None) -> int:
         (options.engine_kills, kill_engines),
     ]
     done = []
+    print("| what | tried | survived | |\n|---|---|---|---|", flush=True)
     for number, part in parts:
         if number:
             with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
                 started = time.monotonic()
                 figures = part(Path(folder), number, random.Random(options.seed))
                 print(f"{figures.what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                print(figures.row(), flush=True)
                 done.append(figures)
-    print_table(done)
+    for figures in done:
+        for fault in figures.faults[:5]:
+            print(f"FAILED {figures.what}: {fault}")
     return 0 if all(figures.sound for figures in done) else 1
 
 
@@ -123,15 +136,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine-kills", type=int, default=5, help="SIGKILLs of the vLLM engine in one run")
     parser.add_argument("--seed", type=int, default=0)
     return parser
-
-
-def print_table(done: list[Figures]) -> None:
-    print("| what | tried | survived | |\n|---|---|---|---|")
-    for figures in done:
-        print(f"| {figures.what} | {figures.tried:,} | {figures.survived:,} | {figures.remark} |")
-    for figures in done:
-        for fault in figures.faults[:5]:
-            print(f"FAILED {figures.what}: {fault}")
 
 
 # --- runs that are killed -------------------------------------------------------------------------------------------
@@ -322,10 +326,9 @@ def run_long(folder: Path, rows: int, rng: random.Random) -> Figures:
 def measure(folder: Path, *arguments: str) -> tuple[int, float, int]:
     """Exit code, seconds and peak of resident memory in bytes of one command."""
     started = time.monotonic()
-    process = subprocess.Popen([*FACTORY, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, time.monotonic() - started, usage.ru_maxrss * 1024
+    command = [sys.executable, "-c", MEASURE, *FACTORY, *arguments]
+    code, kilobytes = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    return int(code), time.monotonic() - started, int(kilobytes) * 1024
 
 
 # --- engines that are killed ----------------------------------------------------------------------------------------
