@@ -173,6 +173,8 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
             if ledger.totals.left or "teacher" not in read_manifest(out):
                 _run_teacher(prepared, manifest, ledger, log_json)
             _settle(ledger)
+        except BrokenPipeError:  # whoever read our output has left: nothing to do with the disk
+            raise
         except OSError as error:  # a disk that is full, read-only or gone
             told = f"{out}: cannot be written: {error.strerror or error}; committed shards are whole"
             raise DatasetError(f"{told}, the same command goes on from them") from error
