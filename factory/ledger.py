@@ -216,7 +216,6 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     Raises DatasetError with every difference, and leaves the directory untouched.
     """
     path = out / MANIFEST
-    manifest = json.loads(canonical_json(manifest))
     before = read_manifest(out) if path.exists() and not anew else {}
     require_same_job(out, before, manifest)
     if manifest.keys() - before.keys():
@@ -225,6 +224,7 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
 
 def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Raise DatasetError with the differences between two manifests, in the sections that both have."""
+    manifest = json.loads(canonical_json(manifest))  # as it would be read back: tuples are lists
     shared = before.keys() & manifest.keys()
     changes = list(find_changes({k: before[k] for k in shared}, {k: manifest[k] for k in shared}))
     if changes:

@@ -1,12 +1,10 @@
 """Repair: give up what is damaged in a dataset, and only that, so that the run that follows makes it again."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from factory.errors import DatasetError
 from factory.ledger import LEDGER, MANIFEST, read_manifest, require_same_job, scan_ledger, write_ledger
-from factory.records import canonical_json
 from factory.verify import check_files
 
 
@@ -29,7 +27,7 @@ def repair(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> list[st
         (out / MANIFEST).unlink(missing_ok=True)
         dropped.append(str(error))
     else:
-        require_same_job(out, before, json.loads(canonical_json(manifest)))
+        require_same_job(out, before, manifest)
     for shard, entry in list(entries.items()):
         faults = list(check_files(out, entry))
         if faults or shard >= plan["shards"]:
