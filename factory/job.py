@@ -13,6 +13,7 @@ from factory.records import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
+PersonalKind = Literal["email", "phone", "card", "iban", "national_id", "ip"]
 
 
 class Config(BaseModel):
@@ -29,10 +30,13 @@ class ScriptedFaults(Config):
     wrong: Fraction = 0.0
     no_reasoning: Fraction = 0.0
     crash: Fraction = 0.0
+    refusal: Fraction = 0.0
+    loop: Fraction = 0.0
+    pii: Fraction = 0.0
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "ScriptedFaults":
-        total = self.bad_json + self.truncated + self.wrong + self.no_reasoning + self.crash
+        total = sum(self.model_dump().values())
         if total > 1 + 1e-9:
             raise ValueError(f"the shares add up to {total:g}, more than 1")
         return self
@@ -91,6 +95,24 @@ class SamplingConfig(Config):
         return Sampling(**(fields | self.model_dump(exclude_none=True)))
 
 
+class StyleConfig(Config):
+    """`[style]` of a task.toml: how the texts that a user reads must sound.
+
+    `fields` are the answer's keys that hold such texts (dotted, `*` for each item of a list); all its strings when none
+    is named. Bounds are words of one text. `tone` is for templates and judges, the rest is checked by code.
+    """
+
+    tone: Annotated[str, Field(max_length=400)] = ""
+    fields: Annotated[list[Annotated[str, Field(pattern=r"^[\w*]+(\.[\w*]+)*$")]], Field(max_length=64)] = Field(
+        default_factory=list
+    )
+    min_words: Annotated[int, Field(ge=0)] = 0
+    max_words: Annotated[int, Field(ge=1)] | None = None
+    markdown: bool = False
+    emoji: bool = False
+    phone: bool = True
+
+
 class SignalsConfig(Config):
     """`[signals]`: what is kept of the teacher's distribution and of its inside."""
 
@@ -100,11 +122,83 @@ class SignalsConfig(Config):
 
 
 class ValidationConfig(Config):
-    """`[validation]`: what gates a row, and how often an invalid answer is asked for again."""
+    """`[validation]`: what gates a row, and how often and how an invalid answer is asked for again.
+
+    `resample` asks the same prompt with another seed; `repair` shows the teacher its answer and what is wrong with it.
+    """
 
     gate: Literal["schema", "check"] | None = None
     retries: Annotated[int, Field(ge=0, le=20)] = 0
+    retry: Literal["resample", "repair"] = "resample"
     constrain: bool = True
+
+
+class SamplesConfig(Config):
+    """`[samples]`: rejection sampling. `n` answers to each prompt, and which of the accepted ones are kept."""
+
+    n: Annotated[int, Field(ge=1, le=256)] = 1
+    keep: Literal["all", "best", "shortest", "pair"] = "all"
+
+
+class JudgeConfig(Config):
+    """`[judge]`: a model reads every accepted answer of a task that has a rubric (`judge.j2`) and scores it.
+
+    Without `teacher` the job's own teacher judges. Answers scored below `threshold` (0 to 1) are rejected.
+    """
+
+    threshold: Fraction = 0.0
+    teacher: TeacherConfig | None = None
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+
+
+class LengthConfig(Config):
+    """Bounds on the tokens of a completion, reasoning included."""
+
+    min_tokens: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class ContaminationConfig(Config):
+    """Rows that share `n` words in a row with a text of these files (your evaluation sets) are rejected."""
+
+    files: Annotated[list[str], Field(min_length=1, max_length=256)]
+    columns: list[str] = Field(default_factory=list)
+    n: Annotated[int, Field(ge=3, le=64)] = 13
+
+
+class FiltersConfig(Config):
+    """`[filters]`: what else an accepted answer must pass; each is off until it is named."""
+
+    duplicates: bool = False
+    near_duplicates: Annotated[float, Field(gt=0.3, lt=1)] | None = None
+    language: Annotated[list[Annotated[str, Field(pattern="^[a-z]{2}$")]], Field(max_length=64)] = Field(
+        default_factory=list
+    )
+    length: LengthConfig | None = None
+    repetition: bool = False
+    refusals: bool = False
+    pii: bool | list[PersonalKind] = False
+    style: bool = False
+    contamination: ContaminationConfig | None = None
+
+
+class StudentConfig(Config):
+    """`[student]`: tokens a row may have in all (prompt and completion, by the teacher's tokenizer).
+
+    A longer row is dropped, or asked again with half the thinking tokens for as long as retries are left.
+    """
+
+    max_tokens: Annotated[int, Field(ge=16)]
+    over: Literal["drop", "shorten"] = "drop"
+
+
+class DifficultyConfig(Config):
+    """`[difficulty]`: the expression that makes one number of a row's measures; docs/curriculum.md names them."""
+
+    formula: Annotated[str, Field(min_length=1, max_length=1000)] = (
+        "mean(uncertainty, surprisal, effort, failure, disagreement, doubt)"
+    )
 
 
 class SourceConfig(Config):
@@ -117,6 +211,7 @@ class SourceConfig(Config):
     fields: dict[str, str] = Field(default_factory=dict)
     constants: dict[str, Any] = Field(default_factory=dict)
     shuffle: bool = False
+    scrub: bool | list[PersonalKind] = False
 
 
 class TaskConfig(Config):
@@ -146,7 +241,18 @@ class Job(Config):
     sampling: SamplingConfig = SamplingConfig()
     signals: SignalsConfig = SignalsConfig()
     validation: ValidationConfig = ValidationConfig()
+    samples: SamplesConfig = SamplesConfig()
+    judge: JudgeConfig | None = None
+    filters: FiltersConfig = FiltersConfig()
+    student: StudentConfig | None = None
+    difficulty: DifficultyConfig = DifficultyConfig()
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _a_choice_needs_samples(self) -> "Job":
+        if self.samples.keep != "all" and self.samples.n < 2:
+            raise ValueError(f"samples.keep = {self.samples.keep!r} chooses among answers; set samples.n to 2 or more")
+        return self
 
     @model_validator(mode="after")
     def _each_task_once(self) -> "Job":
@@ -178,8 +284,10 @@ def load_job(path: Path) -> Job:
 
 
 def source_paths(job: Job) -> dict[str, Path]:
-    """The local files and folders that a job reads scenarios from, by the key that names them."""
+    """The local files and folders that a job reads, by the key that names them."""
     paths = {f"tasks.{n}.source.path": Path(t.source.path) for n, t in enumerate(job.tasks) if t.source is not None}
+    sets = job.filters.contamination.files if job.filters.contamination is not None else []
+    paths |= {f"filters.contamination.files.{number}": Path(name) for number, name in enumerate(sets)}
     return {key: path for key, path in paths.items() if path.exists()}
 
 
@@ -229,4 +337,4 @@ def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         if not nested:
             return []
         model = nested[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from glob import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from factory.errors import JobError
 from factory.job import SourceConfig
+from factory.personal import resolve_kinds, scrub_row
 
 LOADERS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
 
@@ -50,12 +52,21 @@ class Source:
     def scenario(self, number: int) -> Mapping[str, Any]:
         """Fields of the scenario for the `number`-th planned row: the mapped columns, then the constants.
 
-        Without `fields` every column goes to the field of its own name. A null counts as absent.
+        Without `fields` every column goes to the field of its own name. A null counts as absent. With `scrub`, what is
+        personal in the columns' strings is replaced, nested ones too; the constants stay, they are the job's own.
         """
+        return {**self.config.constants, **self._read(number)[0]}
+
+    def replaced(self, number: int) -> Counter[str]:
+        """How often each kind of personal data was replaced in the row that `scenario` gives for `number`."""
+        return self._read(number)[1]
+
+    def _read(self, number: int) -> tuple[dict[str, Any], Counter[str]]:
         row = self.rows[self.place(number)]
         columns = self.config.fields or {name: name for name in row}
         mapped = {field: row[column] for field, column in columns.items() if row.get(column) is not None}
-        return {**self.config.constants, **mapped}
+        kinds = resolve_kinds(self.config.scrub)
+        return scrub_row(mapped, kinds) if kinds else (mapped, Counter())
 
 
 class JsonLines:

@@ -46,7 +46,7 @@ def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: st
     except Exception as error:  # the task author's code may raise anything: that is an error of this row alone
         return Rejection(prompt, generation, "check", "check_raised", (_one_line(error),), kind="error")
     if findings and gate.check:
-        return Rejection(prompt, generation, "check", finding_code(findings[0]), findings)
+        return Rejection(prompt, generation, "check", finding_code(findings[0]), findings, answer=answer_json)
     return Record(prompt, generation, answer_json, score=0.0 if findings else 1.0, findings=findings)
 
 

@@ -92,7 +92,7 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         ("", "out: missing; add it; tasks: missing; add it"),
         ('out = "o"\ntasks = []', "tasks: List should have at least 1 item"),
         ('out = "o"\n[tasks]\nname = "adding"', "tasks: Input should be a valid list"),
-        ("colour = 1\n" + SMALLEST, "colour: unknown key (known here: out, sampling, seed, shard_rows, signals, tasks"),
+        ("colour = 1\n" + SMALLEST, "colour: unknown key (known here: difficulty, filters, judge, "),
         (SMALLEST + "[signals]\ntopk = 5", "signals.topk: unknown key (known here: final_norm, hidden_layers, top_k)"),
         (
             SMALLEST + "level = 5",

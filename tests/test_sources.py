@@ -12,8 +12,8 @@ import pytest
 
 from factory.errors import JobError
 from factory.job import Job, SourceConfig
+from factory.prepare import prepare
 from factory.records import Prompt, Rejection
-from factory.run import prepare
 from factory.sources import Source, open_source
 
 ROWS = [{"a": 1, "b": 10}, {"a": 2, "b": 20}, {"a": 3, "b": 30}]
@@ -175,3 +175,42 @@ def test_a_job_makes_its_prompts_from_a_source_and_rejects_the_rows_that_do_not_
     assert (refused.stage, refused.reason, refused.kind) == ("prompt", "scenario_invalid", "rejected")
     kept = {number: outcome.scenario for number, outcome in made.items() if isinstance(outcome, Prompt)}
     assert kept == {0: '{"a":4,"b":5}', 2: '{"a":6,"b":5}'}
+
+
+THREAD = {
+    "who": "jane@example.com",
+    "thread": [{"to": "bob@example.com", "call": ["jane@example.com, (415) 555-2671"]}],
+}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_personal_data_is_replaced_at_any_depth_and_counted(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, [THREAD, {"who": "nobody", "thread": []}])
+    source = open_rows(path, scrub=True, constants={"desk": "help@example.com"})
+    assert scenarios(source) == [
+        {
+            "desk": "help@example.com",
+            "who": "[EMAIL_1]",
+            "thread": [{"to": "[EMAIL_2]", "call": ["[EMAIL_1], [PHONE_1]"]}],
+        },
+        {"desk": "help@example.com", "who": "nobody", "thread": []},
+    ]
+    assert [source.replaced(number) for number in range(2)] == [{"email": 3, "phone": 1}, {}]
+
+
+def test_only_what_the_job_names_is_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [THREAD])
+    assert scenarios(open_rows(path)) == [THREAD]
+    assert open_rows(path).replaced(0) == {}
+    phones = open_rows(path, scrub=["phone"], fields={"x": "thread"})
+    assert scenarios(phones) == [{"x": [{"to": "bob@example.com", "call": ["jane@example.com, [PHONE_1]"]}]}]
+    assert phones.replaced(0) == {"phone": 1}
+
+
+def test_what_was_replaced_belongs_to_the_row_that_is_planned(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"a": "x " + "jane@example.com " * number} for number in range(20)])
+    source = open_rows(path, scrub=True, shuffle=True, seed=3)
+    counts = [source.replaced(number)["email"] for number in range(20)]
+    assert counts == [source.scenario(number)["a"].count("[EMAIL_1]") for number in range(20)]
+    assert counts != sorted(counts)
+    assert sorted(counts) == list(range(20))
