@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Message = dict[str, str]
-Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals"]
+Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "judge", "filter", "samples"]
 
 
 def canonical_json(value: object) -> str:
@@ -47,7 +47,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """One row to make, the `number`-th of its task; `seed` draws its scenario and its phrasing."""
+    """One row to make: answer `sample` to prompt `number` of its task; `seed` draws its scenario and its phrasing."""
 
     shard: int
     position: int
@@ -55,6 +55,7 @@ class PlannedRow:
     level: str
     number: int
     seed: int
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One planned row, rendered. `id` is a hash of its content; `seed` is the one of this attempt."""
+    """One planned row, rendered. `id` is a hash of its content; `seed` is the one of this attempt.
+
+    All samples of one prompt share `group`, the id of the first. `repaired` says that the last two messages are an
+    answer that was not accepted and what was wrong with it.
+    """
 
     id: str
     shard: int
@@ -83,11 +88,25 @@ class Prompt:
     sampling: Sampling
     attempt: int = 0
     history: tuple[Attempt, ...] = ()
+    sample: int = 0
+    group: str = ""
+    repaired: bool = False
+
+    @property
+    def request(self) -> Message:
+        """The user turn that asks for the answer."""
+        return self.messages[-3 if self.repaired else -1]
 
     def again(self, attempt: Attempt) -> "Prompt":
         """The same prompt with the next seed; the failed attempt is kept in its history."""
         number = self.attempt + 1
         return replace(self, attempt=number, seed=derive_seed(self.id, number), history=(*self.history, attempt))
+
+    def repair(self, answer: str, feedback: str) -> "Prompt":
+        """The request itself, then an answer that was not accepted, then what is wrong with it."""
+        asked = self.messages[:-2] if self.repaired else self.messages
+        turns = ({"role": "assistant", "content": answer}, {"role": "user", "content": feedback})
+        return replace(self, messages=(*asked, *turns), repaired=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +172,42 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of an answer: a score in [0, 1], None where it gave none, and why."""
+
+    score: float | None
+    reasoning: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStats:
+    """What the samples of a prompt say together; None where a row has no share in it.
+
+    `pass_rate` is the share of right answers among those that were judged at all, `agreement` the share of the prompt's
+    well-formed answers that equal this one.
+    """
+
+    pass_rate: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How hard a row was for the teacher, by its own signals; None where a job does not keep what a measure needs.
+
+    Entropies and `surprise` (mean of -sampled_logprobs) are in nats over the whole completion, `confidence` is the
+    geometric mean of the sampled tokens' probabilities over the answer, `difficulty` the value of the job's formula.
+    """
+
+    entropy_mean: float | None = None
+    entropy_max: float | None = None
+    surprise: float | None = None
+    confidence: float | None = None
+    reasoning_tokens: int | None = None
+    difficulty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """An accepted row."""
 
@@ -161,6 +216,9 @@ class Record:
     answer: str
     score: float
     findings: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+    samples: SampleStats = SampleStats()
+    measures: Measures = Measures()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +231,9 @@ class Rejection:
     reason: str
     findings: tuple[str, ...] = ()
     kind: Literal["rejected", "error"] = "rejected"
+    answer: str | None = None
+    verdict: Verdict | None = None
+    samples: SampleStats = SampleStats()
 
     def as_attempt(self) -> Attempt:
         text = self.generation.text if self.generation else ""
@@ -180,15 +241,17 @@ class Rejection:
 
 
 Outcome = Record | Rejection
+Pair = tuple[Record, Outcome]  # a right and a wrong answer to one prompt
 
 
 @dataclass(frozen=True, slots=True)
 class SignalSpec:
-    """Which signals a job keeps. `layers` are resolved (no negative index)."""
+    """What a dataset keeps beside its texts. `layers` are resolved (no negative index); `pairs`: preference pairs."""
 
     top_k: int = 0
     layers: tuple[int, ...] = ()
     final_norm: bool = True
+    pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

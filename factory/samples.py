@@ -1,0 +1,143 @@
+"""Rejection sampling: what the answers to one prompt say together, and which of them are kept.
+
+Pure functions over the outcomes of one prompt. No outcome is added or lost, and their order stays.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from factory.records import Generation, Outcome, Pair, Record, Rejection, SampleStats, canonical_json
+
+Keep = Literal["all", "best", "shortest", "pair"]
+NOT_KEPT: Final = {"best": "not_best", "shortest": "not_shortest", "pair": "not_best"}
+# how plausible a wrong answer is, by the stage that rejected it; a stage that is not here says nothing of the answer
+PLAUSIBLE: Final = ("check", "judge", "schema", "parse", "filter", "teacher")
+
+
+def choose(outcomes: Sequence[Outcome], keep: Keep) -> tuple[list[Outcome], Pair | None]:
+    """The outcomes of one prompt with their `samples` set, those that are not kept as rejections, and a pair.
+
+    `all` keeps every record, `best` one, `shortest` one, `pair` the best right one together with the most plausible
+    wrong answer. The pair is None for another `keep`, and where a right or a wrong answer to the same messages lacks.
+    """
+    told = _with_stats(outcomes)
+    records = [outcome for outcome in told if isinstance(outcome, Record)]
+    if keep == "all" or not records:
+        return told, None
+    kept = _pick(records, keep)
+    decided = [_reject(o, NOT_KEPT[keep]) if isinstance(o, Record) and o is not kept else o for o in told]
+    wrong = _most_plausible(decided, kept) if keep == "pair" and is_right(kept) else None
+    return decided, (kept, wrong) if wrong else None
+
+
+def canonical_answer(text: str) -> str:
+    """One text for all ways to write the same JSON value (3.0 is 3); the text itself where it is not JSON."""
+    try:
+        return canonical_json(json.loads(text, parse_float=_whole_or_float))
+    except (ValueError, RecursionError):
+        return text
+
+
+def is_right(outcome: Outcome) -> bool:
+    """Whether the answer passed its task's check without a finding, be it kept or not."""
+    if isinstance(outcome, Record):
+        return outcome.score == 1.0 and not outcome.findings
+    return outcome.stage == "samples" and not outcome.findings
+
+
+def _whole_or_float(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def _with_stats(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The same outcomes with pass rate and agreement; a prompt with one sample has neither."""
+    if len(outcomes) < 2:
+        return [replace(outcome, samples=SampleStats()) for outcome in outcomes]
+    answers = [None if outcome.answer is None else canonical_answer(outcome.answer) for outcome in outcomes]
+    counts = Counter(answer for answer in answers if answer is not None)
+    right = [is_right(outcome) for outcome in outcomes if _is_judged(outcome)]
+    rate = sum(right) / len(right) if right else None
+    shares = (None if answer is None else counts[answer] / counts.total() for answer in answers)
+    return [replace(o, samples=SampleStats(rate, share)) for o, share in zip(outcomes, shares, strict=True)]
+
+
+def _is_judged(outcome: Outcome) -> bool:
+    """Whether there was a completion and a verdict on it: no fault of the factory's, and no failed engine."""
+    if isinstance(outcome, Rejection) and outcome.kind == "error":
+        return False
+    return outcome.generation is not None and outcome.generation.failure is None
+
+
+def _pick(records: Sequence[Record], keep: Keep) -> Record:
+    right = [record for record in records if is_right(record)] or records
+    if keep == "shortest":
+        return min(right, key=lambda record: (_tokens(record.generation), *_rank(record)))
+    return min(right if keep == "pair" else records, key=_rank)
+
+
+def _rank(record: Record) -> tuple[float, ...]:
+    """Lowest is best: judge, then score, then the teacher's own probability, then length, then sample index."""
+    score = record.verdict.score if record.verdict else None
+    judged = -math.inf if score is None else score
+    generation = record.generation
+    return -judged, -record.score, -_mean_logprob(generation), _tokens(generation), record.prompt.sample
+
+
+def _reject(record: Record, reason: str) -> Rejection:
+    return Rejection(
+        record.prompt,
+        record.generation,
+        "samples",
+        reason,
+        findings=record.findings,
+        answer=record.answer,
+        verdict=record.verdict,
+        samples=record.samples,
+    )
+
+
+def _most_plausible(outcomes: Sequence[Outcome], kept: Record) -> Outcome | None:
+    """The wrong answer to the very messages of `kept` that is nearest to a right one; None where there is none."""
+    wrong = (o for o in outcomes if isinstance(o, Rejection) and _is_wrong(o) and _compares(o, kept))
+    return min(wrong, key=_implausibility, default=None)
+
+
+def _is_wrong(rejection: Rejection) -> bool:
+    if rejection.kind == "error" or is_right(rejection):
+        return False
+    return rejection.stage in PLAUSIBLE or rejection.stage == "samples"
+
+
+def _compares(rejection: Rejection, kept: Record) -> bool:
+    """Whether a trainer can hold the two against each other: same messages, and another text that is not blank."""
+    generation = rejection.generation
+    if generation is None or not generation.answer_text.strip() or generation.text == kept.generation.text:
+        return False
+    return rejection.prompt.messages == kept.prompt.messages
+
+
+def _implausibility(rejection: Rejection) -> tuple[Any, ...]:
+    assert rejection.generation is not None
+    # a record that was not kept although its check found faults stands with those whose check rejected them
+    stage = PLAUSIBLE.index("check" if rejection.stage == "samples" else rejection.stage)
+    return stage, -_mean_logprob(rejection.generation), rejection.prompt.sample
+
+
+def _tokens(generation: Generation) -> int:
+    return len(generation.completion_token_ids)
+
+
+def _mean_logprob(generation: Generation) -> float:
+    """Mean of the sampled tokens' log-probabilities; lowest of all where they are not kept."""
+    logprobs = generation.logprobs
+    if logprobs is None or not logprobs.sampled_T.size:
+        return -math.inf
+    mean = float(np.mean(logprobs.sampled_T, dtype=np.float64))
+    return -math.inf if math.isnan(mean) else mean
