@@ -22,7 +22,8 @@ def list_tasks(workspace: Path) -> tuple[list[str], list[str]]:
         if task is None or wrong:
             lines += [f"{name}  BROKEN", *(f"    {line}" for line in wrong)]
             continue
-        lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}")
+        judged = "  judge: yes" if task.judge is not None else ""
+        lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}{judged}")
         fields = ", ".join(task.Answer.model_fields)
         lines += [f"    {task.description}", f"    answer: {fields}  ({task.schema_path})"]
         lines += [f"    warning: {warning}" for warning in task.warnings]

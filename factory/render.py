@@ -17,9 +17,10 @@ from factory.errors import TaskError, redact
 from factory.job import describe_problems
 from factory.records import Message, PlannedRow, Prompt, Sampling, content_hash, derive_seed
 from factory.sandbox import MAX_BYTES, MAX_CHARACTERS, LoudUndefined, OutOfBounds, TaskEnvironment, bounds
-from factory.tasks import Task
+from factory.tasks import JUDGE, Task
 
-VARIABLES = ("scenario", "level", "answer_schema")
+VARIABLES = ("scenario", "level", "answer_schema", "style")
+JUDGE_VARIABLES = ("scenario", "level", "style", "prompt", "reasoning", "answer")
 REASON_IN_WORDS = "First think step by step between <think> and </think>. Then give the answer, and nothing else."
 
 
@@ -46,7 +47,8 @@ class Renderer:
         scenario_json = _dump(scenario)  # before any template has had it: what `check` will be given
         messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed))
         identity = [self.task.name, self.task.version, row.level, row.number, messages]
-        prompt_id = content_hash(identity)
+        group = content_hash(identity)
+        prompt_id = content_hash([group, row.sample]) if row.sample else group
         return Prompt(
             id=prompt_id,
             shard=row.shard,
@@ -57,15 +59,18 @@ class Renderer:
             scenario=scenario_json,
             seed=derive_seed(prompt_id, row.seed),
             sampling=self.sampling,
+            sample=row.sample,
+            group=group,
         )
 
     def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
         """System turn, where there is one, and user turn."""
-        variables = {"scenario": scenario, "level": level, "answer_schema": self.task.answer_schema}
-        system = self._fill("system.j2", variables) if "system.j2" in self.task.templates else ""
+        task = self.task
+        variables = {"scenario": scenario, "level": level, "answer_schema": task.answer_schema, "style": task.style}
+        system = fill(self.environment, "system.j2", variables) if "system.j2" in self.task.templates else ""
         if self.prompted_reasoning:
             system = f"{system}\n\n{REASON_IN_WORDS}".strip()
-        user = {"role": "user", "content": self._fill(phrasing, variables)}
+        user = {"role": "user", "content": fill(self.environment, phrasing, variables)}
         return [{"role": "system", "content": system}, user] if system else [user]
 
     def _draw_phrasing(self, seed: int) -> str:
@@ -90,19 +95,21 @@ class Renderer:
         except Exception as error:  # a validator of the task's may raise anything
             raise RenderError("scenario_invalid", f"{type(error).__name__}: {error}") from error
 
-    def _fill(self, name: str, variables: dict[str, Any]) -> str:
-        try:
-            with bounds():
-                text = self.environment.get_template(name).render(variables)
-        except OutOfBounds as error:
-            raise RenderError("render_too_long", f"{name}: {error}") from None
-        except MemoryError:
-            raise RenderError("render_too_large", f"{name}: needs more than {MAX_BYTES:,} bytes of memory") from None
-        except Exception as error:  # a template can raise anything its scenario's methods raise
-            raise RenderError("render_failed", f"{name}: {type(error).__name__}: {error}") from error
-        if len(text) > MAX_CHARACTERS:
-            raise RenderError("render_too_large", f"{name}: {len(text):,} characters (at most {MAX_CHARACTERS:,})")
-        return text.strip()
+
+def fill(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[str, Any]) -> str:
+    """One template, filled within bounds of time, memory and text. Raises RenderError."""
+    try:
+        with bounds():
+            text = environment.get_template(name).render(variables)
+    except OutOfBounds as error:
+        raise RenderError("render_too_long", f"{name}: {error}") from None
+    except MemoryError:
+        raise RenderError("render_too_large", f"{name}: needs more than {MAX_BYTES:,} bytes of memory") from None
+    except Exception as error:  # a template can raise anything its scenario's methods raise
+        raise RenderError("render_failed", f"{name}: {type(error).__name__}: {error}") from error
+    if len(text) > MAX_CHARACTERS:
+        raise RenderError("render_too_large", f"{name}: {len(text):,} characters (at most {MAX_CHARACTERS:,})")
+    return text.strip()
 
 
 def _dump(scenario: BaseModel) -> str:
@@ -114,12 +121,13 @@ def _dump(scenario: BaseModel) -> str:
 
 def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = False) -> Renderer:
     """Compile a task's templates."""
-    return Renderer(task, _environment(task), sampling, prompted_reasoning)
+    return Renderer(task, open_environment(task.templates), sampling, prompted_reasoning)
 
 
-def _environment(task: Task) -> ImmutableSandboxedEnvironment:
+def open_environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment:
+    """The sandbox over these templates and no others."""
     environment = TaskEnvironment(
-        loader=DictLoader(task.templates), undefined=LoudUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=DictLoader(templates), undefined=LoudUndefined, trim_blocks=True, lstrip_blocks=True
     )
     del environment.filters["random"], environment.globals["lipsum"]  # they draw from no seed
     return environment
@@ -127,17 +135,19 @@ def _environment(task: Task) -> ImmutableSandboxedEnvironment:
 
 def check_templates(task: Task) -> list[str]:
     """Everything wrong with a task's templates: read as text first, then rendered once for each level and phrasing."""
-    environment = _environment(task)
-    problems = [line for name in sorted(task.templates) for line in _read_template(task, environment, name)]
+    names = sorted(task.templates)
+    problems = [line for name in names for line in _read_template(task, task.templates, name, VARIABLES)]
+    if task.judge is not None:
+        problems += _read_template(task, {JUDGE: task.judge}, JUDGE, JUDGE_VARIABLES)
     return problems or _try_templates(task)
 
 
-def _read_template(task: Task, environment: ImmutableSandboxedEnvironment, name: str) -> list[str]:
+def _read_template(task: Task, templates: dict[str, str], name: str, variables: tuple[str, ...]) -> list[str]:
     """Problems that show without rendering: syntax, unknown variables, underscore attributes, foreign files."""
-    path = task.folder / name
+    path, environment = task.folder / name, open_environment(templates)
     try:
         with bounds():  # constants are folded here, however large
-            tree = environment.parse(task.templates[name])
+            tree = environment.parse(templates[name])
             free = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         return [f"{path}:{error.lineno}: not valid Jinja: {error.message}"]
@@ -145,8 +155,8 @@ def _read_template(task: Task, environment: ImmutableSandboxedEnvironment, name:
         return [f"{path}: not valid Jinja: nested too deeply"]
     except (OutOfBounds, MemoryError) as error:
         return [f"{path}: holds a constant that is too large or takes too long: {str(error) or 'out of memory'}"]
-    unknown = sorted(free - {*VARIABLES, *environment.globals})
-    problems = [f"{path}: unknown variable {name!r} (has: {', '.join(VARIABLES)})" for name in unknown]
+    unknown = sorted(free - {*variables, *environment.globals})
+    problems = [f"{path}: unknown variable {name!r} (has: {', '.join(variables)})" for name in unknown]
     for node in tree.find_all(nodes.Getattr):
         if node.attr.startswith("_"):
             problems.append(f"{path}:{node.lineno}: {node.attr!r} is out of a template's reach (no underscore names)")
@@ -156,8 +166,8 @@ def _read_template(task: Task, environment: ImmutableSandboxedEnvironment, name:
                 f"{path}:{call.lineno}: no filter named {call.name!r}; see Jinja's list of built-in filters"
             )
     for other in meta.find_referenced_templates(tree):
-        if other not in task.templates:
-            has = ", ".join(sorted(task.templates))
+        if other not in templates:
+            has = ", ".join(sorted(templates))
             problems.append(f"{path}: cannot include {other!r}: only files of its own folder (has: {has})")
     return problems
 
@@ -184,6 +194,25 @@ def _read_back(task: Task, scenario: BaseModel) -> None:
         raise RenderError("scenario_not_json", describe_problems(error, task.Scenario)) from None
 
 
+def judge_messages(
+    environment: ImmutableSandboxedEnvironment, task: Task, level: str, texts: dict[str, str], scenario: BaseModel
+) -> list[Message]:
+    """The prompt of a task's judge; `texts` are the user turn (`prompt`), the `reasoning` and the `answer`."""
+    variables = {"scenario": scenario, "level": level, "style": task.style, **texts}
+    return [{"role": "user", "content": fill(environment, JUDGE, variables)}]
+
+
+def _try_judge(task: Task, level: str, scenario: BaseModel, prompt: str) -> str | None:
+    if task.judge is None:
+        return None
+    texts = {"prompt": prompt, "reasoning": "", "answer": "{}"}
+    try:
+        judge_messages(open_environment({JUDGE: task.judge}), task, level, texts, scenario)
+    except RenderError as error:
+        return f"{task.folder}/{error}"
+    return None
+
+
 def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
     task = renderer.task
     try:
@@ -200,7 +229,7 @@ def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
         return f"{task.folder}/{error}"
     if not messages[-1]["content"]:
         return f"{task.folder / phrasing}: renders to nothing at level {row.level}"
-    return None
+    return _try_judge(task, row.level, scenario, messages[-1]["content"])
 
 
 def require_whole(tasks: list[Task]) -> None:

@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, Field, ValidationError
 
 from factory.errors import TaskError
-from factory.job import Config, SamplingConfig, describe_problems, real_path
+from factory.job import Config, SamplingConfig, StyleConfig, describe_problems, real_path
 from factory.records import Sampling
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 REQUIRED = ("Scenario", "Answer", "check")
+JUDGE = "judge.j2"  # the rubric: a template of its own, with variables of its own
 
 
 class TaskFile(Config):
@@ -33,11 +34,15 @@ class TaskFile(Config):
     levels: Annotated[list[Annotated[str, Field(pattern=NAME_PATTERN)]], Field(min_length=1, max_length=32)]
     gate: Literal["schema", "check"] = "check"
     sampling: SamplingConfig = SamplingConfig()
+    style: StyleConfig = StyleConfig()
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One whole task: its texts, its types and its behaviour."""
+    """One whole task: its texts, its types and its behaviour.
+
+    `judge` is the text of the rubric, None where the task has none; it is no phrasing and not among `templates`.
+    """
 
     name: str
     version: str
@@ -56,6 +61,8 @@ class Task:
     answer_schema: dict[str, Any]
     digests: dict[str, str]
     warnings: tuple[str, ...] = ()
+    style: StyleConfig = field(default_factory=StyleConfig)
+    judge: str | None = None
 
     @property
     def phrasings(self) -> list[str]:
@@ -126,7 +133,10 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
     module = _load_schema(schema_path, problems)
     if module is not None:
         _check_contract(module, schema_path, problems)
+    judge = templates.pop(JUDGE, None)
     answer_schema = _describe_answer(module, schema_path, problems)
+    if config is not None and answer_schema:
+        problems += _check_style(config.style, answer_schema, folder / "task.toml")
     if problems or config is None or module is None:
         return None, problems
     task = Task(
@@ -147,6 +157,8 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         answer_schema=answer_schema,
         digests={str(p.relative_to(root)): _digest(p) for p in _source_files(folder, schema_path)},
         warnings=tuple(_unbounded(answer_schema, schema_path)),
+        style=config.style,
+        judge=judge,
     )
     return task, []
 
@@ -251,6 +263,33 @@ def _describe_answer(module: ModuleType | None, path: Path, problems: list[str])
     except Exception as error:  # pydantic refuses types that JSON has no word for, and names that do not exist
         problems.append(f"{path}: Answer has no JSON schema: {str(error).splitlines()[0]}; use types that JSON has")
     return {}
+
+
+def _check_style(style: StyleConfig, schema: dict[str, Any], path: Path) -> Iterator[str]:
+    """A problem for each of the style's fields that no answer can have."""
+    if style.max_words is not None and style.max_words < style.min_words:
+        yield f"{path}: style.max_words {style.max_words}: less than style.min_words {style.min_words}; raise it"
+    for field_path in style.fields:
+        places = [schema]
+        for key in field_path.split("."):
+            steps = [_step(schema, place, key) for place in places]
+            places = [place for step in steps for place in step]
+        if not places:
+            has = ", ".join(schema.get("properties", {}))
+            yield f"{path}: style.fields: no answer has {field_path!r} (keys: {has}; `*` for each item of a list)"
+
+
+def _step(root: dict[str, Any], schema: Any, key: str) -> list[Any]:
+    """The schemas under a key of an object, or under `*` of a list, whichever of its alternatives holds it."""
+    if not isinstance(schema, dict):
+        return []
+    if "$ref" in schema:
+        return _step(root, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], key)
+    found = [schema.get("items"), *schema.get("prefixItems", [])] if key == "*" else []
+    found.append(schema.get("properties", {}).get(key) or schema.get("additionalProperties") or None)
+    for name in ("anyOf", "oneOf", "allOf"):
+        found += [place for part in schema.get(name, []) for place in _step(root, part, key)]
+    return [place for place in found if place is not None]
 
 
 def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ def test_the_list_shows_whole_and_broken_tasks(workspace: Path) -> None:
     assert [line for line in lines if line.endswith("BROKEN")] == ["broken  BROKEN", "faulty  BROKEN"]
     assert [problem.split(": ", 1)[1] for problem in problems] == [
         "ZeroDivisionError: division by zero",
-        "unknown variable 'nope' (has: scenario, level, answer_schema)",
+        "unknown variable 'nope' (has: scenario, level, answer_schema, style)",
     ]
     assert all(f"    {problem}" in lines for problem in problems)
 
@@ -79,6 +79,7 @@ def test_a_new_task_has_all_its_files_and_its_own_name(tmp_path: Path) -> None:
     written = scaffold(tmp_path, "gifts")
     assert [str(path.relative_to(tmp_path)) for path in written] == [
         "prompts/gifts/golden.jsonl",
+        "prompts/gifts/judge.j2",
         "prompts/gifts/system.j2",
         "prompts/gifts/task.toml",
         "prompts/gifts/user.j2",

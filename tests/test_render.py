@@ -12,9 +12,9 @@ from conftest import SCHEMA, write_task
 
 from factory.errors import TaskError
 from factory.job import Job
+from factory.prepare import prepare
 from factory.records import PlannedRow, Rejection, Sampling
 from factory.render import REASON_IN_WORDS, Renderer, RenderError, check_templates, open_renderer, require_whole
-from factory.run import prepare
 from factory.tasks import Task, discover, load_task
 
 ROW = PlannedRow(shard=3, position=5, task="adding", level="easy", number=7, seed=11)
@@ -110,9 +110,9 @@ def test_a_whole_task_has_no_faults(workspace: Path) -> None:
         ),
         ("{% block a %}{% endblock %}\n{% block a %}{% endblock %}", ":2: not valid Jinja: block 'a' defined twice"),
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", ": not valid Jinja: nested too deeply"),
-        ("{{ scenari.a }}", ": unknown variable 'scenari' (has: scenario, level, answer_schema)"),
+        ("{{ scenari.a }}", ": unknown variable 'scenari' (has: scenario, level, answer_schema, style)"),
         ("{{ [1, 2] | random }}", ":1: not valid Jinja: No filter named 'random'."),
-        ("{{ lipsum() }}", ": unknown variable 'lipsum' (has: scenario, level, answer_schema)"),
+        ("{{ lipsum() }}", ": unknown variable 'lipsum' (has: scenario, level, answer_schema, style)"),
         ("\n{{ scenario.__class__ }}", ":2: '__class__' is out of a template's reach (no underscore names)"),
         ("{{ scenario._secret }}", ":1: '_secret' is out of a template's reach (no underscore names)"),
         ("{% if false %}{{ scenario.a.__init__ }}{% endif %}", ":1: '__init__' is out of a template's reach"),
