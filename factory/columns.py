@@ -12,13 +12,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from factory.records import Array, Message, Outcome, Record, Rejection, SignalSpec, canonical_json
+from factory.records import Array, Generation, Message, Outcome, Pair, Rejection, SignalSpec, canonical_json
 
 FORMAT_VERSION: Final = 1
 SENTINEL: Final = b"\x01"  # ends every binary value: some readers strip trailing NUL bytes
 MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
 COMPLETION: Final = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 IDS: Final = pa.list_(pa.int32())
+MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
 
 
@@ -83,6 +84,8 @@ def layouts(signals: SignalSpec) -> dict[str, Layout]:
         "default": Layout("default", "data", accepted, signals),
         "rejected": Layout("rejected", "rejected", (*IDENTITY, *REJECTED), signals),
     }
+    if signals.pairs:
+        configs["preferences"] = Layout("preferences", "preferences", PREFERENCES, signals)
     if signals.layers:
         configs["hidden_states"] = Layout("hidden_states", "hidden_states", HIDDEN, signals)
     return configs
@@ -146,8 +149,8 @@ def _messages(outcome: Outcome) -> list[Message]:
     return [{key: _clean(text) or "" for key, text in message.items()} for message in outcome.prompt.messages]
 
 
-def _completion(record: Record) -> list[dict[str, str | None]]:
-    generation = record.generation
+def _turn(generation: Generation | None) -> list[dict[str, str | None]]:
+    assert generation is not None
     answer, reasoning = _clean(generation.answer_text), _clean(generation.reasoning)
     return [{"role": "assistant", "content": answer, "reasoning_content": reasoning}]
 
@@ -167,8 +170,27 @@ def _rejected_ids(name: str) -> Callable[[Rejection], Array]:
     return lambda outcome: getattr(outcome.generation, name) if outcome.generation else empty
 
 
+def _float(name: str, get: Callable[[Any], float | None]) -> Column:
+    return Column(name, pa.float32(), _values(pa.float32(), get))
+
+
+def _measure(name: str) -> Callable[[Any], float | None]:
+    return lambda outcome: getattr(outcome.measures, name)
+
+
+def _bool(name: str, get: Callable[[Any], bool]) -> Column:
+    return Column(name, pa.bool_(), _values(pa.bool_(), get))
+
+
+def _pair_messages(name: str, get: Callable[[Pair], Outcome]) -> Column:
+    """One side of a pair: the assistant's turn, as TRL's preference trainers take it."""
+    return Column(name, pa.list_(COMPLETION), _values(pa.list_(COMPLETION), lambda pair: _turn(get(pair).generation)))
+
+
 IDENTITY: Final = (
     _text("id", lambda o: o.prompt.id),
+    _text("prompt_id", lambda o: o.prompt.group or o.prompt.id),
+    _int("sample", lambda o: o.prompt.sample),
     _text("task", lambda o: o.prompt.task),
     _text("level", lambda o: o.prompt.level),
     Column("prompt", pa.list_(MESSAGE), _values(pa.list_(MESSAGE), _messages)),
@@ -178,15 +200,22 @@ IDENTITY: Final = (
     Column("findings", pa.list_(pa.string()), _values(pa.list_(pa.string()), _findings)),
     _int("seed", lambda o: o.prompt.seed, pa.int64()),
     _int("attempt", lambda o: o.prompt.attempt),
+    _bool("repaired", lambda o: o.prompt.repaired),
+    _text("answer", lambda o: o.answer),
+    _float("pass_rate", lambda o: o.samples.pass_rate),
+    _float("agreement", lambda o: o.samples.agreement),
+    _float("judge_score", lambda o: o.verdict.score if o.verdict else None),
+    _text("judge_reasoning", lambda o: o.verdict.reasoning if o.verdict else None),
 )
 ACCEPTED: Final = (
-    Column("completion", pa.list_(COMPLETION), _values(pa.list_(COMPLETION), _completion)),
+    Column("completion", pa.list_(COMPLETION), _values(pa.list_(COMPLETION), lambda o: _turn(o.generation))),
     _text("reasoning", lambda o: o.generation.reasoning),
-    _text("answer", lambda o: o.answer),
-    Column("score", pa.float32(), _values(pa.float32(), lambda o: o.score)),
+    _float("score", lambda o: o.score),
     _array("prompt_token_ids", lambda o: o.generation.prompt_token_ids, np.int32),
     _array("completion_token_ids", lambda o: o.generation.completion_token_ids, np.int32),
     _int("answer_start", lambda o: o.generation.answer_start),
+    *(_float(name, _measure(name)) for name in MEASURES),
+    Column("reasoning_tokens", pa.int32(), _values(pa.int32(), lambda o: o.measures.reasoning_tokens)),
 )
 LOGPROBS: Final = (
     _array("sampled_logprobs", lambda o: o.generation.logprobs.sampled_T, np.float32),
@@ -202,6 +231,17 @@ REJECTED: Final = (
     Column("history", pa.list_(pa.string()), _values(pa.list_(pa.string()), _history)),
     _array("prompt_token_ids", _rejected_ids("prompt_token_ids"), np.int32),
     _array("completion_token_ids", _rejected_ids("completion_token_ids"), np.int32),
+)
+PREFERENCES: Final = (
+    _text("id", lambda pair: pair[0].prompt.group),
+    _text("task", lambda pair: pair[0].prompt.task),
+    _text("level", lambda pair: pair[0].prompt.level),
+    Column("prompt", pa.list_(MESSAGE), _values(pa.list_(MESSAGE), lambda pair: _messages(pair[0]))),
+    _pair_messages("chosen", lambda pair: pair[0]),
+    _pair_messages("rejected", lambda pair: pair[1]),
+    _text("chosen_id", lambda pair: pair[0].prompt.id),
+    _text("rejected_id", lambda pair: pair[1].prompt.id),
+    _text("rejected_reason", lambda pair: getattr(pair[1], "reason", None)),
 )
 HIDDEN: Final = (
     _text("id", lambda o: o.prompt.id),

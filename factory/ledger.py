@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +24,10 @@ LEDGER, MANIFEST, LOCK, SPOOL = "ledger.jsonl", "manifest.json", ".lock", ".spoo
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One committed shard. `cells` counts [accepted, rejected, errors] by "task/level"."""
+    """One committed shard. `cells` counts [accepted, rejected, errors] by "task/level".
+
+    `scrubbed` counts what was replaced in its scenarios, by kind of personal data.
+    """
 
     shard: int
     planned: int
@@ -35,6 +38,7 @@ class ShardEntry:
     cells: dict[str, list[int]]
     prompt_tokens: int
     completion_tokens: int
+    scrubbed: dict[str, int]
     files: tuple[ShardFile, ...]
 
 
@@ -51,7 +55,9 @@ class Totals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     bytes: int = 0
+    pairs: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    scrubbed: Counter[str] = field(default_factory=Counter)
     cells: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -70,14 +76,18 @@ class Totals:
         self.prompt_tokens += entry.prompt_tokens
         self.completion_tokens += entry.completion_tokens
         self.bytes += sum(file.bytes for file in entry.files)
+        self.pairs += sum(file.rows for file in entry.files if file.path.startswith("preferences/"))
         self.reasons.update(entry.reasons)
+        self.scrubbed.update(entry.scrubbed)
         for cell, counts in entry.cells.items():
             before = self.cells.get(cell, [0, 0, 0])
             self.cells[cell] = [a + b for a, b in zip(before, counts, strict=True)]
 
 
-def summarize_shard(shard: int, outcomes: Sequence[Outcome], files: Sequence[ShardFile]) -> ShardEntry:
-    """The ledger's line for a finished shard."""
+def summarize_shard(
+    shard: int, outcomes: Sequence[Outcome], files: Sequence[ShardFile], scrubbed: Mapping[str, int] | None = None
+) -> ShardEntry:
+    """The ledger's line for a finished shard; `scrubbed` counts what was replaced in the scenarios of its prompts."""
     kinds = [_kind(outcome) for outcome in outcomes]
     cells: dict[str, list[int]] = {}
     for outcome, kind in zip(outcomes, kinds, strict=True):
@@ -93,6 +103,7 @@ def summarize_shard(shard: int, outcomes: Sequence[Outcome], files: Sequence[Sha
         errors=kinds.count(2),
         reasons=dict(sorted(reasons.items())),
         cells=dict(sorted(cells.items())),
+        scrubbed=dict(sorted((scrubbed or {}).items())),
         prompt_tokens=sum(len(g.prompt_token_ids) for g in generations),
         completion_tokens=sum(len(g.completion_token_ids) for g in generations),
         files=tuple(files),
@@ -278,7 +289,8 @@ def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
         return None
     try:
         kept = manifest["signals"]
-        return SignalSpec(int(kept["top_k"]), tuple(map(int, kept["layers"])), bool(kept["final_norm"]))
+        layers, pairs = tuple(map(int, kept["layers"])), bool(kept["pairs"])
+        return SignalSpec(int(kept["top_k"]), layers, bool(kept["final_norm"]), pairs)
     except (TypeError, KeyError, ValueError) as error:
         raise DatasetError(f"{MANIFEST}: damaged: signals is not what was written ({error!r})") from None
 

@@ -19,41 +19,52 @@ from factory.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All rows of a job in a fixed mixed order, so that every shard holds every task in about its share."""
+    """All rows of a job in a fixed mixed order, so that every shard holds every task in about its share.
+
+    `order` permutes the prompts; each has `samples` rows, which stand side by side in one shard.
+    """
 
     seed: int
     shard_rows: int
-    blocks: tuple[tuple[str, str, int, int], ...]  # task, level, first number, count
+    samples: int
+    blocks: tuple[tuple[str, str, int, int], ...]  # task, level, first number, count of prompts
     order: "array[int]"
 
     @property
     def planned(self) -> int:
-        return len(self.order)
+        return len(self.order) * self.samples
+
+    @property
+    def shard_prompts(self) -> int:
+        """Prompts in a full shard: a shard holds all samples of a prompt, so at least one prompt."""
+        return max(1, self.shard_rows // self.samples)
 
     @property
     def shards(self) -> int:
-        return -(-self.planned // self.shard_rows)
+        return -(-len(self.order) // self.shard_prompts)
 
     def shard_size(self, shard: int) -> int:
-        return min(self.shard_rows, self.planned - shard * self.shard_rows)
+        """Rows of a shard."""
+        return min(self.shard_prompts, len(self.order) - shard * self.shard_prompts) * self.samples
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Planned rows by task and level."""
         counts: dict[str, dict[str, int]] = {}
         for task, level, _, count in self.blocks:
-            counts.setdefault(task, {})[level] = count
+            counts.setdefault(task, {})[level] = count * self.samples
         return counts
 
     def rows(self, shard: int) -> Iterator[PlannedRow]:
         """The rows of one shard, in their places."""
         ends = list(accumulate(count for *_, count in self.blocks))
-        first = shard * self.shard_rows
+        first = shard * self.shard_prompts
         for position in range(self.shard_size(shard)):
-            index = self.order[first + position]
+            index = self.order[first + position // self.samples]
             block = bisect_right(ends, index)
             task, level, start, count = self.blocks[block]
             number = start + index - (ends[block] - count)
-            yield PlannedRow(shard, position, task, level, number, derive_seed(self.seed, task, level, number))
+            seed = derive_seed(self.seed, task, level, number)
+            yield PlannedRow(shard, position, task, level, number, seed, sample=position % self.samples)
 
 
 def make_plan(job: Job, tasks: dict[str, Task]) -> Plan:
@@ -67,7 +78,7 @@ def make_plan(job: Job, tasks: dict[str, Task]) -> Plan:
             start += count
     order = array("Q", range(sum(count for *_, count in blocks)))
     random.Random(job.seed).shuffle(order)
-    return Plan(job.seed, job.shard_rows, tuple(blocks), order)
+    return Plan(job.seed, job.shard_rows, job.samples.n, tuple(blocks), order)
 
 
 def allocate_levels(config: TaskConfig, task: Task) -> dict[str, int]:

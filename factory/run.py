@@ -1,6 +1,6 @@
 """A job, from plan to dataset: the one place that sees every stage. Follow one record through `_produce`.
 
-    plan -> render -> teacher -> parse -> validate -> shard -> ledger
+    plan -> render -> teacher -> parse -> validate -> filter -> judge -> choose among samples -> shard -> ledger
 
 Rows of many shards are in flight at once; a shard is committed when its last row is decided. Every planned row ends as
 one accepted record, one rejection or one error, and the ledger refuses a shard for which that does not hold.
@@ -10,24 +10,26 @@ import json
 import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from factory import __version__
 from factory.card import write_card
-from factory.columns import FORMAT_VERSION
-from factory.errors import DatasetError, JobError
-from factory.job import Job
+from factory.difficulty import measure
+from factory.duplicates import Duplicates, StoredRow
+from factory.errors import DatasetError
+from factory.filters import RowFilters, apply
+from factory.job import Job, SignalsConfig, StudentConfig
+from factory.judge import VERDICT_SCHEMA, judge_id, judge_name
 from factory.ledger import (
     SPOOL,
     Ledger,
     Totals,
-    digest_job,
     hold,
     open_ledger,
     read_manifest,
@@ -38,72 +40,29 @@ from factory.ledger import (
     write_atomically,
 )
 from factory.parse import parse
-from factory.plan import Plan, make_plan, resolve_gates, resolve_sampling
+from factory.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
 from factory.progress import Progress
 from factory.records import (
     Generation,
     Outcome,
+    Pair,
     PlannedRow,
     Prompt,
+    Record,
     Rejection,
-    Sampling,
     SignalSpec,
     canonical_json,
-    content_hash,
 )
-from factory.render import Renderer, RenderError, open_renderer, require_whole
 from factory.repair import repair
-from factory.shards import write_shard
-from factory.sources import Source, open_source
-from factory.tasks import Task, discover
+from factory.retry import ask_again
+from factory.samples import choose
+from factory.shards import read_batches, write_shard
+from factory.stages import current_summary
 from factory.teachers import Teacher, open_teacher
 from factory.validate import Gate, validate
 
 PROBES_PER_TASK = 8
-# how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
-HOW_NOT_WHAT = (
-    "max_num_seqs",
-    "in_flight",
-    "gpu_memory_utilization",
-    "kv_cache_gb",
-    "max_restarts",
-    "start_timeout_s",
-    "hang_timeout_s",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A job with everything that can be known of it before a teacher starts."""
-
-    job: Job
-    tasks: dict[str, Task]
-    plan: Plan
-    sampling: dict[str, Sampling]
-    gates: dict[str, Gate]
-    renderers: dict[str, Renderer]
-    sources: dict[str, Source]
-
-    def render(self, row: PlannedRow) -> Prompt | Rejection:
-        """The prompt of a planned row, or its rejection where it cannot be made."""
-        source = self.sources.get(row.task)
-        fields = source.scenario(row.number) if source else None
-        try:
-            return self.renderers[row.task].render(row, fields)
-        except RenderError as error:
-            prompt = self._nameless(row, fields)
-            if source is None:  # a sample or a template of the task failed: that is a fault
-                return Rejection(prompt, None, "prompt", error.reason, (str(error),), "error")
-            # a row of the user's data that does not fit is data
-            place = f"row {source.place(row.number)} of {source.config.path}: {error}"
-            return Rejection(prompt, None, "prompt", error.reason, (place,))
-
-    def _nameless(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
-        """What stands for the prompt of a row that has none; its scenario is the data as it came."""
-        name = content_hash([row.task, row.level, row.number, row.seed])
-        scenario = json.dumps(fields or {}, default=str, sort_keys=True, ensure_ascii=False)
-        sampling = self.sampling[row.task]
-        return Prompt(name, row.shard, row.position, row.task, row.level, (), scenario, row.seed, sampling)
+JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
 
 @dataclass(slots=True)
@@ -127,32 +86,6 @@ class Draft:
         return [outcome for outcome in self.outcomes if outcome is not None]
 
 
-def prepare(job: Job, workspace: Path) -> Prepared:
-    """Find and check all that a job names, without starting anything. Raises JobError or TaskError with every fault."""
-    names = [config.name for config in job.tasks]
-    tasks = {task.name: task for task in discover(workspace).get(names)}
-    require_whole(list(tasks.values()))
-    for index, config in enumerate(job.tasks):
-        if config.source is None and tasks[config.name].sample is None:
-            raise JobError(f"tasks.{index}: {config.name} has no sample(); give it a source")
-    plan = make_plan(job, tasks)
-    sampling, gates = resolve_sampling(job, tasks), resolve_gates(job, tasks)
-    prompted = job.teacher.reasoning == "prompted"
-    return Prepared(
-        job=job,
-        tasks=tasks,
-        plan=plan,
-        sampling=sampling,
-        gates={name: Gate(tasks[name], check=gates[name] == "check") for name in names},
-        renderers={name: open_renderer(tasks[name], sampling[name], prompted) for name in names},
-        sources={
-            config.name: open_source(config.source, f"tasks.{index}.source", job.seed, config.count)
-            for index, config in enumerate(job.tasks)
-            if config.source is not None
-        },
-    )
-
-
 def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool = False) -> Totals:
     """Make the job's dataset in `out`, going on from what is committed there. Returns the totals of the whole dataset.
 
@@ -169,7 +102,7 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
             else:
                 require_manifest(out)
             ledger = open_ledger(out, plan, manifest)
-            _keep_provenance(prepared, ledger)
+            keep_provenance(prepared, ledger)
             if ledger.totals.left or "teacher" not in read_manifest(out):
                 _run_teacher(prepared, manifest, ledger, log_json)
             _settle(ledger)
@@ -190,21 +123,37 @@ def _tell_repaired(lines: list[str], as_json: bool) -> None:
 def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, log_json: bool) -> None:
     job, out, totals = prepared.job, ledger.out, ledger.totals
     started = datetime.now(UTC)
-    with open_teacher(job, prepared.tasks.values(), list(_probes(prepared)), out) as teacher:
-        manifest = manifest | {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
-        reconcile_manifest(out, manifest)
+    verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
+    with ExitStack() as stack:
+        tasks, probes = prepared.tasks.values(), list(_probes(prepared))
+        teacher = stack.enter_context(open_teacher(job, tasks, probes, out, verdicts))
+        judge = _open_judge(prepared, stack, out, verdicts) or teacher
+        described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
+        described |= {"judge": asdict(judge.info)} if prepared.judges else {}
+        reconcile_manifest(out, manifest | described)
         prepared = replace(prepared, gates=_gates_for(teacher, prepared.gates))
+        desk = Desk(prepared, teacher, judge)
         with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
             try:
-                for shard, outcomes in _produce(prepared, teacher, ledger, progress):
-                    files = write_shard(out, shard, outcomes, teacher.signals)
-                    ledger.commit(summarize_shard(shard, outcomes, files))
+                for shard, outcomes, pairs in _finish(prepared, ledger, _produce(prepared, desk, ledger, progress)):
+                    files = write_shard(out, shard, outcomes, teacher.signals, pairs)
+                    ledger.commit(summarize_shard(shard, outcomes, files, _scrubbed(prepared, shard)))
                     for outcome in outcomes:
-                        teacher.release(outcome.prompt.id, outcome.prompt.attempt)
+                        desk.release(outcome.prompt)
                     _write_card(ledger)
             finally:
                 _log_run(out, started, progress)
-        teacher.finish()
+
+
+def _open_judge(prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[str, Any]) -> Teacher | None:
+    """The judge's own teacher, where the job names one; it keeps no signals."""
+    job = prepared.job
+    if job.judge is None or job.judge.teacher is None:
+        return None
+    folder = out / JUDGE_FOLDER
+    folder.mkdir(exist_ok=True)
+    own = job.model_copy(update={"teacher": job.judge.teacher, "signals": SignalsConfig(top_k=0)})
+    return stack.enter_context(open_teacher(own, [], [], folder, verdicts))
 
 
 def _gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
@@ -217,38 +166,85 @@ def _settle(ledger: Ledger) -> None:
     """Give a complete dataset its final form; an earlier run may have been killed after its last commit."""
     ledger.finish()
     _write_card(ledger)
-    shutil.rmtree(ledger.out / SPOOL, ignore_errors=True)
+    for name in (SPOOL, JUDGE_FOLDER):
+        shutil.rmtree(ledger.out / name, ignore_errors=True)
 
 
-def _produce(
-    prepared: Prepared, teacher: Teacher, ledger: Ledger, progress: Progress
-) -> Iterator[tuple[int, list[Outcome]]]:
+@dataclass(slots=True)
+class Desk:
+    """What has been asked and is not decided yet: prompts at the teacher, accepted answers at the judge."""
+
+    prepared: Prepared
+    teacher: Teacher
+    judge: Teacher
+    asked: dict[str, Prompt] = field(default_factory=dict)
+    judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
+    again: deque[Prompt] = field(default_factory=deque)
+
+    def ask(self, prompt: Prompt) -> None:
+        self.asked[prompt.id] = prompt
+        self.teacher.submit(prompt)
+
+    def collect(self) -> list[Generation]:
+        """Wait for the next finished generations; a judge of its own is waited for when it has no room left."""
+        if self.judge is not self.teacher and not self.judge.room():
+            return self.judge.collect()
+        return self.teacher.collect() or self.judge.collect()
+
+    def conclude(self, generation: Generation) -> Outcome | None:
+        """What becomes of one generation; None where it went to the judge or is asked for again."""
+        if generation.prompt_id in self.judged:
+            record, prompt = self.judged.pop(generation.prompt_id)
+            return self._settle(self.prepared.judges[record.prompt.task].conclude(record, prompt, generation))
+        prompt = self.asked.pop(generation.prompt_id)
+        filters = self.prepared.filters[prompt.task]
+        outcome = decide(self.prepared.gates[prompt.task], prompt, generation, filters, self.prepared.job.student)
+        judge = self.prepared.judges.get(prompt.task)
+        if judge is None or isinstance(outcome, Rejection):
+            return self._settle(outcome)
+        question = judge.ask(outcome)
+        if isinstance(question, Rejection):
+            return question
+        self.judged[question.id] = (outcome, question)
+        self.judge.submit(question)
+        return None
+
+    def _settle(self, outcome: Outcome) -> Outcome | None:
+        prompt = ask_again(self.prepared.job, outcome) if isinstance(outcome, Rejection) else None
+        if prompt is None:
+            return outcome
+        self.again.append(prompt)
+        return None
+
+    def release(self, prompt: Prompt) -> None:
+        """A row is committed: nobody needs to keep its generations."""
+        self.teacher.release(prompt.id, prompt.attempt)
+        if prompt.task in self.prepared.judges:
+            for attempt in range(prompt.attempt + 1):
+                self.judge.release(judge_id(prompt.id, attempt), 0)
+
+
+def _produce(prepared: Prepared, desk: Desk, ledger: Ledger, progress: Progress) -> Iterator[tuple[int, list[Outcome]]]:
     """Whole shards, each as soon as its last row is decided."""
     rows = (row for shard in ledger.pending() for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
-    again: deque[Prompt] = deque()
-    asked: dict[str, Prompt] = {}
     while True:
         decided: list[Outcome] = []
-        while teacher.room() and not decided:
-            prompt = again.popleft() if again else _next_prompt(prepared, rows)
+        while desk.teacher.room() and not decided:
+            prompt = desk.again.popleft() if desk.again else _next_prompt(prepared, rows)
             if prompt is None:
                 break
             if isinstance(prompt, Rejection):
                 decided.append(prompt)
             else:
-                asked[prompt.id] = prompt
-                teacher.submit(prompt)
-        generations = [] if decided else teacher.collect()
+                desk.ask(prompt)
+        generations = [] if decided else desk.collect()
         if not decided and not generations:
             return
         for generation in generations:
             progress.answer(len(generation.completion_token_ids))
-            prompt = asked.pop(generation.prompt_id)
-            outcome = decide(prepared.gates[prompt.task], prompt, generation)
-            if isinstance(outcome, Rejection) and deserves_retry(outcome, prepared.job.validation.retries):
-                again.append(prompt.again(outcome.as_attempt()))
-            else:
+            outcome = desk.conclude(generation)
+            if outcome is not None:
                 decided.append(outcome)
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
@@ -258,85 +254,121 @@ def _produce(
                 yield shard, drafts.pop(shard).whole()
 
 
+def _scrubbed(prepared: Prepared, shard: int) -> Counter[str]:
+    """What was replaced in the scenarios of a shard's prompts, by kind of personal data."""
+    told = Counter[str]()
+    for row in prepared.plan.rows(shard):
+        source = prepared.sources.get(row.task)
+        if source is not None and source.config.scrub and not row.sample:
+            told += source.replaced(row.number)
+    return told
+
+
 def _next_prompt(prepared: Prepared, rows: Iterator[PlannedRow]) -> Prompt | Rejection | None:
     row = next(rows, None)
     return None if row is None else prepared.render(row)
 
 
-def decide(gate: Gate, prompt: Prompt, generation: Generation) -> Outcome:
-    """What becomes of one generation."""
+def decide(
+    gate: Gate,
+    prompt: Prompt,
+    generation: Generation,
+    filters: RowFilters = (),
+    student: StudentConfig | None = None,
+) -> Outcome:
+    """What becomes of one generation, by itself."""
     answer = parse(prompt, generation)
-    return answer if isinstance(answer, Rejection) else validate(gate, prompt, generation, answer)
+    if isinstance(answer, Rejection):
+        return answer
+    outcome = validate(gate, prompt, generation, answer)
+    if isinstance(outcome, Record) and student is not None:
+        outcome = fit_student(student, outcome)
+    return apply(filters, outcome) if isinstance(outcome, Record) else outcome
 
 
-def deserves_retry(rejection: Rejection, retries: int) -> bool:
-    """Whether to ask again: the answer was at fault, not the prompt or our own code, and there are attempts left."""
-    if rejection.kind == "error" or rejection.stage == "prompt" or rejection.reason == "engine_crash":
-        return False
-    return rejection.prompt.attempt < retries
+def fit_student(student: StudentConfig, record: Record) -> Outcome:
+    """The record, or its rejection where it has more tokens than the student may be shown."""
+    generation = record.generation
+    tokens = len(generation.prompt_token_ids) + len(generation.completion_token_ids)
+    if tokens <= student.max_tokens:
+        return record
+    finding = f"over_budget: {tokens} tokens, student.max_tokens is {student.max_tokens}"
+    return Rejection(record.prompt, generation, "filter", "over_budget", (finding,), answer=record.answer)
+
+
+def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> Iterator[tuple[int, list[Outcome]]]:
+    """The same shards, ascending: whether a row is a duplicate depends on those before it."""
+    order, whole = deque(ledger.pending()), dict[int, list[Outcome]]()
+    for shard, outcomes in shards:
+        whole[shard] = outcomes
+        while order and order[0] in whole:
+            yield order[0], whole.pop(order.popleft())
+
+
+def _finish(
+    prepared: Prepared, ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]
+) -> Iterator[tuple[int, list[Outcome], list[Pair]]]:
+    """Whole shards as they are written: what is kept of each prompt's samples, and nothing that was there already."""
+    filters = prepared.job.filters
+    deduplication = Deduplication(prepared.job, ledger) if filters.duplicates or filters.near_duplicates else None
+    for shard, outcomes in shards if deduplication is None else _in_order(ledger, shards):
+        outcomes, pairs = _choose(prepared, outcomes)
+        if deduplication is not None:
+            outcomes = deduplication.check(shard, outcomes)
+            accepted = {outcome.prompt.id for outcome in outcomes if isinstance(outcome, Record)}
+            pairs = [pair for pair in pairs if pair[0].prompt.id in accepted]
+        yield shard, outcomes, pairs
+
+
+def _choose(prepared: Prepared, outcomes: list[Outcome]) -> tuple[list[Outcome], list[Pair]]:
+    """Among all samples of each prompt those that are kept, each with its measures; and the preference pairs."""
+    chosen: list[Outcome] = []
+    pairs: list[Pair] = []
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.prompt.group):
+        kept, pair = choose(list(group), prepared.job.samples.keep)
+        chosen += [_measured(prepared, outcome) for outcome in kept]
+        pairs += [] if pair is None else [pair]
+    return chosen, pairs
+
+
+def _measured(prepared: Prepared, outcome: Outcome) -> Outcome:
+    return replace(outcome, measures=measure(outcome, prepared.formula)) if isinstance(outcome, Record) else outcome
+
+
+class Deduplication:
+    """The duplicates of a dataset, with what earlier runs committed."""
+
+    def __init__(self, job: Job, ledger: Ledger) -> None:
+        self.duplicates = Duplicates(job.filters)
+        self.out = ledger.out
+        self.earlier = deque(sorted(ledger.entries))
+
+    def check(self, shard: int, outcomes: list[Outcome]) -> list[Outcome]:
+        """The outcomes of a shard, with a rejection in place of each row that an earlier row is like."""
+        while self.earlier and self.earlier[0] < shard:
+            self.duplicates.remember(stored_rows(self.out, self.earlier.popleft()))
+        return self.duplicates.check(outcomes)
+
+
+def stored_rows(out: Path, shard: int) -> Iterator[StoredRow]:
+    """What a committed shard accepted, as far as duplicates are concerned."""
+    columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer"]
+    for batch in read_batches(out / "data" / f"train-{shard:05d}.parquet", columns):
+        for row in batch.to_pylist():
+            yield StoredRow(*(row[name] for name in columns))
 
 
 def _probes(prepared: Prepared) -> Iterator[Prompt]:
     """A few prompts of each task, to see before the engine starts whether any fits the model's window."""
     for name in prepared.tasks:
-        rows = (row for row in prepared.plan.rows(0) if row.task == name)
+        rows = (row for row in prepared.plan.rows(0) if row.task == name and not row.sample)
         prompts = (prepared.render(row) for row in islice(rows, PROBES_PER_TASK))
         yield from (prompt for prompt in prompts if isinstance(prompt, Prompt))
 
 
-def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The first line of the ledger."""
-    return {
-        "digest": manifest["digest"],
-        "planned": plan.planned,
-        "shards": plan.shards,
-        "shard_rows": plan.shard_rows,
-        "counts": plan.counts(),
-    }
-
-
-def describe_job(prepared: Prepared) -> dict[str, Any]:
-    """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
-    job = prepared.job.model_dump(mode="json", exclude={"out"})
-    for name in HOW_NOT_WHAT:
-        del job["teacher"][name]
-    tasks = {
-        task.name: {
-            "version": task.version,
-            "gate": "check" if prepared.gates[task.name].check else "schema",
-            "sampling": asdict(prepared.sampling[task.name]),
-            "files": task.digests,
-        }
-        for task in prepared.tasks.values()
-    }
-    sources = {name: source.digest() for name, source in prepared.sources.items()}
-    sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources}
-    meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
-    meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
-    versions = {"format": FORMAT_VERSION, "factory": __version__}
-    return sections | {"digest": digest_job(sections), "meaning": meaning, "versions": versions}
-
-
-def _keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
-    """Copies of the job and of the tasks' sources, as they were when the dataset was begun."""
-    out = ledger.out
-    if ledger.entries and (out / "job.toml").exists():
-        return
-    shutil.rmtree(out / "templates", ignore_errors=True)
-    for task in prepared.tasks.values():
-        target = out / "templates" / task.name
-        target.mkdir(parents=True, exist_ok=True)
-        for path in [task.folder / "task.toml", *task.folder.glob("*.j2"), task.schema_path]:
-            shutil.copyfile(path, target / path.name)
-    import tomli_w
-
-    job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    write_atomically(out / "job.toml", tomli_w.dumps(job).encode())
-
-
 def _write_card(ledger: Ledger) -> None:
     manifest = read_manifest(ledger.out)
-    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec())
+    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), current_summary(ledger))
     write_atomically(ledger.out / "README.md", card.encode())
 
 

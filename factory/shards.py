@@ -5,7 +5,7 @@ Rows are written in groups of about 12 MB, so memory stays flat at any shard siz
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from factory.columns import Layout, layouts, row_bytes
 from factory.errors import DatasetError
-from factory.records import Outcome, Record, SignalSpec
+from factory.records import Outcome, Pair, Record, SignalSpec
 
 ROW_GROUP_BYTES = 12 * 1024 * 1024
 
@@ -34,7 +34,9 @@ def shard_path(layout: Layout, shard: int) -> str:
     return f"{layout.folder}/train-{shard:05d}.parquet"
 
 
-def write_shard(out: Path, shard: int, outcomes: Sequence[Outcome], signals: SignalSpec) -> list[ShardFile]:
+def write_shard(
+    out: Path, shard: int, outcomes: Sequence[Outcome], signals: SignalSpec, pairs: Sequence[Pair] = ()
+) -> list[ShardFile]:
     """Write every config's file of one shard: temporary file, fsync, rename. Empty configs get a file without rows.
 
     Raises DatasetError where the disk refuses; files already in place are left as they are.
@@ -42,7 +44,7 @@ def write_shard(out: Path, shard: int, outcomes: Sequence[Outcome], signals: Sig
     written = []
     try:
         for layout in layouts(signals).values():
-            rows = [o for o in outcomes if isinstance(o, Record) != (layout.config == "rejected")]
+            rows = pairs if layout.config == "preferences" else _rows_of(layout, outcomes)
             written.append(_write_file(out, shard_path(layout, shard), layout, rows))
     except OSError as error:
         reason = error.strerror or str(error)
@@ -50,7 +52,11 @@ def write_shard(out: Path, shard: int, outcomes: Sequence[Outcome], signals: Sig
     return written
 
 
-def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome]) -> ShardFile:
+def _rows_of(layout: Layout, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Record) != (layout.config == "rejected")]
+
+
+def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> ShardFile:
     target, temporary = out / name, out / f".tmp-{name.replace('/', '-')}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -68,12 +74,12 @@ def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome]) -
     return ShardFile(name, len(rows), size, digest)
 
 
-def _row_groups(rows: Iterable[Outcome]) -> Iterator[list[Outcome]]:
-    group: list[Outcome] = []
+def _row_groups(rows: Sequence[Outcome] | Sequence[Pair]) -> Iterator[list[Outcome | Pair]]:
+    group: list[Outcome | Pair] = []
     size = 0
     for row in rows:
         group.append(row)
-        size += row_bytes(row)
+        size += sum(map(row_bytes, row)) if isinstance(row, tuple) else row_bytes(row)
         if size >= ROW_GROUP_BYTES:
             yield group
             group, size = [], 0

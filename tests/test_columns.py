@@ -21,7 +21,9 @@ HIDDEN = layouts(SIGNALS)["hidden_states"]
 def test_the_default_config_has_every_documented_column() -> None:
     documented = (
         "id task level prompt completion reasoning answer scenario prompt_token_ids completion_token_ids answer_start "
-        "sampled_logprobs topk_ids topk_logprobs tail_logprobs entropy finish_reason score findings seed attempt text"
+        "sampled_logprobs topk_ids topk_logprobs tail_logprobs entropy finish_reason score findings seed attempt text "
+        "prompt_id sample repaired pass_rate agreement judge_score judge_reasoning entropy_mean entropy_max surprise "
+        "confidence reasoning_tokens difficulty"
     )
     assert sorted(DEFAULT.schema.names) == sorted(documented.split())
 

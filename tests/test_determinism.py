@@ -33,7 +33,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from factory.job import load_job
-from factory.run import prepare, run
+from factory.prepare import prepare
+from factory.run import run
 
 job = load_job(Path("job.toml"))
 prepared = prepare(job, Path())

@@ -93,7 +93,7 @@ def test_totals_are_the_sums_over_shards(tmp_path: Path) -> None:
 
 
 def test_a_shard_whose_rows_do_not_add_up_is_not_committed(tmp_path: Path) -> None:
-    wrong = ShardEntry(0, 5, 3, 1, 0, {}, {}, 0, 0, ())
+    wrong = ShardEntry(0, 5, 3, 1, 0, {}, {}, 0, 0, {}, ())
     with opened(tmp_path) as ledger:
         with pytest.raises(AssertionError):
             ledger.commit(wrong)
@@ -350,7 +350,7 @@ def test_a_file_is_replaced_in_one_step_and_left_alone_when_nothing_changes(tmp_
 
 def test_signals_come_back_from_the_manifest_as_they_went_in() -> None:
     assert read_signals({}) is None
-    kept = json.loads('{"signals": {"top_k": 3, "layers": [1, 4], "final_norm": true}}')
+    kept = json.loads('{"signals": {"top_k": 3, "layers": [1, 4], "final_norm": true, "pairs": false}}')
     assert read_signals(kept) == SIGNALS == SignalSpec(3, (1, 4), True)
     damaged: tuple[Any, ...] = ({}, [], {"top_k": "many", "layers": [], "final_norm": True})
     for damage in damaged:

@@ -33,8 +33,9 @@ from factory.columns import decode_states
 from factory.errors import DatasetError, JobError, TaskError, TeacherError
 from factory.job import Job, load_job
 from factory.ledger import Totals
+from factory.prepare import describe_job, prepare
 from factory.records import Prompt, Rejection
-from factory.run import Draft, decide, describe_job, deserves_retry, prepare, run
+from factory.run import Draft, decide, run
 
 MakeJob = Callable[..., Job]
 VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
@@ -492,25 +493,6 @@ def test_a_row_is_never_decided_twice() -> None:
     draft.put(make_record(1))
     with pytest.raises(AssertionError):
         draft.put(make_rejection(1))
-
-
-@pytest.mark.parametrize(
-    ("stage", "reason", "kind", "attempt", "again"),
-    [
-        ("parse", "invalid_json", "rejected", 0, True),
-        ("check", "wrong_total", "rejected", 1, True),
-        ("teacher", "truncated", "rejected", 0, True),
-        ("parse", "invalid_json", "rejected", 2, False),
-        ("check", "check_raised", "error", 0, False),
-        ("prompt", "prompt_too_long", "rejected", 0, False),
-        ("teacher", "engine_crash", "rejected", 0, False),
-    ],
-)
-def test_only_an_answer_at_fault_is_asked_for_again(
-    stage: Any, reason: str, kind: Any, attempt: int, again: bool
-) -> None:
-    rejection = Rejection(make_prompt(0, attempt=attempt), make_generation(0), stage, reason, kind=kind)
-    assert deserves_retry(rejection, retries=2) is again
 
 
 def test_a_generation_with_damaged_signals_is_an_error(workspace: Path, make_job: MakeJob) -> None:

@@ -4,9 +4,10 @@ A teacher is fed continuously: `submit` while it has `room`, `collect` what has 
 what is safely stored. Nothing here waits for a batch to end.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from factory.job import Job
@@ -43,19 +44,23 @@ class Teacher(Protocol):
         """The generations of a prompt, up to this attempt, are committed and need not be kept."""
         ...
 
-    def finish(self) -> None:
-        """Nothing is planned any more: throw away what was kept for a resumed run."""
-        ...
-
 
 @contextmanager
-def open_teacher(job: Job, tasks: Iterable[Task], probes: list[Prompt], out: Path) -> Iterator[Teacher]:
+def open_teacher(
+    job: Job,
+    tasks: Iterable[Task],
+    probes: list[Prompt],
+    out: Path,
+    more_schemas: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> Iterator[Teacher]:
     """Start the job's teacher; it and all its processes are gone when the context ends.
+
+    Prompts name the JSON schema of their answer: a task's, or one of `more_schemas`.
 
     `probes` are a few prompts of each task: where none of a task's fits the model's window, the engine is not started.
     Raises TeacherError where the model or the engine cannot serve the job.
     """
-    schemas: dict[str, dict[str, Any]] = {task.name: task.answer_schema for task in tasks}
+    schemas = {task.name: task.answer_schema for task in tasks} | dict(more_schemas)
     if job.teacher.backend == "scripted":
         from factory.teachers.scripted import ScriptedTeacher
 

@@ -21,6 +21,10 @@ VOCAB, LAYERS, HIDDEN = 260, 4, 16
 SHAPE = ModelShape(VOCAB, LAYERS, HIDDEN, window=None, kv_values_per_token=0, dtype="bfloat16")
 SPECIAL_TEXT = {THINK_END: "</think>", STOP: "<|end|>"}
 PEAK = 9.0  # logit given to the sampled id: about as sure of itself as an instruction-tuned model
+PEAK_FALLS = 1.5  # with each level: the harder, the less sure
+REFUSAL = "I'm sorry, but I can't help with that."
+LOOP = "I look at the list once more. " * 40
+LEAK = "If in doubt, write to dana.whitfield@northgate-mail.com or call +1 415 555 2671."
 
 
 def encode(text: str) -> list[int]:
@@ -57,9 +61,6 @@ class ScriptedTeacher:
     def release(self, prompt_id: str, attempts: int) -> None:
         pass
 
-    def finish(self) -> None:
-        pass
-
     def answer(self, prompt: Prompt) -> Generation:
         """One generation, with the fault that the prompt's seed draws for it."""
         rng = np.random.default_rng([prompt.seed, prompt.attempt])
@@ -69,6 +70,8 @@ class ScriptedTeacher:
             detail = "the scripted teacher crashes on this prompt"
             return Generation.failed(prompt.id, prompt.attempt, "engine_crash", detail, prompt_ids)
         reasoning, answer = self._solve(prompt, rng, wrong=fault == "wrong")
+        more = {"loop": LOOP, "pii": LEAK}.get(fault)
+        reasoning = REFUSAL if fault == "refusal" else f"{reasoning}\n{more}" if more else reasoning
         if fault == "bad_json":
             answer = answer[:-1] + ","
         think = [] if fault == "no_reasoning" else [*encode(reasoning), THINK_END]
@@ -89,7 +92,7 @@ class ScriptedTeacher:
             completion_token_ids=ids_T,
             answer_start=start,
             finish_reason="length" if cut else "stop",
-            logprobs=self._draw_logprobs(rng, ids_T) if self.signals.top_k else None,
+            logprobs=self._draw_logprobs(rng, ids_T, self._peak(prompt)) if self.signals.top_k else None,
             hidden_states=self._draw_states(rng, len(prompt_ids) + len(ids_T) - 1) if self.signals.layers else None,
         )
 
@@ -102,16 +105,23 @@ class ScriptedTeacher:
         return ""
 
     def _solve(self, prompt: Prompt, rng: np.random.Generator, wrong: bool) -> tuple[str, str]:
-        task = self.tasks[prompt.task]
+        task = self.tasks.get(prompt.task)
+        if task is None:  # a judge's prompt
+            score = int(rng.integers(3, 6))
+            return "I compare it with the rubric.", json.dumps({"reasoning": f"It earns a {score}.", "score": score})
         if task.solve is None or wrong:
             return "I take the first thing that fits the form.", invent_answer(task, int(rng.integers(2**31)))
         reasoning, answer = task.solve(task.Scenario.model_validate_json(prompt.scenario))
         return reasoning, answer.model_dump_json()
 
-    def _draw_logprobs(self, rng: np.random.Generator, ids_T: Array) -> Logprobs:
+    def _peak(self, prompt: Prompt) -> float:
+        task = self.tasks.get(prompt.task)
+        return PEAK - PEAK_FALLS * (task.levels.index(prompt.level) if task else 0)
+
+    def _draw_logprobs(self, rng: np.random.Generator, ids_T: Array, peak: float) -> Logprobs:
         k = self.signals.top_k
         logits_TV = rng.standard_normal((len(ids_T), VOCAB), np.float32)
-        logits_TV[np.arange(len(ids_T)), ids_T] += PEAK
+        logits_TV[np.arange(len(ids_T)), ids_T] += peak
         logprobs_TV = logits_TV - np.log(np.exp(logits_TV).sum(1, keepdims=True))
         order_TV = np.argsort(-logprobs_TV, axis=1, kind="stable")
         sorted_TV = np.take_along_axis(logprobs_TV, order_TV, 1)

@@ -115,13 +115,6 @@ class Spool:
                 self.live[segment] -= 1
                 self._sweep(segment)
 
-    def clear(self) -> None:
-        """Delete everything: the dataset is complete."""
-        self.maps.clear()
-        for path in self.folder.glob("*.gen"):
-            path.unlink()
-        self.folder.rmdir()
-
     def _hold(self, key: tuple[str, int], segment: str) -> None:
         before = self.segments.get(key)
         if before is not None:

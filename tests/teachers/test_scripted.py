@@ -11,8 +11,8 @@ from conftest import SCHEMA, write_task
 
 from factory.errors import TeacherError
 from factory.job import Job
+from factory.prepare import prepare
 from factory.records import Attempt, Generation, Logprobs, Prompt
-from factory.run import prepare
 from factory.tasks import load_task
 from factory.teachers import open_teacher
 from factory.teachers.scripted import SHAPE, STOP, THINK_END, VOCAB, ScriptedTeacher, decode, encode, invent_answer

@@ -1,0 +1,171 @@
+"""Everything about a job that can be known before a teacher starts: found, checked, and described for the manifest."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from factory import __version__
+from factory.columns import FORMAT_VERSION
+from factory.contamination import digest_files, open_index
+from factory.difficulty import Formula, compile_formula, known_names
+from factory.errors import JobError
+from factory.filters import RowFilters, open_filters
+from factory.job import Job
+from factory.judge import Judge, open_judges
+from factory.ledger import Ledger, digest_job, write_atomically
+from factory.plan import Plan, make_plan, resolve_gates, resolve_sampling
+from factory.records import PlannedRow, Prompt, Rejection, Sampling, content_hash
+from factory.render import Renderer, RenderError, open_renderer, require_whole
+from factory.sources import Source, open_source
+from factory.tasks import Task, discover
+from factory.validate import Gate
+
+# how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
+HOW_NOT_WHAT = (
+    "max_num_seqs",
+    "in_flight",
+    "gpu_memory_utilization",
+    "kv_cache_gb",
+    "max_restarts",
+    "start_timeout_s",
+    "hang_timeout_s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job with everything that can be known of it before a teacher starts."""
+
+    job: Job
+    tasks: dict[str, Task]
+    plan: Plan
+    sampling: dict[str, Sampling]
+    gates: dict[str, Gate]
+    renderers: dict[str, Renderer]
+    sources: dict[str, Source]
+    filters: dict[str, RowFilters]
+    judges: dict[str, Judge]
+    formula: Formula
+
+    def render(self, row: PlannedRow) -> Prompt | Rejection:
+        """The prompt of a planned row, or its rejection where it cannot be made."""
+        source = self.sources.get(row.task)
+        fields = source.scenario(row.number) if source else None
+        try:
+            return self.renderers[row.task].render(row, fields)
+        except RenderError as error:
+            prompt = self._nameless(row, fields)
+            if source is None:  # a sample or a template of the task failed: that is a fault
+                return Rejection(prompt, None, "prompt", error.reason, (str(error),), "error")
+            # a row of the user's data that does not fit is data
+            place = f"row {source.place(row.number)} of {source.config.path}: {error}"
+            return Rejection(prompt, None, "prompt", error.reason, (place,))
+
+    def _nameless(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
+        """What stands for the prompt of a row that has none; its scenario is the data as it came."""
+        name = content_hash([row.task, row.level, row.number, row.seed])
+        scenario = json.dumps(fields or {}, default=str, sort_keys=True, ensure_ascii=False)
+        return Prompt(
+            id=content_hash([name, row.sample]) if row.sample else name,
+            shard=row.shard,
+            position=row.position,
+            task=row.task,
+            level=row.level,
+            messages=(),
+            scenario=scenario,
+            seed=row.seed,
+            sampling=self.sampling[row.task],
+            sample=row.sample,
+            group=name,
+        )
+
+
+def prepare(job: Job, workspace: Path) -> Prepared:
+    """Find and check all that a job names, without starting anything. Raises JobError or TaskError with every fault."""
+    names = [config.name for config in job.tasks]
+    tasks = {task.name: task for task in discover(workspace).get(names)}
+    require_whole(list(tasks.values()))
+    for index, config in enumerate(job.tasks):
+        if config.source is None and tasks[config.name].sample is None:
+            raise JobError(f"tasks.{index}: {config.name} has no sample(); give it a source")
+    plan = make_plan(job, tasks)
+    sampling, gates = resolve_sampling(job, tasks), resolve_gates(job, tasks)
+    prompted = job.teacher.reasoning == "prompted"
+    judges = open_judges(job, tasks)
+    if job.judge is not None and not judges:
+        told = ", ".join(names)
+        raise JobError(f"judge: no task of the job has a rubric (judge.j2): {told}; write one or leave [judge] out")
+    contamination = job.filters.contamination
+    evaluation = open_index(contamination) if contamination is not None else None
+    known = known_names(job.samples.n, job.signals.top_k, bool(judges))
+    return Prepared(
+        job=job,
+        tasks=tasks,
+        plan=plan,
+        sampling=sampling,
+        gates={name: Gate(tasks[name], check=gates[name] == "check") for name in names},
+        renderers={name: open_renderer(tasks[name], sampling[name], prompted) for name in names},
+        sources={
+            config.name: open_source(config.source, f"tasks.{index}.source", job.seed, config.count)
+            for index, config in enumerate(job.tasks)
+            if config.source is not None
+        },
+        filters={name: open_filters(job.filters, task.style, evaluation) for name, task in tasks.items()},
+        judges=judges,
+        formula=compile_formula(job.difficulty.formula, known),
+    )
+
+
+def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The first line of the ledger."""
+    return {
+        "digest": manifest["digest"],
+        "planned": plan.planned,
+        "shards": plan.shards,
+        "shard_rows": plan.shard_rows,
+        "counts": plan.counts(),
+    }
+
+
+def describe_job(prepared: Prepared) -> dict[str, Any]:
+    """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
+    job = prepared.job.model_dump(mode="json", exclude={"out"})
+    for name in HOW_NOT_WHAT:
+        del job["teacher"][name]
+    tasks = {
+        task.name: {
+            "version": task.version,
+            "gate": "check" if prepared.gates[task.name].check else "schema",
+            "sampling": asdict(prepared.sampling[task.name]),
+            "files": task.digests,
+        }
+        for task in prepared.tasks.values()
+    }
+    sources = {name: source.digest() for name, source in prepared.sources.items()}
+    contamination = prepared.job.filters.contamination
+    evaluation = digest_files(contamination) if contamination is not None else {}
+    sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
+    meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
+    meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
+    versions = {"format": FORMAT_VERSION, "factory": __version__}
+    return sections | {"digest": digest_job(sections), "meaning": meaning, "versions": versions}
+
+
+def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
+    """Copies of the job and of the tasks' sources, as they were when the dataset was begun."""
+    out = ledger.out
+    if ledger.entries and (out / "job.toml").exists():
+        return
+    shutil.rmtree(out / "templates", ignore_errors=True)
+    for task in prepared.tasks.values():
+        target = out / "templates" / task.name
+        target.mkdir(parents=True, exist_ok=True)
+        for path in [task.folder / "task.toml", *task.folder.glob("*.j2"), task.schema_path]:
+            shutil.copyfile(path, target / path.name)
+    job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    write_atomically(out / "job.toml", tomli_w.dumps(job).encode())

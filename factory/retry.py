@@ -1,0 +1,44 @@
+"""Asking again: which rejected answers deserve another attempt, and what that attempt is asked.
+
+`resample` asks the same request with another seed. `repair` shows the teacher its answer and what is wrong with it. A
+row over the student's budget is asked again with half the tokens for reasoning.
+"""
+
+from dataclasses import replace
+
+from factory.job import Job
+from factory.records import Prompt, Rejection
+
+HOPELESS_REASONS = ("engine_crash", "contaminated")  # another answer would change nothing
+MAX_FINDINGS = 10
+MAX_ANSWER = 8000  # characters of the failed answer that the teacher is shown
+
+
+def ask_again(job: Job, rejection: Rejection) -> Prompt | None:
+    """The prompt of the next attempt, or None where the rejection stands."""
+    if not _deserves_retry(rejection) or rejection.prompt.attempt >= job.validation.retries:
+        return None
+    prompt = rejection.prompt.again(rejection.as_attempt())
+    if rejection.reason == "over_budget":
+        return _shorten(prompt, rejection) if job.student is not None and job.student.over == "shorten" else None
+    if job.validation.retry == "repair" and rejection.generation is not None and rejection.generation.answer_text:
+        return prompt.repair(rejection.generation.answer_text[:MAX_ANSWER], describe_findings(rejection))
+    return prompt
+
+
+def _deserves_retry(rejection: Rejection) -> bool:
+    """The answer was at fault, not the prompt or our own code."""
+    return rejection.kind != "error" and rejection.stage != "prompt" and rejection.reason not in HOPELESS_REASONS
+
+
+def _shorten(prompt: Prompt, rejection: Rejection) -> Prompt:
+    assert rejection.generation is not None
+    budget = prompt.sampling.thinking_tokens or rejection.generation.answer_start
+    return replace(prompt, sampling=replace(prompt.sampling, thinking_tokens=budget // 2))
+
+
+def describe_findings(rejection: Rejection) -> str:
+    """The user turn that asks for a repaired answer."""
+    findings = rejection.findings[:MAX_FINDINGS] or (rejection.reason,)
+    lines = ["That answer was not accepted:", *(f"- {finding}" for finding in findings)]
+    return "\n".join([*lines, "Answer the request again, whole and in the form it asks for."])
