@@ -5,12 +5,18 @@ from typing import Any
 from factory.columns import layouts
 from factory.ledger import Totals
 from factory.records import SignalSpec
+from factory.stages import FOLDER, card_configs, describe_range
 
 
-def write_card(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> str:
-    """The text of out/README.md. It holds no time and no path, so equal datasets have equal cards."""
+def write_card(
+    totals: Totals, manifest: dict[str, Any], signals: SignalSpec, curriculum: dict[str, Any] | None = None
+) -> str:
+    """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
+
+    It holds no time and no path, so equal datasets have equal cards.
+    """
     teacher = manifest.get("teacher", {})
-    lines = [*_front_matter(totals, signals), "# Distillation dataset", ""]
+    lines = [*_front_matter(totals, signals, curriculum), "# Distillation dataset", ""]
     model = teacher.get("model", "?")
     state = (
         "complete" if totals.left == 0 else f"unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
@@ -27,23 +33,50 @@ def write_card(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) ->
         "",
         *_task_table(totals),
         *_reasons(totals),
+        *_quality(totals, manifest, signals),
         *_meaning(teacher, signals),
     ]
     lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
     lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
+    lines += _stage_table(curriculum) if curriculum else []
     lines += ["Made by distillation-factory; `manifest.json` holds everything that decides what these rows are.", ""]
     return "\n".join(lines)
 
 
-def _front_matter(totals: Totals, signals: SignalSpec) -> list[str]:
+def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None) -> list[str]:
     """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence."""
     lines = ["---", "configs:"]
     for name, layout in layouts(signals).items():
-        rows = totals.rejected + totals.errors if name == "rejected" else totals.accepted
+        rows = {"rejected": totals.rejected + totals.errors, "preferences": totals.pairs}.get(name, totals.accepted)
         if rows or name == "default":
             lines += [f"- config_name: {name}", *(["  default: true"] if name == "default" else [])]
             lines += ["  data_files:", "  - split: train", f"    path: {layout.folder}/train-*.parquet"]
+    for name, splits in card_configs(curriculum) if curriculum else ():
+        lines += [f'- config_name: "{name}"', "  data_files:"]  # quoted: YAML takes a bare `on` or `null` for no text
+        for split in splits:
+            lines += [f"  - split: {split}", f"    path: {FOLDER}/{name}/{split}-*.parquet"]
     return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
+
+
+def _stage_table(curriculum: dict[str, Any]) -> list[str]:
+    """The stages, easy to hard, and how to load one."""
+    by, lines = curriculum["by"], ["## Curriculum", ""]
+    lines += [
+        f"| stage | {by} | train | validation | test | train tokens | tasks |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for stage in curriculum["stages"]:
+        counts = " | ".join(f"{stage['rows'][split]:,}" for split in ("train", "validation", "test"))
+        tasks = ", ".join(f"{task} {sum(part['rows'].values()):,}" for task, part in sorted(stage["tasks"].items()))
+        lines.append(
+            f"| {stage['name']} | {describe_range(stage)} | {counts} | {stage['tokens']['train']:,} | {tasks} |"
+        )
+    first = next(card_configs(curriculum))[0]
+    lines += ["", f'Each stage is a config, in training order: `load_dataset(..., "{first}", split="train")`. Its rows']
+    lines += [
+        "point at their signals: row `index` of the default config. `hand-off` tells for every prompt whether a small"
+    ]
+    return [*lines, "model should pass it on to a larger one.", ""]
 
 
 def _task_table(totals: Totals) -> list[str]:
@@ -60,6 +93,27 @@ def _reasons(totals: Totals) -> list[str]:
         return []
     lines = ["| rejected because | rows |", "|---|---:|"]
     return [*lines, *(f"| `{reason}` | {count:,} |" for reason, count in _ranked(totals)), ""]
+
+
+def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> list[str]:
+    """How rows were chosen and measured, where the job says more than the gate."""
+    job = manifest.get("job", {})
+    lines = []
+    samples, filters = job.get("samples", {}), job.get("filters", {})
+    if samples.get("n", 1) > 1:
+        lines.append(f"- {samples['n']} samples of each prompt, `keep = {samples['keep']}`.")
+    if signals.pairs:
+        lines.append(f"- Config `preferences`: {totals.pairs:,} pairs of a right and a wrong answer (TRL's format).")
+    if on := [name for name, value in sorted(filters.items()) if value]:
+        lines.append(f"- Filters: {', '.join(on)}.")
+    if "judge" in manifest:
+        lines.append(f"- Judged by `{manifest['judge']['model']}`, threshold {job['judge']['threshold']:g}.")
+    if "difficulty" in job:
+        lines.append(f"- `difficulty` is `{job['difficulty']['formula']}`.")
+    if totals.scrubbed:
+        told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(totals.scrubbed.items()))
+        lines.append(f"- Personal data replaced in the inputs, by kind: {told}. Names are not recognised.")
+    return ["## How rows were chosen", "", *lines, ""] if lines else []
 
 
 def _ranked(totals: Totals) -> list[tuple[str, int]]:

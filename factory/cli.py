@@ -96,11 +96,20 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("dir", type=Path)
     verify.set_defaults(command=_verify)
 
+    _add_curriculum(commands)
+
     show = commands.add_parser("show", help="show the first accepted rows, readable, with their signals")
     show.add_argument("dir", type=Path)
     show.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
     show.set_defaults(command=_show)
     return parser
+
+
+def _add_curriculum(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    curriculum = commands.add_parser("curriculum", help="make stages, splits and hand-off labels of a complete dataset")
+    curriculum.add_argument("dir", type=Path)
+    curriculum.add_argument("config", type=Path, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
+    curriculum.set_defaults(command=_curriculum)
 
 
 def _positive(text: str) -> int:
@@ -193,6 +202,17 @@ def _verify(options: argparse.Namespace) -> int:
         totals = read_totals(options.dir)
         print(f"{options.dir}: sound: {totals.committed_shards} of {totals.shards} shards, {totals.done:,} rows")
     return 1 if faults else 0
+
+
+def _curriculum(options: argparse.Namespace) -> int:
+    from factory.curriculum import make_curriculum
+    from factory.mixture import load_config
+    from factory.stages import describe_curriculum
+
+    config = load_config(options.config)
+    summary = make_curriculum(options.dir, config, str(options.config or "curriculum"))
+    _print(describe_curriculum(options.dir, summary))
+    return 0
 
 
 def _show(options: argparse.Namespace) -> int:

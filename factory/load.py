@@ -18,6 +18,7 @@ import numpy as np
 
 from factory.errors import DatasetError
 from factory.records import Array
+from factory.regroup import take_table
 from factory.shards import read_batches
 
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
@@ -28,6 +29,19 @@ TOPK: Final = ("topk_ids", "topk_logprobs")
 ARRAYS: Final = (*IDS, *TOPK, "sampled_logprobs", "tail_logprobs", "entropy")
 BATCH_ROWS: Final = 64
 STATES_BATCH_ROWS: Final = 8  # the states of one row may take tens of MB
+POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
+STAGE_LABELS: Final = (
+    "id",
+    "difficulty",
+    "value",
+    "tokens",
+    "stage",
+    "position",
+    "hand_off",
+    "hand_off_reason",
+    *POINTERS,
+)
+AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,24 +76,45 @@ class Row:
 class Rows:
     """The rows of a dataset, in order; unless streaming, with the length and index that a torch DataLoader needs."""
 
-    def __init__(self, source: str, dataset: Any, hidden: Any | None, top_k: int | None) -> None:
+    def __init__(
+        self, source: str, dataset: Any, hidden: Any | None, top_k: int | None, labels: Any | None = None
+    ) -> None:
         self._source, self._dataset, self._hidden, self._top_k = source, dataset, hidden, top_k
+        self._labels = labels  # what a stage says of its rows, in the same order
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Row:
         place = operator.index(index)
-        hidden = None if self._hidden is None else [self._hidden[place]]
-        return next(self._read([self._dataset[place]], hidden))
+        hidden, labels = (None if part is None else [part[place]] for part in (self._hidden, self._labels))
+        return next(self._read([self._dataset[place]], hidden, labels))
 
     def __iter__(self) -> Iterator[Row]:
         hidden = None if self._hidden is None else self._hidden.iter(STATES_BATCH_ROWS)
-        return self._read(self._dataset.iter(BATCH_ROWS), hidden)
+        labels = None if self._labels is None else self._labels.iter(BATCH_ROWS)
+        return self._read(self._dataset.iter(BATCH_ROWS), hidden, labels)
 
-    def _read(self, tables: Iterable[Any], hidden: Iterable[Any] | None) -> Iterator[Row]:
-        rows = (row for b in _batches(self._source, tables) for row in _read_rows(self._source, b, self._top_k))
+    def _read(self, tables: Iterable[Any], hidden: Iterable[Any] | None, labels: Iterable[Any] | None) -> Iterator[Row]:
+        batches = _batches(self._source, tables)
+        rows: Iterator[Row] = (row for batch in batches for row in _read_rows(self._source, batch, self._top_k))
+        if labels is not None:
+            rows = _label(self._source, rows, _batches(self._source, labels))
         return rows if hidden is None else _join(self._source, rows, _batches(self._source, hidden))
+
+
+class ShardRows:
+    """The rows of a local config that a streamed stage points at, in the stage's order."""
+
+    def __init__(self, folder: Path, stage: Any) -> None:
+        self._folder, self._stage = folder, stage
+
+    def iter(self, size: int) -> Iterator[Any]:
+        """Tables of `size` rows each, the last one shorter."""
+        for table in self._stage.iter(size):
+            shards, rows = (table.column(name).to_numpy() for name in ("shard", "row"))
+            paths = [self._folder / f"train-{shard:05d}.parquet" for shard in shards.tolist()]
+            yield take_table(paths, rows)
 
 
 def load_rows(
@@ -95,9 +130,10 @@ def load_rows(
     """Open a dataset: a local directory, or `owner/name` on the Hugging Face Hub at `revision`.
 
     `join_hidden_states` gives each accepted row its hidden states, and so does `config="hidden_states"`: they mean
-    nothing without their tokens. Streaming reads the files as they are; otherwise `datasets` first copies them,
-    uncompressed, into its cache (`cache_dir`). Raises DatasetError where source, config or split is not
-    there; reading the rows raises it at one whose arrays do not agree.
+    nothing without their tokens. A stage of a curriculum (`config="stage-1"`) gives the rows of the default config that
+    it points at, in its order, with its own columns beside theirs. Streaming reads the files as they are; otherwise
+    `datasets` first copies them, uncompressed, into its cache (`cache_dir`). Raises DatasetError where source, config
+    or split is not there; reading the rows raises it at one whose arrays do not agree.
     """
     root = Path(source)
     if not root.is_dir() and (isinstance(source, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)):
@@ -107,8 +143,29 @@ def load_rows(
     options = {"split": split, "streaming": streaming, "revision": revision, "cache_dir": cache_dir and str(cache_dir)}
     joined = join_hidden_states or config == "hidden_states"
     dataset = _open(source, "default" if config == "hidden_states" else config, {"id", *IDS}, options)
+    if {"stage", *POINTERS} <= set(dataset.column_names):
+        return _open_stage(source, dataset, joined, options)
     hidden = _open(source, "hidden_states", {"id", "states"}, options) if joined else None
     return Rows(str(source), dataset, hidden, _stored_top_k(root))
+
+
+def _open_stage(source: str | Path, stage: Any, joined: bool, options: dict[str, Any]) -> Rows:
+    """The default config's rows in a stage's order: by number, or shard by shard where they stream."""
+    root, labels = Path(source), stage.select_columns(list(STAGE_LABELS))
+    if options["streaming"]:
+        if not root.is_dir():
+            raise DatasetError(f"{source}: a stage streams from a local directory only; leave out `streaming`")
+        hidden = ShardRows(root / "hidden_states", labels) if joined else None
+        return Rows(str(source), ShardRows(root / "data", labels), hidden, _stored_top_k(root), labels)
+    options = options | {"split": "train"}  # where the rows of every split of a stage are
+    dataset = _open(source, "default", {"id", *IDS}, options)
+    index = stage.data.column("index").to_numpy()
+    if len(index) and index.max() >= len(dataset):
+        raise DatasetError(f"{source}: a stage points at row {index.max()} of {len(dataset)}; {AGAIN}")
+    rows = dataset.select(index, keep_in_memory=True)
+    hidden = _open(source, "hidden_states", {"id", "states"}, options) if joined else None
+    chosen = None if hidden is None else hidden.select(index, keep_in_memory=True)
+    return Rows(str(source), rows, chosen, _stored_top_k(root), labels)
 
 
 def _open(source: str | Path, config: str, needed: set[str], options: dict[str, Any]) -> Any:
@@ -173,6 +230,14 @@ def _flatten(column: Any) -> tuple[Array, Array]:
     offsets = column.offsets.to_numpy()
     values = column.values.to_numpy()[offsets[0] : offsets[-1]]
     return values.astype(np.float32) if values.dtype == np.float16 else values, offsets - offsets[0]
+
+
+def _label(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with what their stage says of them."""
+    for row, label in zip(rows, (label for batch in batches for label in batch.to_pylist()), strict=True):
+        if row["id"] != label["id"]:
+            raise DatasetError(f"{source}: stage row {label['id']} points at {row['id']}; {AGAIN}")
+        yield replace(row, columns=row.columns | label)
 
 
 def _join(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from factory.errors import DatasetError
 from factory.ledger import LEDGER, MANIFEST, ShardEntry, read_ledger, read_manifest, read_signals
 from factory.records import Array, SignalSpec
 from factory.shards import file_digest, read_batches, read_schema, shard_path
+from factory.stages import check_curriculum
 
 
 def verify(out: Path) -> Iterator[str]:
@@ -18,7 +19,8 @@ def verify(out: Path) -> Iterator[str]:
 
     Checks that manifest and ledger are as they were written, that every committed file is there with its size and
     SHA-256, that accepted + rejected + errors = planned, that columns are as documented, that lengths agree row by row,
-    and that no id is there twice. Raises DatasetError where there is no dataset at all.
+    that no id is there twice, and that a curriculum is whole and made from these rows. Raises DatasetError where there
+    is no dataset at all.
     """
     if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
         raise DatasetError(f"{out}: no {MANIFEST} and no {LEDGER}, so not a dataset; `factory run` makes one")
@@ -49,6 +51,7 @@ def verify(out: Path) -> Iterator[str]:
         for path in sorted((out / layout.folder).glob("*.parquet")):
             if f"{layout.folder}/{path.name}" not in committed:
                 yield f"{layout.folder}/{path.name}: not in the ledger; resume the job, which will write it again"
+    yield from check_curriculum(out, ledger)
 
 
 def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
@@ -73,6 +76,8 @@ def _check_counts(entry: ShardEntry) -> Iterator[str]:
         yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
     rows = {file.path.split("/")[0]: file.rows for file in entry.files}
     expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
+    if rows.pop("preferences", 0) > entry.accepted:
+        yield f"ledger.jsonl: shard {entry.shard}: more preference pairs than accepted rows"
     for folder, count in rows.items():
         if expected.get(folder) != count:
             yield f"ledger.jsonl: shard {entry.shard}: {folder} has {count} rows, expected {expected.get(folder)}"

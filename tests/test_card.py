@@ -91,3 +91,34 @@ def test_a_dataset_without_a_row_yet_has_a_card() -> None:
     card = write_card(Totals(planned=5, shards=1), {}, SIGNALS)
     assert [c["config_name"] for c in read_front_matter(card)["configs"]] == ["default"]
     assert "rejected because" not in card
+
+
+def make_curriculum_summary(**changed: Any) -> dict[str, Any]:
+    """What curriculum.json says of two stages, one of them without rows in validation."""
+    stage = {
+        "name": "on",
+        "rows": {"train": 1000, "validation": 0, "test": 50},
+        "tokens": {"train": 123456, "validation": 0, "test": 7},
+        "easiest": [0.125, "a"],
+        "hardest": [0.5, "b"],
+        "tasks": {"adding": {"rows": {"train": 1000, "validation": 0, "test": 50}}},
+    }
+    empty = stage | {"name": "none", "rows": dict.fromkeys(stage["rows"], 0), "easiest": None, "tasks": {}}
+    return {"by": "difficulty", "stages": [stage, empty], "hand_off": {"rows": {"train": 3}}} | changed
+
+
+def test_a_curriculum_is_configs_and_a_table() -> None:
+    card = write_card(make_totals(), MANIFEST, SIGNALS, make_curriculum_summary())
+    configs = {config["config_name"]: config["data_files"] for config in read_front_matter(card)["configs"]}
+    assert configs["on"] == [  # a text, though YAML takes a bare `on` for true
+        {"split": "train", "path": "curriculum/on/train-*.parquet"},
+        {"split": "test", "path": "curriculum/on/test-*.parquet"},
+    ]
+    assert configs["hand-off"] == [{"split": "train", "path": "curriculum/hand-off/train-*.parquet"}]
+    assert "none" not in configs
+    assert "| on | 0.125 to 0.5 | 1,000 | 0 | 50 | 123,456 | adding 1,050 |" in card
+    assert 'load_dataset(..., "on", split="train")' in card
+
+
+def test_a_card_without_a_curriculum_does_not_speak_of_one() -> None:
+    assert "urriculum" not in write_card(make_totals(), MANIFEST, SIGNALS)

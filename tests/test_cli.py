@@ -17,7 +17,7 @@ from factory import __version__
 from factory.cli import build_parser, main
 
 HEAVY = ("torch", "vllm", "datasets", "pyarrow", "pydantic", "transformers", "numpy", "jinja2")
-COMMANDS = ["new", "plan", "preview", "run", "show", "status", "tasks", "verify"]
+COMMANDS = ["curriculum", "new", "plan", "preview", "run", "show", "status", "tasks", "verify"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -484,3 +484,50 @@ def test_the_module_and_the_script_are_one_program() -> None:
     for command in ([*FACTORY, "--version"], [str(script), "--version"]):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout == f"factory {__version__}\n"
+
+
+# --- curriculum -------------------------------------------------------------------------------------------------------
+
+
+def test_a_curriculum_is_made_told_and_checked(out: Path, workspace: Path, factory: Run) -> None:
+    (workspace / "c.toml").write_text('by = "tokens"\nstages = 2\n')
+    code, printed, told = factory("curriculum", out, "c.toml")
+    lines = printed.splitlines()
+    assert (code, told, lines[0]) == (0, "", f"{out}: 2 stages by tokens of 20 accepted rows")
+    assert " ".join(lines[1].split()) == "stage tokens train validation test train tokens hand off adding"
+    assert [line.split()[0] for line in lines[2:4]] == ["stage-1", "stage-2"]
+    assert [line.split()[-1] for line in lines[2:4]] == ["10", "10"]
+    assert len({len(line) for line in lines[1:4]}) == 1, "the columns stand under each other"
+    assert lines[4].startswith("  hand-off: ")
+    assert lines[-1] == f'  load_dataset("{out}", "stage-1")'
+    assert factory("verify", out)[0] == 0
+    flip_byte(out / "curriculum/stage-1/train-00000.parquet")
+    assert factory("verify", out)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('by = "hardness"', "error: c.toml: by: Input should be 'difficulty', "),
+        (
+            "[[stages]]\nname = 'x'\ntasks = ['cooking']",
+            "error: c.toml: stage x: no accepted row of task cooking (has: ",
+        ),
+        ("[student]\nmax_tokens = 1", "error: {out}: no row falls into any stage; "),
+    ],
+)
+def test_a_curriculum_that_cannot_be_made_is_one_line(
+    text: str, told: str, out: Path, workspace: Path, factory: Run
+) -> None:
+    (workspace / "c.toml").write_text(text if "by" in text else f'by = "tokens"\n{text}')
+    before = read_tree(out, (".lock",))
+    code, printed, line = factory("curriculum", out, "c.toml")
+    assert (code, printed) == (2, "")
+    assert require_one_line(line).startswith(told.format(out=out))
+    assert read_tree(out, (".lock",)) == before
+
+
+def test_a_curriculum_of_nothing_is_one_line_and_makes_nothing(workspace: Path, factory: Run) -> None:
+    code, _, told = factory("curriculum", "nowhere")
+    assert (code, require_one_line(told).startswith("error: nowhere: no manifest.json")) == (2, True)
+    assert not (workspace / "nowhere").exists()

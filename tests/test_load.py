@@ -11,13 +11,18 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from factory.curriculum import make_curriculum
 from factory.errors import DatasetError
+from factory.job import Job
 from factory.load import Row, Rows, collate, load_rows
+from factory.mixture import CurriculumConfig
 from factory.records import Generation, HiddenStates, Logprobs, Outcome, Prompt, Record, Rejection, Sampling, SignalSpec
+from factory.run import run
 from factory.shards import write_shard
 
 FOLDERS = {"default": "data", "hidden_states": "hidden_states", "rejected": "rejected"}
@@ -397,3 +402,45 @@ def test_a_missing_torch_is_told_and_rows_without_states_do_not_need_it(
         collate(rows, 0)
     with pytest.raises(DatasetError, match="pip install torch"):
         list(joined)
+
+
+@pytest.fixture
+def staged(workspace: Path, make_job: Callable[..., Job]) -> Path:
+    """A dataset of three shards with two stages."""
+    run(make_job(), workspace, workspace / "out")
+    make_curriculum(workspace / "out", CurriculumConfig(by="tokens", stages=2, order="shuffled"))
+    return workspace / "out"
+
+
+def swap_rows(out: Path) -> None:
+    """Two rows of the default config change places, as in another dataset under the same curriculum."""
+    path = out / "data/train-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take([1, 0, *range(2, table.num_rows)]), path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_stage_over_other_rows_is_told(staged: Path, read: Read, streaming: bool) -> None:
+    swap_rows(staged)
+    told = r"stage row \w+ points at \w+; the curriculum was made from other rows, `factory curriculum` makes it anew"
+    with pytest.raises(DatasetError, match=told):
+        [list(read(staged, stage, streaming=streaming)) for stage in ("stage-1", "stage-2")]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_stage_that_points_past_the_end_is_told(staged: Path, read: Read, streaming: bool) -> None:
+    for path in sorted((staged / "data").glob("*.parquet")):
+        pq.write_table(pq.read_table(path).slice(0, 1), path)
+    with pytest.raises(DatasetError, match=r"points at row \d+ of 3; the curriculum|has 1 rows, and row \d+ is asked"):
+        list(read(staged, "stage-1", streaming=streaming))
+
+
+def test_a_split_that_a_stage_does_not_have_is_told(staged: Path, read: Read) -> None:
+    with pytest.raises(DatasetError, match=r"config 'stage-1', split 'dev' cannot be loaded"):
+        read(staged, "stage-1", split="dev")
+
+
+def test_rows_of_a_stage_make_batches(staged: Path, read: Read) -> None:
+    rows = read(staged, "stage-2", join_hidden_states=True)
+    loader = DataLoader(rows, batch_size=3, collate_fn=partial(collate, pad_token_id=0))
+    assert sum(len(batch["input_ids"]) for batch in loader) == len(rows)

@@ -13,9 +13,11 @@ import pytest
 from conftest import write_task
 from dataset_support import change_line, flip_byte, held_ledger, read_ledger_lines, write_job
 
+from factory.curriculum import make_curriculum
 from factory.errors import DatasetError
 from factory.job import Job, load_job
 from factory.ledger import read_manifest, seal
+from factory.mixture import CurriculumConfig
 from factory.run import run
 from factory.verify import verify
 
@@ -273,3 +275,68 @@ def test_an_empty_rejected_file_is_sound(workspace: Path, make_job: Callable[...
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no manifest\.json"):
         list(verify(tmp_path))
+
+
+# --- a curriculum -----------------------------------------------------------------------------------------------------
+
+STAGE = "curriculum/stage-1/train-00000.parquet"
+AGAIN = "`factory curriculum` makes it anew"
+
+
+@pytest.fixture
+def staged(out: Path) -> Path:
+    """A dataset with a curriculum."""
+    make_curriculum(out, CurriculumConfig(by="tokens"))
+    return out
+
+
+def test_a_sound_curriculum_has_nothing_to_tell(staged: Path) -> None:
+    assert list(verify(staged)) == []
+
+
+@pytest.mark.parametrize("offset", [0, 100, -1])
+def test_one_flipped_bit_in_a_stage_is_named(staged: Path, offset: int) -> None:
+    flip_byte(staged / STAGE, offset)
+    assert list(verify(staged)) == [f"{STAGE}: its bytes have changed since it was written; {AGAIN}"]
+
+
+def test_missing_short_and_unknown_files_of_a_curriculum_are_named(staged: Path) -> None:
+    (staged / STAGE).unlink()
+    path = staged / "curriculum/stage-2/train-00000.parquet"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-7])
+    shutil.copyfile(path, path.with_name("train-00001.parquet"))
+    assert list(verify(staged)) == [
+        f"{STAGE}: missing; {AGAIN}",
+        f"curriculum/stage-2/train-00000.parquet: {size - 7} bytes, written with {size}; {AGAIN}",
+        f"curriculum/stage-2/train-00001.parquet: not in curriculum.json; {AGAIN}",
+    ]
+
+
+def test_a_curriculum_of_an_older_state_is_told(staged: Path) -> None:
+    rewrite(staged, "rejected/train-00000.parquet", lambda table: table)
+    assert list(verify(staged)) == [f"curriculum/curriculum.json: made from an older state of the dataset; {AGAIN}"]
+    make_curriculum(staged, CurriculumConfig(by="tokens"))
+    assert list(verify(staged)) == []
+
+
+def test_a_changed_or_missing_curriculum_json_is_named(staged: Path) -> None:
+    path = staged / "curriculum/curriculum.json"
+    for offset in range(0, path.stat().st_size, 97):
+        flip_byte(path, offset)
+        (fault,) = verify(staged)
+        assert fault.startswith(f"{path}: damaged: "), offset
+        assert fault.endswith(AGAIN)
+        flip_byte(path, offset)
+    path.unlink()
+    assert list(verify(staged)) == [f"curriculum: has no curriculum.json; {AGAIN}"]
+
+
+def test_counts_of_a_stage_that_are_not_those_of_its_files_are_named(staged: Path) -> None:
+    path = staged / "curriculum/curriculum.json"
+    summary = json.loads(path.read_text())
+    rows = summary["stages"][0]["rows"]["train"]
+    summary["stages"][0]["rows"]["train"] += 1
+    path.write_text(json.dumps(seal(summary), indent=2, sort_keys=True) + "\n")
+    told = f"curriculum/curriculum.json: stage-1 has {rows + 1} train rows, its files {rows}; {AGAIN}"
+    assert list(verify(staged)) == [told]

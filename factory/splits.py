@@ -1,0 +1,131 @@
+"""Splits: rows that share a scenario, a prompt or a document stay on one side, and stay there when rows are added.
+
+A document is any string of 200 characters or more inside a scenario, wherever it stands, compared without regard to
+case, spacing and Unicode form. Which side a group falls on depends on its own content and the seed alone.
+"""
+
+import json
+import unicodedata
+from array import array
+from collections.abc import Collection, Iterator
+from hashlib import blake2b
+from typing import Any, Final
+
+import numpy as np
+
+from factory.records import Array, canonical_json
+
+DOCUMENT: Final = 200  # characters
+PROMPT_KEY, SCENARIO_KEY, DOCUMENT_KEY = range(3)
+
+
+class Links:
+    """What ties rows together, gathered row by row: three parallel columns of (row, key, kind of key)."""
+
+    def __init__(self, ignore: Collection[str] = ()) -> None:
+        self.ignore = frozenset(ignore)
+        self.rows, self.keys, self.kinds = array("q"), array("Q"), array("b")
+        self.count = 0
+        self.document_fields: set[str] = set()
+        self.ignored_fields: set[str] = set()
+
+    def add(self, prompt_id: str, scenario: str) -> None:
+        """Take in the next row."""
+        self._link(PROMPT_KEY, prompt_id)
+        try:
+            value = json.loads(scenario)
+            text = canonical_json(value)
+        except (ValueError, RecursionError):  # data of the user that is no JSON, or is nested too deeply
+            value, text = scenario, scenario
+        if value not in ({}, [], "", None):  # nothing is shared by rows that say nothing
+            self._link(SCENARIO_KEY, text)
+        for document in sorted(self._documents(value)):
+            self._link(DOCUMENT_KEY, document)
+        self.count += 1
+
+    def _documents(self, value: Any) -> set[str]:
+        documents = set()
+        for name, string in iterate_strings(value):
+            if name in self.ignore:
+                self.ignored_fields.add(name)
+            elif len(string) >= DOCUMENT // 2 and len(document := normalize(string)) >= DOCUMENT:
+                self.document_fields.add(name)
+                documents.add(document)
+        return documents
+
+    def _link(self, kind: int, text: str) -> None:
+        self.rows.append(self.count)
+        self.keys.append(hash_text(f"{kind}:{text}"))
+        self.kinds.append(kind)
+
+    def group(self) -> tuple[Array, Array]:
+        """The group of each row, int64 [rows] from 0, and the name of each group, uint64 [groups].
+
+        A group is named after its document with the smallest key, else its scenario, else its prompt: a further
+        question about a document does not rename it.
+        """
+        rows, keys, kinds = np.array(self.rows), np.array(self.keys), np.array(self.kinds)
+        group_R = unite(self.count, rows, keys)
+        name_G = np.zeros(int(group_R.max()) + 1 if self.count else 0, np.uint64)
+        for kind in (PROMPT_KEY, SCENARIO_KEY, DOCUMENT_KEY):
+            smallest = np.full(len(name_G), np.iinfo(np.uint64).max)
+            mine = kinds == kind
+            np.minimum.at(smallest, group_R[rows[mine]], keys[mine])
+            present = np.zeros(len(name_G), np.bool_)
+            present[group_R[rows[mine]]] = True
+            name_G = np.where(present, smallest, name_G)
+        return group_R, name_G
+
+    def prompt_keys(self) -> Array:
+        """The key of each row's prompt, uint64 [rows]."""
+        keys: Array = np.array(self.keys)[np.array(self.kinds) == PROMPT_KEY]
+        return keys
+
+
+def iterate_strings(value: Any) -> Iterator[tuple[str, str]]:
+    """Every string inside a JSON value with the name of the nearest key above it."""
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        name, item = left.pop()
+        if isinstance(item, str):
+            yield name, item
+        elif isinstance(item, dict):
+            left.extend(item.items())
+        elif isinstance(item, list):
+            left.extend((name, part) for part in item)
+
+
+def normalize(text: str) -> str:
+    """A text without the differences that copying makes: Unicode form, case, spacing."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def hash_text(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def unite(count: int, rows: Array, keys: Array) -> Array:
+    """The group of each of `count` rows, int64, where rows that share a key are together; numbered by first row."""
+    by_key = np.lexsort((rows, keys))
+    same = keys[by_key][1:] == keys[by_key][:-1]
+    parent = list(range(count))
+    for a, b in zip(rows[by_key][:-1][same].tolist(), rows[by_key][1:][same].tolist(), strict=True):
+        roots = sorted((_find(parent, a), _find(parent, b)))
+        parent[roots[1]] = roots[0]
+    roots_R = np.array([_find(parent, row) for row in range(count)], np.int64)
+    groups: Array = np.unique(roots_R, return_inverse=True)[1].astype(np.int64)
+    return groups
+
+
+def _find(parent: list[int], row: int) -> int:
+    while parent[row] != row:
+        parent[row] = parent[parent[row]]
+        row = parent[row]
+    return row
+
+
+def assign_splits(names: Array, seed: int, validation: float, test: float) -> Array:
+    """The split of each group by its name, int8: 0 train, 1 validation, 2 test."""
+    lots = [(hash_text(f"{seed}:{name}") >> 11) / 2**53 for name in names.tolist()]
+    ends = [1 - validation - test, 1 - test]
+    return np.searchsorted(ends, np.array(lots), side="right").astype(np.int8)
