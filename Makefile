@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit integration chaos gpu clean
+.PHONY: demo test lint unit integration chaos gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -36,6 +36,14 @@ integration: $(READY)
 # kills, malformed answers, changed bytes and a long run, many times over; prints a table (docs/operations.md has one)
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py
+
+# the demo teacher from scratch, into build/demo-teacher/model; the same again goes on where it was cut off
+demo-teacher: $(READY)
+	$(BIN)/python -m factory.demo_teacher.train build/demo-teacher
+
+# measures the shipped demo teacher, or MODEL=build/demo-teacher/model, and writes its pass_rates.json and model card
+demo-teacher-eval: $(READY)
+	$(BIN)/python -m factory.demo_teacher.evaluate $(if $(MODEL),--model $(MODEL))
 
 # the whole CPU stack: vLLM's CPU build, without the parts of it that text models do not use
 $(READY): pyproject.toml .cpu-overrides.txt

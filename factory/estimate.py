@@ -6,10 +6,10 @@ from pathlib import Path
 
 from factory.job import Job
 from factory.plan import Plan
+from factory.prepare import Prepared, describe_job, prepare
 from factory.records import Prompt
-from factory.run import Prepared, describe_job, prepare
-from factory.teachers.demo import RECIPE
-from factory.teachers.models import ModelShape, locate_model, read_shape, require_window, resolve_signals, shape_of
+from factory.teachers.demo import demo_teacher
+from factory.teachers.models import ModelShape, locate_model, read_shape, require_window, resolve_signals
 from factory.teachers.scripted import SHAPE
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
@@ -19,7 +19,7 @@ def estimate(job: Job, workspace: Path, out: Path) -> list[str]:
     """Readable lines about a job. Raises a FactoryError for what `run` would refuse before it starts an engine."""
     prepared = prepare(job, workspace)
     plan, digest = prepared.plan, describe_job(prepared)["digest"]
-    lines = [f"job {digest}: {plan.planned:,} rows in {plan.shards:,} shards of {plan.shard_rows:,}"]
+    lines = [f"job {digest}: {plan.planned:,} rows in {plan.shards:,} shards of {plan.shard_prompts * plan.samples:,}"]
     for task, levels in plan.counts().items():
         gate = "check" if prepared.gates[task].check else "schema"
         told = ", ".join(f"{level} {count:,}" for level, count in levels.items())
@@ -33,8 +33,8 @@ def _disk_lines(prepared: Prepared, plan: Plan, out: Path) -> list[str]:
     logprobs = 4 + (6 * job.signals.top_k + 12 if job.signals.top_k else 0)
     states = state_bytes(job)
     prompt = _prompt_tokens(prepared, plan)
-    completion = sum(count * prepared.sampling[task].max_tokens for task, level, _, count in plan.blocks) / max(
-        plan.planned, 1
+    completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in plan.blocks) / max(
+        len(plan.order), 1
     )
     row = prompt * (4 + states) + completion * (logprobs + states) + 6 * CHARACTERS_A_TOKEN * (prompt + completion)
     most, free = row * plan.planned, shutil.disk_usage(_existing(out)).free
@@ -61,7 +61,7 @@ def _shape(job: Job) -> ModelShape:
     if job.teacher.backend == "scripted":
         return SHAPE
     if job.teacher.model == "demo":
-        return shape_of("demo", RECIPE)
+        return read_shape(demo_teacher(), None)
     return read_shape(locate_model(job.teacher), job.teacher.revision)
 
 

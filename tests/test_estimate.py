@@ -11,7 +11,8 @@ import pytest
 from factory.errors import FactoryError, JobError, TeacherError
 from factory.estimate import estimate, format_bytes, state_bytes
 from factory.job import Job
-from factory.run import describe_job, prepare, run
+from factory.prepare import describe_job, prepare
+from factory.run import run
 
 MakeJob = Callable[..., Job]
 CONFIG = {
@@ -56,7 +57,7 @@ def test_it_tells_the_bytes_a_token_takes(workspace: Path, make_job: MakeJob) ->
 def test_hidden_states_cost_two_bytes_a_number(model: str, make_job: MakeJob) -> None:
     signals = {"hidden_layers": [0, 3, -1]}
     assert state_bytes(make_job(signals=signals, teacher={"model": model})) == 3 * 64 * 2
-    assert state_bytes(make_job(signals=signals, teacher={"model": "demo"})) == 3 * 128 * 2
+    assert state_bytes(make_job(signals=signals, teacher={"model": "demo"})) == 3 * 192 * 2
     assert state_bytes(make_job(signals=signals)) == 3 * 16 * 2
 
 
@@ -102,11 +103,11 @@ def test_what_the_model_cannot_do_is_refused(
         estimate(make_job(**sections | {"teacher": teacher}), workspace, workspace / "out")
 
 
-@pytest.mark.parametrize("teacher", [{"model": "demo"}, {"backend": "scripted"}])
+@pytest.mark.parametrize(("teacher", "layers"), [({"model": "demo"}, 6), ({"backend": "scripted"}, 4)])
 def test_the_built_in_teachers_have_their_limits_too(
-    teacher: dict[str, Any], workspace: Path, make_job: MakeJob
+    teacher: dict[str, Any], layers: int, workspace: Path, make_job: MakeJob
 ) -> None:
-    with pytest.raises(TeacherError, match=r"signals\.hidden_layers \[40\]: the model has 4 layers"):
+    with pytest.raises(TeacherError, match=rf"signals\.hidden_layers \[40\]: the model has {layers} layers"):
         estimate(make_job(teacher=teacher, signals={"hidden_layers": [40]}), workspace, workspace / "out")
 
 

@@ -25,7 +25,7 @@ from factory.errors import DatasetError, TeacherError
 from factory.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
 from factory.teachers.demo import demo_teacher
-from factory.teachers.models import kv_cache_gb, locate_model, read_shape, require_window, resolve_signals
+from factory.teachers.models import digest_model, kv_cache_gb, locate_model, read_shape, require_window, resolve_signals
 from factory.teachers.spool import Place, Spool
 
 Key = tuple[str, int]  # prompt id, attempt
@@ -123,7 +123,8 @@ class VllmTeacher:
         self.died_alone: Counter[Key | None] = Counter()
         self.deaths_in_a_row = 0  # and no answer between them, nor a prompt found guilty
         self.killers_in_a_row = 0  # prompts found guilty, and no answer between them
-        self.engine, self.details = self._start()
+        self.engine, details = self._start()
+        self.details = details | {"model_sha256": digest_model(setup["teacher"]["model"])}
 
     @property
     def info(self) -> TeacherInfo:
@@ -153,9 +154,6 @@ class VllmTeacher:
 
     def release(self, prompt_id: str, attempts: int) -> None:
         self.spool.release(prompt_id, attempts)
-
-    def finish(self) -> None:
-        self.spool.clear()
 
     def close(self) -> None:
         self.engine.stop()

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bad_generations import SIGNALS, adding_gate, make_bad_generations
 from conftest import write_task
 from dataset_support import FACTORY, read_tree, write_job
+from random_teacher import random_teacher
 
 from factory.job import load_job
 from factory.ledger import read_ledger
@@ -60,7 +61,7 @@ ENGINE_JOB = """
 out = "out"
 shard_rows = 8
 [teacher]
-model = "demo"
+model = "{model}"
 max_num_seqs = 4
 [sampling]
 max_tokens = 200
@@ -342,7 +343,7 @@ def kill_engines(folder: Path, kills: int, rng: random.Random) -> Figures:
         return figures
     rows = 32 + 16 * kills
     write_task(folder)
-    (folder / "job.toml").write_text(ENGINE_JOB.format(rows=rows), encoding="utf-8")
+    (folder / "job.toml").write_text(ENGINE_JOB.format(rows=rows, model=random_teacher()), encoding="utf-8")
     dead: list[int] = []
     with started_run(folder, "out") as process:
         for engine in itertools.islice(working_engines(process, folder / "out"), kills):

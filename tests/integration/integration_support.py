@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from conftest import write_task
+from random_teacher import random_teacher
 
 from factory.columns import decode_states
 from factory.job import Job
@@ -15,11 +16,11 @@ from factory.shards import read_batches
 
 
 def engine_job(**sections: Any) -> Job:
-    """A job over `adding` with the demo teacher in float32, so that numbers can be compared closely."""
+    """A job over `adding` with a random teacher in float32, so that numbers can be compared closely."""
     job: dict[str, Any] = {
         "out": "out",
         "shard_rows": 8,
-        "teacher": {"model": "demo", "dtype": "float32", "max_num_seqs": 16},
+        "teacher": {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 16},
         "sampling": {"temperature": 1.0},
         "signals": {"top_k": 20, "hidden_layers": [0, 2, -1]},
         "validation": {"gate": "schema"},

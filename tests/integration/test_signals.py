@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from integration_support import Dataset, engine_job, make_dataset
+from random_teacher import SIZES, random_teacher
 
 pytestmark = pytest.mark.engine
 BUILTIN = ("scheduling", "photo_edits", "summarization", "travel_booking")
@@ -23,13 +24,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def reference(mixed: Dataset) -> Iterator[tuple[Any, Any]]:
-    """The demo teacher and its tokenizer in plain transformers, float32."""
+    """The random teacher and its tokenizer in plain transformers, float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from factory.teachers.demo import demo_teacher
-
-    folder = demo_teacher()
+    folder = random_teacher()
     with torch.inference_mode():
         yield AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
@@ -129,7 +128,8 @@ def test_hidden_states_match_for_prompt_and_completion(mixed: Dataset, reference
 
 def test_signals_stay_right_when_the_engine_preempts(tmp_path: Any, reference: tuple[Any, Any]) -> None:
     """With a cache for about three requests the engine evicts and computes again; nothing may shift or be lost."""
-    teacher = {"model": "demo", "dtype": "float32", "max_num_seqs": 16, "max_model_len": 640, "kv_cache_gb": 0.005}
+    teacher = {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 16}
+    teacher |= {"max_model_len": 640, "kv_cache_gb": 0.005}
     sampling = {"temperature": 1.0, "max_tokens": 300, "thinking_tokens": 220}
     job = engine_job(
         teacher=teacher, sampling=sampling, signals={"top_k": 5, "hidden_layers": [1], "final_norm": False}
@@ -194,16 +194,14 @@ def test_signals_are_right_for_models_built_otherwise(name: str, tmp_path: Path)
 
 
 def tiny_model(name: str, folder: Path) -> Any:
-    """A random model of three layers with the demo teacher's tokenizer, written to `folder`."""
+    """A random model of three layers with the random teacher's tokenizer, written to `folder`."""
     import shutil
 
     import transformers
 
-    from factory.teachers.demo import demo_teacher
-
     config_class, extra = ARCHITECTURES[name]
     config = getattr(transformers, config_class)(
-        vocab_size=2048,
+        vocab_size=SIZES["vocab_size"],
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=3,
@@ -218,7 +216,7 @@ def tiny_model(name: str, folder: Path) -> Any:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     model.save_pretrained(folder)
-    for path in Path(demo_teacher()).iterdir():
+    for path in Path(random_teacher()).iterdir():
         if path.name.startswith(("token", "chat")):
             shutil.copy(path, folder)
     return model

@@ -10,7 +10,6 @@ import pytest
 from factory.errors import TeacherError
 from factory.job import Job
 from factory.records import SignalSpec
-from factory.teachers.demo import RECIPE
 from factory.teachers.models import locate_model, read_shape, require_window, resolve_signals, shape_of
 
 MakeJob = Callable[..., Job]
@@ -50,11 +49,6 @@ def test_heads_of_their_own_size_and_heads_that_share_nothing_are_counted() -> N
     assert shape_of("m", CONFIG | {"head_dim": 100}).kv_values_per_token == 2 * 2 * 100 * 6
     alone = {key: value for key, value in CONFIG.items() if key != "num_key_value_heads"}
     assert shape_of("m", alone).kv_values_per_token == 2 * 4 * 16 * 6
-
-
-def test_the_demo_teacher_has_a_shape_of_its_own() -> None:
-    shape = shape_of("demo", RECIPE)
-    assert (shape.layers, shape.hidden_size, shape.window) == (4, 128, 4096)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads"])

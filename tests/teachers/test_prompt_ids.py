@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
+from random_teacher import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
 
 from factory.records import Message
-from factory.teachers.demo import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
 from factory.teachers.prompt_ids import Z_END, Z_START, PromptEncoder
 from factory.teachers.reasoning import Markers, find_markers
 
