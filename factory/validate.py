@@ -117,7 +117,7 @@ def _damage_of_states(states: HiddenStates, inputs: int, layers: tuple[int, ...]
         return "misaligned", f"hidden states of layers {list(states.layers)}, the job keeps {list(layers)}"
     if len(states.bits_NLH) != inputs:
         return "misaligned", f"hidden states of {len(states.bits_NLH)} positions for {inputs} input tokens"
-    if _any_nonfinite_or_blank(states.bits_NLH):
+    if _any_nonfinite_or_blank(states):
         return "nonfinite", "a hidden state is all zero, infinite or not a number"
     return None
 
@@ -136,10 +136,14 @@ def _are_logprobs(values: Array) -> bool:
     return not np.isnan(as_float).any() and bool((as_float <= TOLERANCE).all())
 
 
-def _any_nonfinite_or_blank(bits_NLH: Array) -> bool:
-    """bfloat16 is infinite or NaN where its 8 exponent bits are all set; a state vector of zeros was never written."""
-    nonfinite = ((bits_NLH & 0x7F80) == 0x7F80).any()
-    blank = ~(bits_NLH & 0x7FFF).any(axis=2)
+def _any_nonfinite_or_blank(states: HiddenStates) -> bool:
+    """bfloat16 is infinite or NaN where its 8 exponent bits are all set; a state vector of zeros was never written.
+
+    Only an embedding (layer 0) may be zero: that of a padding token often is, and a teacher may sample that token.
+    """
+    blocks_L = np.array(states.layers) > 0
+    nonfinite = ((states.bits_NLH & 0x7F80) == 0x7F80).any()
+    blank = ~(states.bits_NLH[:, blocks_L] & 0x7FFF).any(axis=2)
     return bool(nonfinite or blank.any())
 
 

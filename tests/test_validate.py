@@ -219,6 +219,14 @@ def test_negative_zero_is_a_blank_state_too() -> None:
     )
 
 
+def test_a_zero_embedding_is_sound_and_a_zero_block_is_not() -> None:
+    bits_NLH = states()
+    bits_NLH[2, 0] = 0
+    kept = HiddenStates((0, *range(2, bits_NLH.shape[1] + 1)), bits_NLH)
+    assert find_damage(replace(generation(), hidden_states=kept)) is None
+    assert find_damage(replace(generation(), hidden_states=HiddenStates((1, *kept.layers[1:]), bits_NLH))) is not None
+
+
 WHOLE = logprobs()
 ONE_BLANK, ONE_INFINITE, ONE_NAN = states(), states(), states()
 ONE_BLANK[0, 0] = 0
