@@ -28,7 +28,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 unit: $(READY)
-	$(BIN)/pytest -m "not engine"
+	$(BIN)/pytest -m "not engine" -n auto --maxprocesses 8
 
 integration: $(READY)
 	$(BIN)/pytest -m engine

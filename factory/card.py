@@ -3,9 +3,9 @@
 from typing import Any
 
 from factory.columns import layouts
+from factory.curriculum.stages import FOLDER, card_configs, describe_range
 from factory.ledger import Totals
 from factory.records import SignalSpec
-from factory.stages import FOLDER, card_configs, describe_range
 
 
 def write_card(

@@ -205,9 +205,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _curriculum(options: argparse.Namespace) -> int:
-    from factory.curriculum import make_curriculum
-    from factory.mixture import load_config
-    from factory.stages import describe_curriculum
+    from factory.curriculum.build import make_curriculum
+    from factory.curriculum.mixture import load_config
+    from factory.curriculum.stages import describe_curriculum
 
     config = load_config(options.config)
     summary = make_curriculum(options.dir, config, str(options.config or "curriculum"))

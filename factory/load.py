@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.curriculum.regroup import take_table
 from factory.errors import DatasetError
 from factory.records import Array
-from factory.regroup import take_table
 from factory.shards import read_batches
 
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made

@@ -11,14 +11,14 @@ import tomli_w
 
 from factory import __version__
 from factory.columns import FORMAT_VERSION
-from factory.contamination import digest_files, open_index
-from factory.difficulty import Formula, compile_formula, known_names
 from factory.errors import JobError
-from factory.filters import RowFilters, open_filters
 from factory.job import Job
-from factory.judge import Judge, open_judges
 from factory.ledger import Ledger, digest_job, write_atomically
 from factory.plan import Plan, make_plan, resolve_gates, resolve_sampling
+from factory.quality.contamination import digest_files, open_index
+from factory.quality.difficulty import Formula, compile_formula, known_names
+from factory.quality.filters import RowFilters, open_filters
+from factory.quality.judge import Judge, open_judges
 from factory.records import PlannedRow, Prompt, Rejection, Sampling, content_hash
 from factory.render import Renderer, RenderError, open_renderer, require_whole
 from factory.sources import Source, open_source

@@ -20,12 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.card import write_card
-from factory.difficulty import measure
-from factory.duplicates import Duplicates, StoredRow
+from factory.curriculum.stages import current_summary
 from factory.errors import DatasetError
-from factory.filters import RowFilters, apply
 from factory.job import Job, SignalsConfig, StudentConfig
-from factory.judge import VERDICT_SCHEMA, judge_id, judge_name
 from factory.ledger import (
     SPOOL,
     Ledger,
@@ -42,6 +39,12 @@ from factory.ledger import (
 from factory.parse import parse
 from factory.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
 from factory.progress import Progress
+from factory.quality.difficulty import measure
+from factory.quality.duplicates import Duplicates, StoredRow
+from factory.quality.filters import RowFilters, apply
+from factory.quality.judge import VERDICT_SCHEMA, judge_id, judge_name
+from factory.quality.retry import ask_again
+from factory.quality.samples import choose
 from factory.records import (
     Generation,
     Outcome,
@@ -54,10 +57,7 @@ from factory.records import (
     canonical_json,
 )
 from factory.repair import repair
-from factory.retry import ask_again
-from factory.samples import choose
 from factory.shards import read_batches, write_shard
-from factory.stages import current_summary
 from factory.teachers import Teacher, open_teacher
 from factory.validate import Gate, validate
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from factory.errors import JobError
 from factory.job import SourceConfig
-from factory.personal import resolve_kinds, scrub_row
+from factory.quality.personal import resolve_kinds, scrub_row
 
 LOADERS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
 

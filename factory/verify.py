@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from factory.columns import Layout, layouts
+from factory.curriculum.stages import check_curriculum
 from factory.errors import DatasetError
 from factory.ledger import LEDGER, MANIFEST, ShardEntry, read_ledger, read_manifest, read_signals
 from factory.records import Array, SignalSpec
 from factory.shards import file_digest, read_batches, read_schema, shard_path
-from factory.stages import check_curriculum
 
 
 def verify(out: Path) -> Iterator[str]:

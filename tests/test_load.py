@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from factory.curriculum import make_curriculum
+from factory.curriculum.build import make_curriculum
+from factory.curriculum.mixture import CurriculumConfig
 from factory.errors import DatasetError
 from factory.job import Job
 from factory.load import Row, Rows, collate, load_rows
-from factory.mixture import CurriculumConfig
 from factory.records import Generation, HiddenStates, Logprobs, Outcome, Prompt, Record, Rejection, Sampling, SignalSpec
 from factory.run import run
 from factory.shards import write_shard

@@ -12,10 +12,10 @@ from dataset_support import read_table, read_tree
 from faker import Faker
 
 from factory.catalog import builtin_root
-from factory.curriculum import make_curriculum
+from factory.curriculum.build import make_curriculum
+from factory.curriculum.mixture import CurriculumConfig
 from factory.job import Job
 from factory.ledger import read_ledger
-from factory.mixture import CurriculumConfig
 from factory.run import run
 from factory.tasks import Task, discover
 

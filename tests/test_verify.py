@@ -13,11 +13,11 @@ import pytest
 from conftest import write_task
 from dataset_support import change_line, flip_byte, held_ledger, read_ledger_lines, write_job
 
-from factory.curriculum import make_curriculum
+from factory.curriculum.build import make_curriculum
+from factory.curriculum.mixture import CurriculumConfig
 from factory.errors import DatasetError
 from factory.job import Job, load_job
 from factory.ledger import read_manifest, seal
-from factory.mixture import CurriculumConfig
 from factory.run import run
 from factory.verify import verify
 

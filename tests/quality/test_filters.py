@@ -12,18 +12,18 @@ from dataset_support import make_generation, make_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.contamination import open_index
 from factory.errors import JobError
-from factory.filters import RowFilters, apply, find_loop, open_filters, repeated_share
 from factory.job import ContaminationConfig, FiltersConfig, StyleConfig
+from factory.quality.contamination import open_index
+from factory.quality.filters import RowFilters, apply, find_loop, open_filters, repeated_share
+from factory.quality.refusals import find_refusal
 from factory.records import Record, Rejection, SignalSpec, Verdict, canonical_json
-from factory.refusals import find_refusal
 from factory.tasks import Task, discover
 from factory.teachers.scripted import STOP, THINK_END, encode
 
-TASKS = discover(Path(__file__).parent.parent).tasks
+TASKS = discover(Path(__file__).parent.parent.parent).tasks
 CELLS = [(name, level) for name, task in sorted(TASKS.items()) for level in task.levels]
-ROWS_PER_CELL = 500
+ROWS_PER_CELL = 150
 STYLE = StyleConfig(fields=["title", "points"], min_words=1, max_words=60)
 EVERYTHING: dict[str, Any] = {
     "language": ["en"],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.splits import Links, assign_splits, iterate_strings, unite
+from factory.curriculum.splits import Links, assign_splits, iterate_strings, unite
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 6
 

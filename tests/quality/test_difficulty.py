@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from factory.difficulty import FUNCTIONS, NAMES, compile_formula, known_names, measure, values
 from factory.errors import JobError
 from factory.job import DifficultyConfig
+from factory.quality.difficulty import FUNCTIONS, NAMES, compile_formula, known_names, measure, values
 from factory.records import Generation, Logprobs, Measures, Prompt, Record, SampleStats, Sampling, Verdict
 
 DEFAULT = DifficultyConfig().formula

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.duplicates import (
+from factory.job import FiltersConfig
+from factory.quality.duplicates import (
     KEPT_HASHES,
     MISSED,
     PERMUTATIONS,
@@ -26,11 +27,10 @@ from factory.duplicates import (
     shape_bands,
     split_words,
 )
-from factory.job import FiltersConfig
 from factory.records import Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict, content_hash
 from factory.tasks import discover
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 EXACT = FiltersConfig(duplicates=True)
 NEAR = FiltersConfig(near_duplicates=0.8)
 BOTH = FiltersConfig(duplicates=True, near_duplicates=0.8)
@@ -433,7 +433,7 @@ print(json.dumps([getattr(o, "findings", None) for o in Duplicates(BOTH).check(r
 def test_decisions_are_the_same_under_every_hash_seed() -> None:
     told = set()
     for seed in ("1", "4242"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT / 'tests' / 'quality'}:{ROOT}"}
         command = [sys.executable, "-c", DECISIONS]
         told.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert len(told) == 1

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from factory.contamination import Index
 from factory.errors import JobError, redact
 from factory.job import FiltersConfig, LengthConfig, PersonalKind, StyleConfig
-from factory.personal import find_personal, resolve_kinds
+from factory.quality.contamination import Index
+from factory.quality.personal import find_personal, resolve_kinds
+from factory.quality.refusals import find_refusal
+from factory.quality.style import find_style
+from factory.quality.texts import every_text
 from factory.records import Array, Record, Rejection
-from factory.refusals import find_refusal
-from factory.style import find_style
-from factory.texts import every_text
 from factory.validate import MAX_FINDING, finding_code
 
 RowFilter = Callable[[Record], list[str]]

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from factory.job import StyleConfig
-from factory.texts import texts_at
+from factory.quality.texts import texts_at
 
 MOST_PARSED = 20_000  # characters of one text that are looked at for Markdown; its parser is not linear
 MARKED = re.compile(r"[*_#`\[|~<]|^[ \t]{0,9}(?:[-+=]|\d{1,9}[.)]\s)", re.MULTILINE)  # no Markdown without one of these

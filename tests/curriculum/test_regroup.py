@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from factory.curriculum.regroup import take_rows, take_table
 from factory.errors import DatasetError
-from factory.regroup import take_rows, take_table
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.errors import JobError
-from factory.mixture import (
+from factory.curriculum.mixture import (
     EASIER,
     SPLITS,
     Candidates,
@@ -23,6 +22,7 @@ from factory.mixture import (
     load_config,
     plan_cuts,
 )
+from factory.errors import JobError
 
 
 def candidates(
@@ -288,14 +288,14 @@ def test_a_curriculum_file_that_cannot_be_read_is_one_line(name: str, tmp_path: 
 
 
 def test_the_example_is_a_curriculum() -> None:
-    path = Path(__file__).parent.parent / "docs/examples/curricula/stages.toml"
+    path = Path(__file__).parent.parent.parent / "docs/examples/curricula/stages.toml"
     config = load_config(path)
     assert isinstance(config, TabledConfig)
     assert len(plan_cuts(config)) > 1
 
 
 def test_every_curriculum_in_the_documentation_is_one(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "docs/curriculum.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent.parent / "docs/curriculum.md").read_text(encoding="utf-8")
     samples = [part.split("```")[0] for part in text.split("```toml\n")[1:]]
     assert samples
     for sample in samples:
@@ -304,7 +304,7 @@ def test_every_curriculum_in_the_documentation_is_one(tmp_path: Path) -> None:
 
 
 def test_every_key_of_the_file_is_documented() -> None:
-    text = (Path(__file__).parent.parent / "docs/curriculum.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent.parent / "docs/curriculum.md").read_text(encoding="utf-8")
     schema = TabledConfig.model_json_schema(by_alias=True)
     models = [schema, *schema["$defs"].values()]
     names = {name for model in models for name in model["properties"]}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.job import StyleConfig
-from factory.style import find_emoji, find_markdown, find_style
-from factory.texts import every_text, texts_at
+from factory.quality.style import find_emoji, find_markdown, find_style
+from factory.quality.texts import every_text, texts_at
 
 ANSWER = {"title": "A short title", "points": ["One two three.", "Four five."], "facts": {"who": ["Ann"], "n": 3}}
 

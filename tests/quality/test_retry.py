@@ -7,8 +7,8 @@ import pytest
 from dataset_support import make_generation, make_prompt
 
 from factory.job import Job
+from factory.quality.retry import MAX_ANSWER, MAX_FINDINGS, ask_again, describe_findings
 from factory.records import Message, Prompt, Rejection, Sampling
-from factory.retry import MAX_ANSWER, MAX_FINDINGS, ask_again, describe_findings
 
 TASKS = [{"name": "adding", "count": 1}]
 

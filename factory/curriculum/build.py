@@ -15,8 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from factory.card import write_card
-from factory.errors import DatasetError, JobError
-from factory.handoff import (
+from factory.curriculum.handoff import (
     OVER_BUDGET,
     RIGHT_BUT_LEFT_OUT,
     Attempts,
@@ -25,8 +24,7 @@ from factory.handoff import (
     explain_rows,
     was_answered,
 )
-from factory.ledger import Ledger, hold, read_ledger, read_manifest, read_signals, write_atomically
-from factory.mixture import (
+from factory.curriculum.mixture import (
     EASIER,
     SPLITS,
     Candidates,
@@ -37,12 +35,14 @@ from factory.mixture import (
     plan_cuts,
     require_tasks,
 )
-from factory.ranking import COUNTS, MEASURES, Columns, read_columns, shard_path, value_rows
+from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, shard_path, value_rows
+from factory.curriculum.regroup import Move, regroup
+from factory.curriculum.splits import Links, assign_splits
+from factory.curriculum.stages import FOLDER, SUMMARY, dataset_state, summary_text
+from factory.errors import DatasetError, JobError
+from factory.ledger import Ledger, hold, read_ledger, read_manifest, read_signals, write_atomically
 from factory.records import Array, SignalSpec
-from factory.regroup import Move, regroup
 from factory.shards import ShardFile, sync_directory
-from factory.splits import Links, assign_splits
-from factory.stages import FOLDER, SUMMARY, dataset_state, summary_text
 
 BIG_GROUP: Final = 0.25  # share of the rows from which on one group makes the splits uneven
 

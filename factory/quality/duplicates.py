@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from factory.job import FiltersConfig
+from factory.quality.samples import canonical_answer
 from factory.records import Array, Outcome, Record, Rejection, canonical_json
-from factory.samples import canonical_answer
 
 SHINGLE_WORDS: Final = 3
 KEPT_HASHES: Final = 512  # a row with more shingles is compared by its smallest hashes: an estimate within about 0.02

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.splits import Links
 from factory.errors import DatasetError, JobError
 from factory.ledger import Ledger
-from factory.mixture import CurriculumConfig
 from factory.records import Array, Measures, SampleStats, Verdict
 from factory.shards import read_batches, read_schema
-from factory.splits import Links
 
 MEASURES: Final = (
     "difficulty",
@@ -106,7 +106,7 @@ def _levels(ledger: Ledger, accepted: Columns) -> Array:
 
 def _evaluate(formula: str, accepted: Columns, where: str) -> Array:
     """A formula's value for each row; infinite or missing is NaN."""
-    from factory.difficulty import compile_formula, known_names, values
+    from factory.quality.difficulty import compile_formula, known_names, values
 
     present = {name for name in MEASURES if not np.isnan(accepted[name]).all()}
     known = known_names(

@@ -11,7 +11,7 @@ from dataset_support import make_generation, make_prompt, read_table
 
 from factory.errors import JobError
 from factory.job import Job, JudgeConfig
-from factory.judge import VERDICT_SCHEMA, Judge, judge_id, open_judges
+from factory.quality.judge import VERDICT_SCHEMA, Judge, judge_id, open_judges
 from factory.records import Generation, Prompt, Record, Rejection
 from factory.run import run
 from factory.tasks import discover

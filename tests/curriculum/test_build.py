@@ -16,12 +16,12 @@ import pytest
 from conftest import write_task
 from dataset_support import change_line, held_ledger, read_tree, write_job
 
-from factory import curriculum, regroup
-from factory.curriculum import make_curriculum
+from factory.curriculum import build, regroup
+from factory.curriculum.build import make_curriculum
+from factory.curriculum.mixture import SPLITS, CurriculumConfig, TabledConfig
 from factory.errors import DatasetError, JobError
 from factory.job import load_job
 from factory.load import load_rows
-from factory.mixture import SPLITS, CurriculumConfig, TabledConfig
 from factory.run import run
 
 READING = """
@@ -274,7 +274,7 @@ def test_by_another_column_and_by_formula(out: Path) -> None:
 
 
 def test_a_formula_takes_the_place_of_the_difficulty(out: Path) -> None:
-    pytest.importorskip("factory.difficulty")
+    pytest.importorskip("factory.quality.difficulty")
     accepted = {row["id"]: row for row in read_default(out)}
     summary = make(out, formula="1 - confidence * pass_rate")
     for row in read_config(out, "stage-2"):
@@ -369,7 +369,7 @@ def test_a_run_that_is_cut_off_leaves_the_former_curriculum_or_none(
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    where = curriculum if moment in ("summary_text", "_install") else regroup
+    where = build if moment in ("summary_text", "_install") else regroup
     monkeypatch.setattr(where, moment, stop)
     with pytest.raises(KeyboardInterrupt):
         make(out, stages=4)
