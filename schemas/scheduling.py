@@ -309,7 +309,8 @@ def solve(scenario: Scenario) -> tuple[str, Answer]:
         chosen += [guest] if left else []
         lines.append(f"Optional {line} {'Add' if left else 'Leave out'}.")
     clocks = {person.name: f"{_local(at, person.zone):%H:%M}" for person in chosen}
-    lines.append(f"Coming, local start: {', '.join(f'{name} {clock}' for name, clock in clocks.items())}.")
+    turns = [_show_turn(person, start, home) for person in chosen]
+    lines.append(f"Coming, local start: {', '.join(turns)}.")
     shown = clocks if scenario.multi_zone else {}
     people = [Attendee(name=person.name, role=person.role, local_start=shown.get(person.name)) for person in chosen]
     begins, ends = (f"{moment:%Y-%m-%dT%H:%M}" for moment in (start, end))
@@ -341,6 +342,13 @@ def _pick_zones(rng: random.Random, knobs: Knobs, circle: Sequence[str], count: 
 
 def _minute_of_day(minute: int, zone: ZoneInfo) -> int:
     return (minute + _offset(_local(minute, zone).date(), zone)) % 1440
+
+
+def _show_turn(person: Person, start: datetime, home: ZoneInfo) -> str:
+    """How the start on the host's clock becomes the one on this person's."""
+    shift = _offset(start.date(), person.zone) - _offset(start.date(), home)
+    turn = f"{start:%H:%M} {_show_shift(shift)}h = " if shift else ""
+    return f"{person.name} {turn}{start.astimezone(person.zone):%H:%M}"
 
 
 def _slot(low: int, high: int) -> Slot:

@@ -33,15 +33,15 @@ class Recipe:
     for most of the run, and with it at the end. Learning rate: warm-up, constant, linear decay to zero.
     """
 
-    steps: int = 1300
+    steps: int = 3600
     model: Mapping[str, Any] = field(default_factory=lambda: dict(MODEL))
     tokenizer_examples: int = 500  # of each task and level
     step_examples: int = 24
-    easy_only: float = 0.2215  # this first part of the run sees easy examples only
+    easy_only: float = 0.08  # this first part of the run sees easy examples only
     level_weights: tuple[float, float, float] = (0.42, 0.46, 0.12)
-    with_system: float = 0.85  # from this part of the run on, examples carry their system turn
+    with_system: float = 0.92  # from this part of the run on, examples carry their system turn
     warmup_steps: int = 60
-    decay: float = 0.75  # the learning rate falls from this part of the run on
+    decay: float = 0.83  # the learning rate falls from this part of the run on
     learning_rate: float = 3e-3
     validation_steps: int = 200
     validation_examples: int = 12  # of each task and level

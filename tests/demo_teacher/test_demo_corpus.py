@@ -49,7 +49,7 @@ def test_no_seed_of_an_evaluation_is_one_of_training() -> None:
     trained = {training_seed(draw) for draw in draws_of_a_run()}
     rows = evaluated(MOST_ROWS)
     recipe = Recipe()
-    assert len(trained) >= 12 * recipe.tokenizer_examples + recipe.steps * recipe.step_examples - 2  # 31 bits may meet
+    assert len(trained) >= 12 * recipe.tokenizer_examples + recipe.steps * recipe.step_examples - 10  # 31 bits may meet
     assert len(rows) == MOST_ROWS * 12
     seeds = {seed for _, _, seed in rows}
     assert seeds.isdisjoint(trained)
