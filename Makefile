@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit integration chaos gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit integration chaos bench gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -36,6 +36,10 @@ integration: $(READY)
 # kills, malformed answers, changed bytes and a long run, many times over; prints a table (docs/operations.md has one)
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py
+
+# speed beside a bare engine, bytes and reading, as one table in docs/benchmarks.md; about half an hour, on a quiet machine
+bench: $(READY)
+	$(BIN)/python tests/bench/bench.py --write
 
 # the demo teacher from scratch, into build/demo-teacher/model; the same again goes on where it was cut off
 demo-teacher: $(READY)
