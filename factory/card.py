@@ -1,11 +1,38 @@
 """The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside."""
 
-from typing import Any
+from typing import Any, Final
 
+from factory.codec import BOUNDS, COLUMNS
 from factory.columns import layouts
 from factory.curriculum.stages import FOLDER, card_configs, describe_range
-from factory.ledger import Totals
+from factory.fidelity import SECTION, describe
+from factory.ledger import Ledger, Totals, read_manifest, read_signals, write_atomically
 from factory.records import SignalSpec
+
+DECODER: Final = """
+import numpy as np
+
+
+def decode_topk(row):  # ids int32 and logprobs float32, both [T, k], of one row with compact logprobs
+    T = len(row["topk_first"])
+    places = np.array(row["topk_id_places"], np.int64)
+    ids = np.cumsum(np.array(row["topk_id_table"], np.int64))[places].astype(np.int32)
+    first = -np.array(row["topk_first"], np.float64) / 2**17
+    first[first < -16383] = -np.inf
+    steps = np.array(row["topk_steps"], np.uint16).reshape(T, len(places) // max(T, 1) - 1 if T else 0)
+    place = np.cumsum(steps, axis=1, dtype=np.uint16).astype(np.float64)
+    roots = 2 * np.log(1 - np.minimum(place, 992) / 1024)  # places 0 to 992: even in the root of the probability
+    low = 2 * np.log(1 / 32) - (place - 992) / 16  # from there on: 1/16 nat each
+    others = np.where(place == 65535, -np.inf, np.where(place <= 992, roots, low))
+    return ids.reshape(T, -1 if T else 0), np.column_stack([first, others]).astype(np.float32)
+"""
+
+
+def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
+    """Write the card of a dataset as its ledger and manifest now are; `curriculum` is the summary of its curriculum."""
+    manifest = read_manifest(ledger.out)
+    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), curriculum)
+    write_atomically(ledger.out / "README.md", card.encode())
 
 
 def write_card(
@@ -35,6 +62,7 @@ def write_card(
         *_reasons(totals),
         *_quality(totals, manifest, signals),
         *_meaning(teacher, signals),
+        *_fidelity(manifest),
     ]
     lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
     lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
@@ -120,12 +148,40 @@ def _ranked(totals: Totals) -> list[tuple[str, int]]:
     return sorted(totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
+def _fidelity(manifest: dict[str, Any]) -> list[str]:
+    """What became of the self-test, where the job asked for one."""
+    if not manifest.get(SECTION):
+        return []
+    lines = ["## Self-test", "", f"- {describe(manifest[SECTION])}"]
+    return [*lines, "- Figures, bounds and row ids are in `manifest.json`, section `fidelity`; in nats, worst row.", ""]
+
+
+def _tell_topk(signals: SignalSpec) -> list[str]:
+    told = ", ".join(f"`{name}`" for name in COLUMNS)
+    return [
+        f"- Logprobs are stored compactly: {told} hold the {signals.top_k} likeliest ids (exactly) and their "
+        f"log-probabilities ({BOUNDS['topk_logprobs']}).",
+        "- `factory.load` decodes them, and so do these lines of NumPy:",
+        "",
+        "```python",
+        *DECODER.strip().splitlines(),
+        "```",
+        "",
+    ]
+
+
 def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
     lines = ["## What the numbers mean", ""]
     if signals.top_k:
+        lines += (
+            _tell_topk(signals)
+            if signals.compact
+            else [
+                f"- `topk_ids` and `topk_logprobs` are flat lists of length T * {signals.top_k} (reshape to "
+                f"[T, {signals.top_k}]), T the length of `completion_token_ids`.",
+            ]
+        )
         lines += [
-            f"- `topk_ids` and `topk_logprobs` are flat lists of length T * {signals.top_k} (reshape to "
-            f"[T, {signals.top_k}]), T the length of `completion_token_ids`.",
             "- Log-probabilities are natural logarithms of the teacher's own distribution, before temperature and any "
             "grammar mask; `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is exact, in nats.",
         ]

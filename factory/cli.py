@@ -1,7 +1,7 @@
 """The command line: arguments, printing and exit codes, no logic.
 
-Exit codes: 0 done, 1 `verify` or `tasks` found faults, 2 bad input (one line says what), 130 and 143 stopped by a
-signal (the same command goes on). Heavy imports stay inside the commands, so `factory --help` is quick.
+Exit codes: 0 done, 1 `verify`, `tasks` or a run's fidelity check found faults, 2 bad input (one line says what), 130
+and 143 stopped by a signal (the same command goes on). Heavy imports stay inside the commands, so `--help` is quick.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from factory import __version__
-from factory.errors import FactoryError, redact
+from factory.errors import FactoryError, JobError, redact
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except FactoryError as error:
         for line in str(error).splitlines():
             print(f"error: {redact(line)}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -71,21 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--json", action="store_true", help="one JSON object a line")
     preview.set_defaults(command=_preview)
 
-    plan = commands.add_parser("plan", help="what a job will take: rows, bytes a token, disk; spends nothing")
-    plan.add_argument("job", type=Path)
-    plan.add_argument("--out", type=Path, help="instead of the job's out")
-    plan.set_defaults(command=_plan)
-
-    run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
-    run.add_argument("job", type=Path)
-    run.add_argument("--out", type=Path, help="instead of the job's out")
-    for command in (plan, run):
-        command.add_argument(
-            "--allow-outside", action="store_true", help="let the job's own paths lead out of the workspace"
-        )
-    run.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
-    run.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
-    run.set_defaults(command=_run)
+    _add_jobs(commands)
 
     status = commands.add_parser("status", help="planned, accepted, rejected by reason, errors, left")
     status.add_argument("dir", type=Path)
@@ -94,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="check checksums, counts, columns and alignment of a dataset")
     verify.add_argument("dir", type=Path)
+    verify.add_argument(
+        "--fidelity", type=_positive, metavar="N", help="also run N rows again through transformers and compare"
+    )
     verify.set_defaults(command=_verify)
 
     _add_curriculum(commands)
@@ -103,6 +92,35 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
     show.set_defaults(command=_show)
     return parser
+
+
+def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plan = commands.add_parser("plan", help="what a job will take: rows, tokens, bytes a token, disk; spends nothing")
+    plan.add_argument("job", type=Path)
+    plan.add_argument("--out", type=Path, help="instead of the job's out")
+    plan.add_argument(
+        "--pilot",
+        type=_positive,
+        metavar="N",
+        help="run N rows of each task with the teacher, measure, and discard them",
+    )
+    plan.set_defaults(command=_plan)
+
+    run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
+    run.add_argument("job", type=Path)
+    run.add_argument("--out", type=Path, help="instead of the job's out")
+    score = commands.add_parser("score", help="take the signals of transcripts that exist, or go on with it")
+    score.add_argument("job", type=Path)
+    score.add_argument("--out", type=Path, help="instead of the job's out")
+    for command in (plan, run, score):
+        command.add_argument(
+            "--allow-outside", action="store_true", help="let the job's own paths lead out of the workspace"
+        )
+    for command in (run, score):
+        command.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
+        command.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
+        command.add_argument("--no-disk-check", action="store_true", help="start even where the disk looks too small")
+        command.set_defaults(command=_run, scores=command is score)
 
 
 def _add_curriculum(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -152,7 +170,7 @@ def _plan(options: argparse.Namespace) -> int:
     from factory.estimate import estimate
 
     job, out = _read_job(options)
-    _print(estimate(job, options.workspace, out))
+    _print(estimate(job, options.workspace, out, options.pilot))
     return 0
 
 
@@ -169,10 +187,17 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from factory.estimate import require_room
     from factory.run import run
     from factory.show import describe_totals
 
     job, out = _read_job(options)
+    if options.scores != (job.transcripts is not None):
+        other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
+        raise JobError(f"{options.job}: has {why}; use factory {other}")
+    warning = None if options.no_disk_check else require_room(job, options.workspace, out)
+    if warning:
+        print(redact(warning), file=sys.stderr)
     totals = run(job, options.workspace, out, mend=options.repair, log_json=options.log_json)
     _print(describe_totals(out, totals))
     return 0
@@ -201,7 +226,15 @@ def _verify(options: argparse.Namespace) -> int:
     if not faults:
         totals = read_totals(options.dir)
         print(f"{options.dir}: sound: {totals.committed_shards} of {totals.shards} shards, {totals.done:,} rows")
-    return 1 if faults else 0
+    return 1 if faults or (options.fidelity and not _verify_fidelity(options)) else 0
+
+
+def _verify_fidelity(options: argparse.Namespace) -> bool:
+    from factory.fidelity import check_dataset, describe
+
+    section = check_dataset(options.dir, options.fidelity)
+    _print([describe(section)])
+    return bool(section["verdict"] != "failed")
 
 
 def _curriculum(options: argparse.Namespace) -> int:

@@ -12,6 +12,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from factory.codec import COLUMNS as PACKED_COLUMNS
+from factory.codec import pack
 from factory.records import Array, Generation, Message, Outcome, Pair, Rejection, SignalSpec, canonical_json
 
 FORMAT_VERSION: Final = 1
@@ -50,6 +52,7 @@ class Layout:
             "layers": list(self.signals.layers),
             "final_norm": self.signals.final_norm,
         }
+        meaning |= {"logprobs": "compact"} if self.signals.compact else {}
         fields = [pa.field(column.name, column.type) for column in self.columns]
         return pa.schema(fields, metadata={"factory": canonical_json(meaning)})
 
@@ -69,17 +72,21 @@ class Layout:
 
     def table(self, outcomes: Sequence[Any]) -> pa.Table:
         """One table with a row for each outcome."""
-        arrays = [column.take(outcomes).cast(column.type) for column in self.columns]
+        packs = any(column.name in PACKED_COLUMNS for column in self.columns)
+        packed = [pack(outcome.generation.logprobs) for outcome in outcomes] if packs else []
+        given = (packed if column.name in PACKED_COLUMNS else outcomes for column in self.columns)
+        arrays = [column.take(rows).cast(column.type) for column, rows in zip(self.columns, given, strict=True)]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
 def _is_split(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and kind.value_type in (pa.int32(), pa.float16(), pa.float32())
+    return pa.types.is_list(kind) and kind.value_type in (pa.int32(), pa.uint16(), pa.float16(), pa.float32())
 
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
-    accepted = (*IDENTITY, *ACCEPTED, *(LOGPROBS if signals.top_k else ()))
+    logprobs = COMPACT if signals.compact else LOGPROBS
+    accepted = (*IDENTITY, *ACCEPTED, *(logprobs if signals.top_k else ()))
     configs = {
         "default": Layout("default", "data", accepted, signals),
         "rejected": Layout("rejected", "rejected", (*IDENTITY, *REJECTED), signals),
@@ -108,13 +115,23 @@ def flat_list(arrays: Sequence[Array], dtype: Any) -> pa.Array:
     """Arrays of any shape as one list column, each flattened; no Python object per number."""
     offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
     np.cumsum([array.size for array in arrays], out=offsets[1:])
-    values = np.concatenate([np.zeros(0, dtype), *(array.reshape(-1).astype(dtype, copy=False) for array in arrays)])
+    with np.errstate(over="ignore"):  # the floor that stands for the log of 0 becomes -inf in float16
+        flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
+    values = np.concatenate([np.zeros(0, dtype), *flat])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def encode_states(bits_NLH: Array) -> bytes:
-    """Hidden states as the bytes of the `states` column: little-endian uint16 bits, then one sentinel byte."""
-    return np.ascontiguousarray(bits_NLH, dtype="<u2").tobytes() + SENTINEL
+def encode_states(rows: Sequence[Array]) -> pa.LargeBinaryArray:
+    """Hidden states uint16 [N, L, H] as values of the column `states`: little-endian bits, then one sentinel byte.
+
+    Each number is copied once.
+    """
+    states = [np.ascontiguousarray(bits_NLH, dtype="<u2") for bits_NLH in rows]
+    ends = np.cumsum([0, *(bits.nbytes + len(SENTINEL) for bits in states)], dtype=np.int64)
+    values = np.full(ends[-1], SENTINEL[0], np.uint8)
+    for bits, start in zip(states, ends.tolist(), strict=False):
+        values[start : start + bits.nbytes] = bits.reshape(-1).view(np.uint8)
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(states), [None, *map(pa.py_buffer, (ends, values))])
 
 
 def decode_states(states: bytes, shape: Sequence[int]) -> Array:
@@ -224,6 +241,15 @@ LOGPROBS: Final = (
     _array("tail_logprobs", lambda o: o.generation.logprobs.tail_T, np.float32),
     _array("entropy", lambda o: o.generation.logprobs.entropy_T, np.float32),
 )
+COMPACT: Final = (
+    _array("sampled_logprobs", lambda o: o.generation.logprobs.sampled_T, np.float16),
+    _array("topk_id_table", lambda packed: packed.table_D, np.int32),
+    _array("topk_id_places", lambda packed: packed.places_TK, np.int32),
+    _array("topk_first", lambda packed: packed.first_T, np.int32),
+    _array("topk_steps", lambda packed: packed.steps_TJ, np.uint16),
+    _array("tail_logprobs", lambda o: o.generation.logprobs.tail_T, np.float16),
+    _array("entropy", lambda o: o.generation.logprobs.entropy_T, np.float16),
+)
 REJECTED: Final = (
     _text("kind", lambda o: o.kind),
     _text("stage", lambda o: o.stage),
@@ -251,6 +277,6 @@ HIDDEN: Final = (
     Column(
         "states",
         pa.large_binary(),
-        _values(pa.large_binary(), lambda o: encode_states(o.generation.hidden_states.bits_NLH)),
+        lambda outcomes: encode_states([o.generation.hidden_states.bits_NLH for o in outcomes]),
     ),
 )

@@ -4,7 +4,8 @@
     ├── JobError          the job file or the command line
     ├── TaskError         a task's folder, templates or schema
     ├── TeacherError      the model or the engine cannot be used as asked
-    └── DatasetError      an output directory that cannot be written, resumed, read or trusted
+    ├── DatasetError      an output directory that cannot be written, resumed, read or trusted
+    └── FidelityError     the signals in a dataset are not the teacher's (exit 1: found, not mistyped)
 
 A message says what, where, got, allowed and the next step. A bad record is never an exception: it is a `Rejection`.
 """
@@ -25,7 +26,9 @@ def redact(text: str) -> str:
 
 
 class FactoryError(Exception):
-    """Base of every error that is the user's to mend; the command line prints it as one line and exits with 2."""
+    """Base of every error that is the user's to mend; the command line prints one line and exits with its code."""
+
+    exit_code = 2
 
 
 class JobError(FactoryError):
@@ -42,3 +45,9 @@ class TeacherError(FactoryError):
 
 class DatasetError(FactoryError):
     """The output directory cannot be written, resumed, read or trusted."""
+
+
+class FidelityError(FactoryError):
+    """The signals that a job has stored do not agree with a second forward."""
+
+    exit_code = 1

@@ -13,6 +13,7 @@ from factory.records import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
+TranscriptColumn = Literal["prompt_token_ids", "completion_token_ids", "prompt", "completion", "messages"]
 PersonalKind = Literal["email", "phone", "card", "iban", "national_id", "ip"]
 
 
@@ -114,11 +115,26 @@ class StyleConfig(Config):
 
 
 class SignalsConfig(Config):
-    """`[signals]`: what is kept of the teacher's distribution and of its inside."""
+    """`[signals]`: what is kept of the teacher's distribution and of its inside.
+
+    `verify_rows`: how many rows are run again through transformers at the end (0: none; left out: 4 with vLLM).
+    `capture`: taken while the teacher generates, or by a prefill over the finished ids afterwards.
+    """
 
     top_k: Annotated[int, Field(ge=0, le=1024)] = 20
     hidden_layers: Annotated[list[int], Field(max_length=256)] = Field(default_factory=list)
     final_norm: bool = True
+    capture: Literal["decode", "prefill"] = "decode"
+    verify_rows: Annotated[int, Field(ge=0, le=1024)] | None = None
+
+
+class StorageConfig(Config):
+    """`[storage]`: how the kept signals are written.
+
+    `logprobs`: `exact` keeps every number as it came, `compact` the ids exactly and the others within stated bounds.
+    """
+
+    logprobs: Literal["exact", "compact"] = "exact"
 
 
 class ValidationConfig(Config):
@@ -201,17 +217,34 @@ class DifficultyConfig(Config):
     )
 
 
-class SourceConfig(Config):
-    """Where scenarios come from when not sampled: rows of a file or dataset, mapped to the scenario's fields."""
+class TableConfig(Config):
+    """Rows of the user's: a file, or a dataset of `datasets`."""
 
     path: Annotated[str, Field(min_length=1)]
     format: Literal["parquet", "jsonl", "datasets"] | None = None
     config: str | None = None
     split: str = "train"
+
+
+class SourceConfig(TableConfig):
+    """Where scenarios come from when not sampled: rows of a file or dataset, mapped to the scenario's fields."""
+
     fields: dict[str, str] = Field(default_factory=dict)
     constants: dict[str, Any] = Field(default_factory=dict)
     shuffle: bool = False
     scrub: bool | list[PersonalKind] = False
+
+
+class TranscriptsConfig(TableConfig):
+    """`[transcripts]`: completions that exist already, for `factory score`; docs/signals.md tells the forms of a row.
+
+    `columns` names yours where they are called otherwise (`prompt_token_ids = "input_ids"`), `keep` those whose values
+    are kept in the column `scenario`, `count` how many rows to take from the start (all).
+    """
+
+    columns: dict[TranscriptColumn, str] = Field(default_factory=dict)
+    keep: list[str] = Field(default_factory=list)
+    count: Annotated[int, Field(ge=1)] | None = None
 
 
 class TaskConfig(Config):
@@ -232,7 +265,7 @@ class TaskConfig(Config):
 
 
 class Job(Config):
-    """A whole job file."""
+    """A whole job file: it has `tasks` to run, or `transcripts` to score."""
 
     out: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -240,13 +273,25 @@ class Job(Config):
     teacher: TeacherConfig = TeacherConfig()
     sampling: SamplingConfig = SamplingConfig()
     signals: SignalsConfig = SignalsConfig()
+    storage: StorageConfig = StorageConfig()
     validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
     judge: JudgeConfig | None = None
     filters: FiltersConfig = FiltersConfig()
     student: StudentConfig | None = None
     difficulty: DifficultyConfig = DifficultyConfig()
-    tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+    tasks: list[TaskConfig] = Field(default_factory=list)
+    transcripts: TranscriptsConfig | None = None
+
+    @model_validator(mode="after")
+    def _tasks_or_transcripts(self) -> "Job":
+        if self.transcripts is None and not self.tasks:
+            raise ValueError("no [[tasks]] table; add one, or [transcripts] for factory score")
+        asks = {"tasks", "sampling", "validation", "samples", "judge"} & self.model_fields_set
+        if self.transcripts is not None and asks:
+            told = ", ".join(sorted(asks))
+            raise ValueError(f"{told}: nothing is asked where transcripts are scored; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _a_choice_needs_samples(self) -> "Job":
@@ -286,6 +331,7 @@ def load_job(path: Path) -> Job:
 def source_paths(job: Job) -> dict[str, Path]:
     """The local files and folders that a job reads, by the key that names them."""
     paths = {f"tasks.{n}.source.path": Path(t.source.path) for n, t in enumerate(job.tasks) if t.source is not None}
+    paths |= {} if job.transcripts is None else {"transcripts.path": Path(job.transcripts.path)}
     sets = job.filters.contamination.files if job.filters.contamination is not None else []
     paths |= {f"filters.contamination.files.{number}": Path(name) for number, name in enumerate(sets)}
     return {key: path for key, path in paths.items() if path.exists()}

@@ -223,7 +223,6 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     """Write the manifest of a new dataset, or check that a resumed one is the same job; sections may come later.
 
     `anew` writes it in place of whatever is there.
-
     Raises DatasetError with every difference, and leaves the directory untouched.
     """
     path = out / MANIFEST
@@ -231,6 +230,11 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     require_same_job(out, before, manifest)
     if manifest.keys() - before.keys():
         write_atomically(path, _manifest_text(before | manifest).encode())
+
+
+def replace_section(out: Path, name: str, value: Any) -> None:
+    """Put one section of a dataset's manifest in place of what it was."""
+    write_atomically(out / MANIFEST, _manifest_text(read_manifest(out) | {name: value}).encode())
 
 
 def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]) -> None:
@@ -289,8 +293,8 @@ def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
         return None
     try:
         kept = manifest["signals"]
-        layers, pairs = tuple(map(int, kept["layers"])), bool(kept["pairs"])
-        return SignalSpec(int(kept["top_k"]), layers, bool(kept["final_norm"]), pairs)
+        layers, pairs, compact = tuple(map(int, kept["layers"])), bool(kept["pairs"]), bool(kept.get("compact", False))
+        return SignalSpec(int(kept["top_k"]), layers, bool(kept["final_norm"]), pairs, compact)
     except (TypeError, KeyError, ValueError) as error:
         raise DatasetError(f"{MANIFEST}: damaged: signals is not what was written ({error!r})") from None
 

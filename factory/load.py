@@ -2,6 +2,7 @@
 
 `datasets` reads the files; this module does what it cannot: flat signal columns become [T, k] arrays, hidden states are
 joined by id and become bfloat16 tensors, and rows become padded batches. No row is given out before its lengths agree.
+Compact logprobs are decoded.
 docs/dataset-format.md tells how to read the same files without this package.
 """
 
@@ -16,6 +17,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.codec import COLUMNS as PACKED_COLUMNS
+from factory.codec import find_damage, unpack
 from factory.curriculum.regroup import take_table
 from factory.errors import DatasetError
 from factory.records import Array
@@ -57,7 +60,7 @@ class Row:
     prompt_token_ids: Array  # int32 [P]
     completion_token_ids: Array  # int32 [T]
     topk_ids: Array | None = None  # int32 [T, k]
-    topk_logprobs: Array | None = None  # float32 [T, k], stored as float16
+    topk_logprobs: Array | None = None  # float32 [T, k], stored as float16 or compact
     sampled_logprobs: Array | None = None  # float32 [T]
     tail_logprobs: Array | None = None  # float32 [T], log of the mass outside the k ids
     entropy: Array | None = None  # float32 [T], nats
@@ -208,11 +211,15 @@ def _batches(source: str, tables: Iterable[Any]) -> Iterator[Any]:
 
 def _read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
     """The rows of one record batch; numbers are views and never touched one by one."""
-    present = [name for name in ARRAYS if name in batch.schema.names]
+    present = [name for name in (*ARRAYS, *PACKED_COLUMNS) if name in batch.schema.names]
     flat = {name: _flatten(batch.column(name)) for name in present}
     tokens = np.diff(flat["completion_token_ids"][1])
-    k = top_k or max(1, int(flat["topk_ids"][1][1] // tokens[0]) if tokens[0] and "topk_ids" in flat else 1)
+    k = top_k or _find_top_k(flat, tokens)
     columns = batch.select([name for name in batch.schema.names if name not in present]).to_pylist()
+    if PACKED_COLUMNS[0] in flat:
+        for bad, told in find_damage(flat, tokens, k):
+            raise DatasetError(f"{source}: row {columns[bad]['id']}: {told}; damaged")
+        flat = _unpack(flat, k)
     cuts = {}
     for name, (values, offsets) in flat.items():
         wide = k if name in TOPK else 1
@@ -223,6 +230,22 @@ def _read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
     for i, texts in enumerate(columns):
         arrays: dict[str, Any] = {name: values[ends[i] : ends[i + 1]] for name, (values, ends) in cuts.items()}
         yield Row(texts, **arrays)
+
+
+def _find_top_k(flat: dict[str, tuple[Array, Array]], tokens: Array) -> int:
+    """k by the first row that has a token."""
+    offsets = next((flat[name][1] for name in ("topk_ids", "topk_id_places") if name in flat), None)
+    filled = np.flatnonzero(tokens)[:1].tolist()
+    if offsets is None or not filled:
+        return 1
+    return max(1, int((offsets[filled[0] + 1] - offsets[filled[0]]) // tokens[filled[0]]))
+
+
+def _unpack(flat: dict[str, tuple[Array, Array]], k: int) -> dict[str, tuple[Array, Array]]:
+    """The columns of a batch with compact logprobs as they would be with exact ones."""
+    offsets = flat["topk_id_places"][1]
+    decoded = {name: (values.reshape(-1), offsets) for name, values in zip(TOPK, unpack(flat, k), strict=True)}
+    return {name: flat[name] for name in flat if name not in PACKED_COLUMNS} | decoded
 
 
 def _flatten(column: Any) -> tuple[Array, Array]:

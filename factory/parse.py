@@ -9,6 +9,8 @@ from typing import Any
 
 from factory.records import Generation, Prompt, Rejection, Stage
 
+UNFIT_PROMPTS = ("prompt_too_long", "transcript_too_long", "empty_transcript", "bad_token_id")
+
 
 class ParseError(Exception):
     """No answer can be read; `reason` is what the rejected row will say."""
@@ -28,10 +30,12 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     """
     tokens = len(generation.completion_token_ids)
     if generation.failure:
-        stage: Stage = "prompt" if generation.failure == "prompt_too_long" else "teacher"
+        stage: Stage = "prompt" if generation.failure in UNFIT_PROMPTS else "teacher"
         return Rejection(prompt, generation, stage, generation.failure, (generation.failure_detail,))
     if not tokens:
         return Rejection(prompt, generation, "teacher", "empty", ("the completion has no tokens",))
+    if prompt.transcript is not None:  # it is scored as it stands
+        return generation.answer_text
     if generation.finish_reason == "length":
         finding = f"cut off after {tokens} tokens; raise sampling.max_tokens or lower sampling.thinking_tokens"
         return Rejection(prompt, generation, "teacher", "truncated", (finding,))

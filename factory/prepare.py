@@ -10,9 +10,10 @@ from typing import Any
 import tomli_w
 
 from factory import __version__
+from factory.codec import BOUNDS
 from factory.columns import FORMAT_VERSION
 from factory.errors import JobError
-from factory.job import Job
+from factory.job import Job, StyleConfig
 from factory.ledger import Ledger, digest_job, write_atomically
 from factory.plan import Plan, make_plan, resolve_gates, resolve_sampling
 from factory.quality.contamination import digest_files, open_index
@@ -23,8 +24,10 @@ from factory.records import PlannedRow, Prompt, Rejection, Sampling, content_has
 from factory.render import Renderer, RenderError, open_renderer, require_whole
 from factory.sources import Source, open_source
 from factory.tasks import Task, discover
+from factory.transcripts import TASK, Transcripts, open_transcripts, plan_transcripts
 from factory.validate import Gate
 
+LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
 # how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
 HOW_NOT_WHAT = (
     "max_num_seqs",
@@ -51,9 +54,12 @@ class Prepared:
     filters: dict[str, RowFilters]
     judges: dict[str, Judge]
     formula: Formula
+    transcripts: Transcripts | None = None
 
     def render(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row, or its rejection where it cannot be made."""
+        if self.transcripts is not None:
+            return self.transcripts.prompt(row)
         source = self.sources.get(row.task)
         fields = source.scenario(row.number) if source else None
         try:
@@ -87,6 +93,9 @@ class Prepared:
 
 def prepare(job: Job, workspace: Path) -> Prepared:
     """Find and check all that a job names, without starting anything. Raises JobError or TaskError with every fault."""
+    transcripts = open_transcripts(job)
+    if transcripts is not None:
+        return _prepare_scoring(job, transcripts)
     names = [config.name for config in job.tasks]
     tasks = {task.name: task for task in discover(workspace).get(names)}
     require_whole(list(tasks.values()))
@@ -100,8 +109,7 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     if job.judge is not None and not judges:
         told = ", ".join(names)
         raise JobError(f"judge: no task of the job has a rubric (judge.j2): {told}; write one or leave [judge] out")
-    contamination = job.filters.contamination
-    evaluation = open_index(contamination) if contamination is not None else None
+    evaluation = _open_evaluation(job)
     known = known_names(job.samples.n, job.signals.top_k, bool(judges))
     return Prepared(
         job=job,
@@ -121,6 +129,28 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     )
 
 
+def _prepare_scoring(job: Job, transcripts: Transcripts) -> Prepared:
+    """A job that scores transcripts: no task is asked, and a row only has to come with sound signals."""
+    return Prepared(
+        job=job,
+        tasks={},
+        plan=plan_transcripts(job, len(transcripts)),
+        sampling={TASK: Sampling(max_tokens=job.teacher.max_model_len or LONGEST_TRANSCRIPT)},
+        gates={TASK: Gate(None, check=False)},
+        renderers={},
+        sources={},
+        filters={TASK: open_filters(job.filters, StyleConfig(), _open_evaluation(job))},
+        judges={},
+        formula=compile_formula(job.difficulty.formula, known_names(1, job.signals.top_k, False)),
+        transcripts=transcripts,
+    )
+
+
+def _open_evaluation(job: Job) -> Any:
+    contamination = job.filters.contamination
+    return open_index(contamination) if contamination is not None else None
+
+
 def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
     """The first line of the ledger."""
     return {
@@ -135,8 +165,10 @@ def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
 def describe_job(prepared: Prepared) -> dict[str, Any]:
     """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
     job = prepared.job.model_dump(mode="json", exclude={"out"})
-    for name in HOW_NOT_WHAT:
-        del job["teacher"][name]
+    for teacher in filter(None, (job["teacher"], (job["judge"] or {}).get("teacher"))):
+        for name in HOW_NOT_WHAT:
+            del teacher[name]
+    del job["signals"]["verify_rows"]  # how much is checked, not what is made
     tasks = {
         task.name: {
             "version": task.version,
@@ -147,11 +179,14 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
         for task in prepared.tasks.values()
     }
     sources = {name: source.digest() for name, source in prepared.sources.items()}
+    sources |= {} if prepared.transcripts is None else {TASK: prepared.transcripts.digest()}
     contamination = prepared.job.filters.contamination
     evaluation = digest_files(contamination) if contamination is not None else {}
     sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
     meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
     meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
+    meaning |= BOUNDS if prepared.job.storage.logprobs == "compact" else {}
+    meaning |= {"logprobs": prepared.job.storage.logprobs}
     versions = {"format": FORMAT_VERSION, "factory": __version__}
     return sections | {"digest": digest_job(sections), "meaning": meaning, "versions": versions}
 

@@ -7,10 +7,13 @@ import json
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
+
+from factory.records import canonical_json
 
 LINE_EVERY_S = 10.0
 
@@ -78,6 +81,19 @@ class Progress:
             "seconds_left": round((self.planned - self.done) / rate) if rate else None,
         }
         return json.dumps(figures)
+
+    def log_run(self, out: Path, started: datetime) -> None:
+        """One line in runs.jsonl, the only file of a dataset that holds times and speeds."""
+        line = {
+            "started": started.isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "rows": self.done - self.first,
+            "completion_tokens": self.tokens,
+            "tokens_per_second": round(self.tokens_per_second(), 1),
+        }
+        with (out / "runs.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(canonical_json(line) + "\n")
 
     def tokens_per_second(self) -> float:
         """Completion tokens a second since this run began."""

@@ -70,11 +70,23 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Transcript:
+    """A completion that exists already and is only scored: exact token ids, texts that are encoded as they stand, or
+    an assistant turn (`role`, `content`, perhaps `reasoning_content`) for the teacher's chat template."""
+
+    prompt_ids: tuple[int, ...] = ()
+    completion_ids: tuple[int, ...] = ()
+    prompt: str | None = None
+    completion: str | None = None
+    turn: Message | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One planned row, rendered. `id` is a hash of its content; `seed` is the one of this attempt.
 
     All samples of one prompt share `group`, the id of the first. `repaired` says that the last two messages are an
-    answer that was not accepted and what was wrong with it.
+    answer that was not accepted and what was wrong with it. Nothing is asked where there is a `transcript`.
     """
 
     id: str
@@ -91,6 +103,7 @@ class Prompt:
     sample: int = 0
     group: str = ""
     repaired: bool = False
+    transcript: Transcript | None = None
 
     @property
     def request(self) -> Message:
@@ -220,6 +233,22 @@ class Record:
     samples: SampleStats = SampleStats()
     measures: Measures = Measures()
 
+    def reject(
+        self, stage: Stage, reason: str, findings: tuple[str, ...], kind: Literal["rejected", "error"] = "rejected"
+    ) -> "Rejection":
+        """The same row, turned down at a later stage."""
+        return Rejection(
+            self.prompt,
+            self.generation,
+            stage,
+            reason,
+            findings,
+            kind,
+            answer=self.answer,
+            verdict=self.verdict,
+            samples=self.samples,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
@@ -246,12 +275,16 @@ Pair = tuple[Record, Outcome]  # a right and a wrong answer to one prompt
 
 @dataclass(frozen=True, slots=True)
 class SignalSpec:
-    """What a dataset keeps beside its texts. `layers` are resolved (no negative index); `pairs`: preference pairs."""
+    """What a dataset keeps beside its texts. `layers` are resolved (no negative index); `pairs`: preference pairs.
+
+    `compact`: logprobs are stored in fewer bytes, within the bounds of `factory.codec`.
+    """
 
     top_k: int = 0
     layers: tuple[int, ...] = ()
     final_norm: bool = True
     pairs: bool = False
+    compact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

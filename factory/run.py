@@ -9,7 +9,6 @@ one accepted record, one rejection or one error, and the ledger refuses a shard 
 import json
 import shutil
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,9 +18,10 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from factory.card import write_card
+from factory.card import save_card
 from factory.curriculum.stages import current_summary
-from factory.errors import DatasetError
+from factory.errors import DatasetError, redact
+from factory.fidelity import check_run, require_passed
 from factory.job import Job, SignalsConfig, StudentConfig
 from factory.ledger import (
     SPOOL,
@@ -30,11 +30,9 @@ from factory.ledger import (
     hold,
     open_ledger,
     read_manifest,
-    read_signals,
     reconcile_manifest,
     require_manifest,
     summarize_shard,
-    write_atomically,
 )
 from factory.parse import parse
 from factory.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
@@ -53,11 +51,10 @@ from factory.records import (
     Prompt,
     Record,
     Rejection,
-    SignalSpec,
-    canonical_json,
 )
 from factory.repair import repair
-from factory.shards import read_batches, write_shard
+from factory.room import Room
+from factory.shards import read_batches, shard_path, write_shard
 from factory.teachers import Teacher, open_teacher
 from factory.validate import Gate, validate
 
@@ -90,7 +87,8 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
     """Make the job's dataset in `out`, going on from what is committed there. Returns the totals of the whole dataset.
 
     `mend` first gives up every shard that is damaged, so that it is made again, and no other.
-    Raises a FactoryError for anything that is the user's to mend; nothing that was committed is touched.
+    Raises FidelityError where the whole dataset's signals do not pass their check, another FactoryError for anything
+    that is the user's to mend; nothing that was committed is touched.
     """
     prepared = prepare(job, workspace)
     manifest = describe_job(prepared)
@@ -106,6 +104,7 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
             if ledger.totals.left or "teacher" not in read_manifest(out):
                 _run_teacher(prepared, manifest, ledger, log_json)
             _settle(ledger)
+            _check_fidelity(ledger, job, log_json)
         except BrokenPipeError:  # whoever read our output has left: nothing to do with the disk
             raise
         except OSError as error:  # a disk that is full, read-only or gone
@@ -120,6 +119,15 @@ def _tell_repaired(lines: list[str], as_json: bool) -> None:
         print(told if as_json else f"given up, to be made again: {line}", file=sys.stderr)
 
 
+def _check_fidelity(ledger: Ledger, job: Job, as_json: bool) -> None:
+    """Run a few rows again, now that no teacher is left. Raises FidelityError where they are not what is stored."""
+    told = check_run(ledger, job)
+    if told is not None:
+        save_card(ledger, current_summary(ledger))
+        print(json.dumps({"event": "fidelity", "told": told}) if as_json else redact(told), file=sys.stderr)
+        require_passed(ledger.out)
+
+
 def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, log_json: bool) -> None:
     job, out, totals = prepared.job, ledger.out, ledger.totals
     started = datetime.now(UTC)
@@ -132,17 +140,20 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, l
         described |= {"judge": asdict(judge.info)} if prepared.judges else {}
         reconcile_manifest(out, manifest | described)
         prepared = replace(prepared, gates=_gates_for(teacher, prepared.gates))
-        desk = Desk(prepared, teacher, judge)
+        room = Room(out, prepared.plan.shard_size(0))
+        desk = Desk(prepared, teacher, judge, room)
         with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
             try:
                 for shard, outcomes, pairs in _finish(prepared, ledger, _produce(prepared, desk, ledger, progress)):
+                    room.require(shard, outcomes)
                     files = write_shard(out, shard, outcomes, teacher.signals, pairs)
                     ledger.commit(summarize_shard(shard, outcomes, files, _scrubbed(prepared, shard)))
                     for outcome in outcomes:
                         desk.release(outcome.prompt)
-                    _write_card(ledger)
+                    save_card(ledger, current_summary(ledger))
+                room.require_none_left(totals.left)
             finally:
-                _log_run(out, started, progress)
+                progress.log_run(out, started)
 
 
 def _open_judge(prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[str, Any]) -> Teacher | None:
@@ -165,7 +176,7 @@ def _gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
 def _settle(ledger: Ledger) -> None:
     """Give a complete dataset its final form; an earlier run may have been killed after its last commit."""
     ledger.finish()
-    _write_card(ledger)
+    save_card(ledger, current_summary(ledger))
     for name in (SPOOL, JUDGE_FOLDER):
         shutil.rmtree(ledger.out / name, ignore_errors=True)
 
@@ -177,9 +188,15 @@ class Desk:
     prepared: Prepared
     teacher: Teacher
     judge: Teacher
+    disk: Room
     asked: dict[str, Prompt] = field(default_factory=dict)
     judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
     again: deque[Prompt] = field(default_factory=deque)
+
+    def room(self) -> int:
+        """How many more prompts may be asked: none while the disk is short, until what is asked is committed."""
+        short = self.disk.short(len(self.asked) + len(self.judged))
+        return 0 if short else self.teacher.room()
 
     def ask(self, prompt: Prompt) -> None:
         self.asked[prompt.id] = prompt
@@ -230,7 +247,7 @@ def _produce(prepared: Prepared, desk: Desk, ledger: Ledger, progress: Progress)
     drafts: dict[int, Draft] = {}
     while True:
         decided: list[Outcome] = []
-        while desk.teacher.room() and not decided:
+        while desk.room() and not decided:
             prompt = desk.again.popleft() if desk.again else _next_prompt(prepared, rows)
             if prompt is None:
                 break
@@ -248,6 +265,7 @@ def _produce(prepared: Prepared, desk: Desk, ledger: Ledger, progress: Progress)
                 decided.append(outcome)
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
+            desk.disk.saw(outcome)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
             if draft.put(outcome):
@@ -293,7 +311,7 @@ def fit_student(student: StudentConfig, record: Record) -> Outcome:
     if tokens <= student.max_tokens:
         return record
     finding = f"over_budget: {tokens} tokens, student.max_tokens is {student.max_tokens}"
-    return Rejection(record.prompt, generation, "filter", "over_budget", (finding,), answer=record.answer)
+    return record.reject("filter", "over_budget", (finding,))
 
 
 def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> Iterator[tuple[int, list[Outcome]]]:
@@ -353,7 +371,7 @@ class Deduplication:
 def stored_rows(out: Path, shard: int) -> Iterator[StoredRow]:
     """What a committed shard accepted, as far as duplicates are concerned."""
     columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer"]
-    for batch in read_batches(out / "data" / f"train-{shard:05d}.parquet", columns):
+    for batch in read_batches(out / shard_path("data", shard), columns):
         for row in batch.to_pylist():
             yield StoredRow(*(row[name] for name in columns))
 
@@ -364,23 +382,3 @@ def _probes(prepared: Prepared) -> Iterator[Prompt]:
         rows = (row for row in prepared.plan.rows(0) if row.task == name and not row.sample)
         prompts = (prepared.render(row) for row in islice(rows, PROBES_PER_TASK))
         yield from (prompt for prompt in prompts if isinstance(prompt, Prompt))
-
-
-def _write_card(ledger: Ledger) -> None:
-    manifest = read_manifest(ledger.out)
-    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), current_summary(ledger))
-    write_atomically(ledger.out / "README.md", card.encode())
-
-
-def _log_run(out: Path, started: datetime, progress: Progress) -> None:
-    """One line in runs.jsonl, the only file of a dataset that holds times and speeds."""
-    line = {
-        "started": started.isoformat(timespec="seconds"),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - progress.started, 3),
-        "rows": progress.done - progress.first,
-        "completion_tokens": progress.tokens,
-        "tokens_per_second": round(progress.tokens_per_second(), 1),
-    }
-    with (out / "runs.jsonl").open("a", encoding="utf-8") as handle:
-        handle.write(canonical_json(line) + "\n")

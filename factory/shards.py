@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +30,9 @@ class ShardFile:
     sha256: str
 
 
-def shard_path(layout: Layout, shard: int) -> str:
-    return f"{layout.folder}/train-{shard:05d}.parquet"
+def shard_path(folder: str, shard: int) -> str:
+    """The path of a shard's file inside its dataset; `folder` is that of its config."""
+    return f"{folder}/train-{shard:05d}.parquet"
 
 
 def write_shard(
@@ -45,7 +46,7 @@ def write_shard(
     try:
         for layout in layouts(signals).values():
             rows = pairs if layout.config == "preferences" else _rows_of(layout, outcomes)
-            written.append(_write_file(out, shard_path(layout, shard), layout, rows))
+            written.append(_write_file(out, shard_path(layout.folder, shard), layout, rows))
     except OSError as error:
         reason = error.strerror or str(error)
         raise DatasetError(f"{out}: shard {shard} cannot be written: {reason}; committed shards are whole") from error
@@ -61,17 +62,41 @@ def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome] | 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as handle:
-            with pq.ParquetWriter(handle, layout.schema, **layout.writer_options()) as writer:
+            hashed = HashedFile(handle)
+            with pq.ParquetWriter(hashed, layout.schema, **layout.writer_options()) as writer:
                 for group in _row_groups(rows):
                     writer.write_table(layout.table(group))
             handle.flush()
             os.fsync(handle.fileno())
-        size, digest = temporary.stat().st_size, file_digest(temporary)
+        size, digest = temporary.stat().st_size, hashed.digest.hexdigest()
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(target.parent)
     return ShardFile(name, len(rows), size, digest)
+
+
+class HashedFile:
+    """A file opened for writing, as pyarrow writes one: from the first byte to the last; SHA-256 goes along."""
+
+    closed = False
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle = handle
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.handle.write(data)
+
+    def tell(self) -> int:
+        return self.handle.tell()
+
+    def flush(self) -> None:
+        self.handle.flush()
+
+    def close(self) -> None:
+        """Whoever opened the file closes it."""
 
 
 def _row_groups(rows: Sequence[Outcome] | Sequence[Pair]) -> Iterator[list[Outcome | Pair]]:
@@ -110,6 +135,22 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
                 yield from file.read_row_group(group, columns=columns).to_batches()
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+
+
+def column_bytes(path: Path) -> dict[str, int]:
+    """What each column of one file takes, and under "" the frame around them. Raises DatasetError."""
+    sizes: dict[str, int] = {}
+    try:
+        metadata = pq.read_metadata(path)
+        size = path.stat().st_size
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for chunk in (group.column(index) for index in range(group.num_columns)):
+            name = chunk.path_in_schema.partition(".")[0]
+            sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
+    return sizes | {"": size - sum(sizes.values())}
 
 
 def read_schema(path: Path) -> dict[str, Any]:

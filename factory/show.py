@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from factory.codec import COLUMNS, unpack
 from factory.ledger import Totals, read_ledger, read_manifest
-from factory.records import canonical_json
-from factory.shards import read_batches
+from factory.records import Array, canonical_json
+from factory.shards import read_batches, shard_path
 
 WIDTH = 110
 
@@ -43,7 +44,7 @@ def read_totals(out: Path) -> Totals:
 def accepted_rows(out: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Accepted rows of a dataset in order, as plain values."""
     for shard in sorted(read_ledger(out).entries):
-        for batch in read_batches(out / f"data/train-{shard:05d}.parquet", columns):
+        for batch in read_batches(out / shard_path("data", shard), columns):
             yield from batch.to_pylist()
 
 
@@ -85,15 +86,25 @@ def _describe_signals(row: dict[str, Any], manifest: dict[str, Any]) -> list[str
     if signals["layers"]:
         told += f"; hidden states of layers {signals['layers']} beside it"
     lines = _block("signals", told)
-    if "topk_ids" not in row:
-        return lines
     k, first = signals["top_k"], row["answer_start"]
+    if not k:
+        return lines
+    topk_ids_TK, topk_TK = _read_topk(row, k)
     for t in range(first, min(first + 4, tokens)):
-        ids, values = (row[name][t * k : t * k + 3] for name in ("topk_ids", "topk_logprobs"))
+        ids, values = (array[t, :3].tolist() for array in (topk_ids_TK, topk_TK))
         best = "  ".join(f"{i}:{value:.2f}" for i, value in zip(ids, values, strict=True))
         head = f"token {t}: id {row['completion_token_ids'][t]}"
         lines.append(f"{'':<11} {head:<24} logprob {row['sampled_logprobs'][t]:7.2f}   top {best} … of {k}")
     return lines
+
+
+def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:
+    """Ids and logprobs of a row, [T, k] each, in whichever profile it is stored."""
+    if "topk_ids" in row:
+        return np.reshape(row["topk_ids"], (-1, k)), np.reshape(row["topk_logprobs"], (-1, k))
+    types = (np.int32, np.int32, np.int32, np.uint16)
+    flat = {name: np.array(row[name], kind) for name, kind in zip(COLUMNS, types, strict=True)}
+    return unpack({name: (values, np.array([0, len(values)])) for name, values in flat.items()}, k)
 
 
 def describe_prompt(prompt: Any, as_json: bool) -> str:

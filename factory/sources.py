@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from factory.errors import JobError
-from factory.job import SourceConfig
+from factory.job import SourceConfig, TableConfig
 from factory.quality.personal import resolve_kinds, scrub_row
 
 LOADERS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
@@ -42,12 +42,8 @@ class Source:
         return self.order[number] if self.order else number
 
     def digest(self) -> str:
-        """A hash of the data: of a file's bytes, or the fingerprint that `datasets` gives a dataset of the hub."""
-        path = Path(self.config.path)
-        if not path.is_file():
-            return str(getattr(self.rows, "_fingerprint", ""))
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        """A hash of the data."""
+        return digest_rows(self.config, self.rows)
 
     def scenario(self, number: int) -> Mapping[str, Any]:
         """Fields of the scenario for the `number`-th planned row: the mapped columns, then the constants.
@@ -111,7 +107,7 @@ def open_source(config: SourceConfig, where: str, seed: int, needed: int) -> Sou
 
     Raises JobError naming the job's key `where` for a missing file, column or row.
     """
-    rows = _load(config, where)
+    rows = load_rows(config, where)
     missing = sorted(set(config.fields.values()) - set(rows.column_names))
     if missing:
         has = ", ".join(rows.column_names)
@@ -125,7 +121,17 @@ def open_source(config: SourceConfig, where: str, seed: int, needed: int) -> Sou
     return Source(config, rows, order)
 
 
-def _load(config: SourceConfig, where: str) -> Rows:
+def digest_rows(config: TableConfig, rows: Rows) -> str:
+    """A hash of a table: of a file's bytes, or the fingerprint that `datasets` gives a dataset of the hub."""
+    path = Path(config.path)
+    if not path.is_file():
+        return str(getattr(rows, "_fingerprint", ""))
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def load_rows(config: TableConfig, where: str) -> Rows:
+    """A table of the user's; its rows stay on disk. Raises JobError naming the job's key `where`."""
     path = Path(config.path)
     kind = config.format or LOADERS.get(path.suffix, "datasets")
     if kind != "datasets" and not path.is_file():
@@ -141,7 +147,7 @@ def _load(config: SourceConfig, where: str) -> Rows:
         raise JobError(f"{where}.path: {config.path} cannot be loaded: {reason}") from None
 
 
-def _load_dataset(config: SourceConfig, kind: str) -> Any:
+def _load_dataset(config: TableConfig, kind: str) -> Any:
     """A table of `datasets`, memory-mapped."""
     import datasets
 

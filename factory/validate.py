@@ -20,10 +20,11 @@ MAX_VOCAB = 2**31  # ids are stored as int32
 class Gate:
     """What a row of one task must pass: `check` False keeps schema-valid answers that are wrong, findings attached.
 
+    Without a task there is nothing to check but the signals: the row is a transcript that was scored.
     `signals` is what every row must carry and `vocab` how many ids there are, where the teacher has told.
     """
 
-    task: Task
+    task: Task | None
     check: bool
     signals: SignalSpec | None = None
     vocab: int | None = None
@@ -34,6 +35,8 @@ def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: st
     damage = find_damage(generation, gate.signals, gate.vocab)
     if damage:
         return Rejection(prompt, generation, "signals", damage[0], (damage[1],), kind="error")
+    if gate.task is None:
+        return Record(prompt, generation, answer_json, score=1.0)
     try:
         answer = gate.task.Answer.model_validate_json(answer_json, strict=True)
     except ValidationError as error:

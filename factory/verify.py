@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from factory.codec import COLUMNS as PACKED_COLUMNS
+from factory.codec import find_damage
 from factory.columns import Layout, layouts
 from factory.curriculum.stages import check_curriculum
 from factory.errors import DatasetError
@@ -86,7 +88,7 @@ def _check_counts(entry: ShardEntry) -> Iterator[str]:
 def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, seen: dict[str, int]) -> Iterator[str]:
     configs = layouts(signals)
     for layout in configs.values():
-        name = shard_path(layout, shard)
+        name = shard_path(layout.folder, shard)
         columns = {column.name: str(column.type) for column in layout.columns}
         if read_schema(out / name) != columns:
             yield f"{name}: columns are not those of this format"
@@ -110,7 +112,7 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
 
 
 def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
-    name = shard_path(layout, shard)
+    name = shard_path(layout.folder, shard)
     skipped = ("states",)  # as large as all else together, and already proved by their checksum
     columns = [column.name for column in layout.columns if column.name not in skipped]
     return ((name, batch) for batch in read_batches(out / name, columns))
@@ -128,13 +130,23 @@ def _input_lengths(batch: Any) -> Array:
 
 def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str]:
     tokens, k = _lengths(batch, "completion_token_ids"), signals.top_k
-    expected = {"sampled_logprobs": 1, "tail_logprobs": 1, "entropy": 1, "topk_ids": k, "topk_logprobs": k}
+    expected = {"sampled_logprobs": 1, "tail_logprobs": 1, "entropy": 1}
+    expected |= {} if signals.compact else {"topk_ids": k, "topk_logprobs": k}
     for column, factor in expected.items() if k else ():
         for row in np.flatnonzero(_lengths(batch, column) != tokens * factor):
             yield f"{name}: row {batch.column('id')[int(row)]}: {column} does not match its {tokens[row]} tokens"
+    for row, told in find_damage(_flat(batch), tokens, k) if k and signals.compact else ():
+        yield f"{name}: row {batch.column('id')[row]}: {told}"
     starts = batch.column("answer_start").to_numpy()
     for row in np.flatnonzero((starts < 0) | (starts >= tokens)):
         yield f"{name}: row {batch.column('id')[int(row)]}: answer_start {starts[row]} is outside its tokens"
+
+
+def _flat(batch: Any) -> dict[str, tuple[Array, Array]]:
+    """The compact columns as they lie: values, and offsets [B + 1]."""
+    columns = {name: batch.column(name) for name in PACKED_COLUMNS}
+    cuts = {name: column.offsets.to_numpy() for name, column in columns.items()}
+    return {n: (columns[n].values.to_numpy()[cut[0] : cut[-1]], cut - cut[0]) for n, cut in cuts.items()}
 
 
 def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int], layers: int) -> Iterator[str]:
@@ -145,4 +157,4 @@ def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int],
             if row["shape"][:2] != [inputs.get(row["id"]), layers]:
                 yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{inputs.get(row['id'])}, {layers}, H]"
     if ids != list(inputs):
-        yield f"{shard_path(layout, shard)}: its ids are not those of the default config, in the same order"
+        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"

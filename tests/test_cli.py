@@ -17,7 +17,7 @@ from factory import __version__
 from factory.cli import build_parser, main
 
 HEAVY = ("torch", "vllm", "datasets", "pyarrow", "pydantic", "transformers", "numpy", "jinja2")
-COMMANDS = ["curriculum", "new", "plan", "preview", "run", "show", "status", "tasks", "verify"]
+COMMANDS = ["curriculum", "new", "plan", "preview", "run", "score", "show", "status", "tasks", "verify"]
 Run = Callable[..., tuple[int, str, str]]
 
 

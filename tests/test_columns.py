@@ -18,6 +18,11 @@ REJECTED = layouts(SIGNALS)["rejected"]
 HIDDEN = layouts(SIGNALS)["hidden_states"]
 
 
+def encode_one(bits_NLH: np.ndarray) -> bytes:
+    value: bytes = encode_states([bits_NLH])[0].as_py()
+    return value
+
+
 def test_the_default_config_has_every_documented_column() -> None:
     documented = (
         "id task level prompt completion reasoning answer scenario prompt_token_ids completion_token_ids answer_start "
@@ -126,15 +131,17 @@ def test_a_rejection_without_a_generation_has_empty_arrays() -> None:
 @pytest.mark.parametrize("ending", [b"\x00\x00", b"\x00\x01", b"\x01\x00", b"\xff\xff"])
 def test_states_come_back_whatever_byte_they_end_in(ending: bytes) -> None:
     bits_NLH = np.frombuffer(bytes(range(1, 23)) + ending, "<u2").reshape(3, 2, 2)
-    data = encode_states(bits_NLH)
+    data = encode_one(bits_NLH)
     assert not data.endswith(b"\x00")
     assert np.array_equal(decode_states(data, bits_NLH.shape), bits_NLH)
 
 
 def test_states_of_a_strided_or_big_endian_array_are_the_same_bytes() -> None:
     bits_NLH = np.arange(24, dtype=np.uint16).reshape(3, 2, 4)
-    assert encode_states(bits_NLH.astype(">u2")) == encode_states(bits_NLH)
-    assert encode_states(np.repeat(bits_NLH, 2, axis=0)[::2]) == encode_states(bits_NLH)
+    assert encode_one(bits_NLH.astype(">u2")) == encode_one(bits_NLH)
+    assert encode_one(np.repeat(bits_NLH, 2, axis=0)[::2]) == encode_one(bits_NLH)
+    both = encode_states([bits_NLH, bits_NLH[:1]])
+    assert [value.as_py() for value in both] == [encode_one(bits_NLH), encode_one(bits_NLH[:1])]
 
 
 def test_states_that_end_in_nul_survive_readers_that_strip_it(tmp_path: Path) -> None:

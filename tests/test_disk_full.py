@@ -24,12 +24,13 @@ FACTORY = f"{sys.executable} -m factory.cli"
 MENDED_BY_RESUMING = "resume the job, which will write it again"
 FULL = """
 mount -t tmpfs -o size={size} tmpfs small || exit 77
-{factory} run job.toml --out small/out >first.out 2>first.err; echo $? >first.code
+{factory} run job.toml --out small/out {flags} >first.out 2>first.err; echo $? >first.code
 {factory} verify small/out >verify.out 2>verify.err; echo $? >verify.code
 mount -o remount,size=100m small
 {factory} run job.toml --out small/out >second.out 2>second.err; echo $? >second.code
 cp -a small/out copy
 """
+NO_CHECK = "--no-disk-check"
 READ_ONLY = """
 mount -t tmpfs -o size=100m tmpfs small || exit 77
 cp -a {source} small/out
@@ -122,17 +123,29 @@ def require_sound_so_far(scene: Scene) -> None:
 def test_a_run_on_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
     kilobytes: int, folder: Path, undisturbed: Path
 ) -> None:
-    scene = mounted(FULL, folder, size=f"{kilobytes}k")
+    scene = mounted(FULL, folder, size=f"{kilobytes}k", flags=NO_CHECK)
     told = scene.require_one_line("first")
     assert told.startswith("error: small/out: ")
-    assert "cannot be written: No space left on device; committed shards are whole" in told
+    in_order = "stopped before the disk is full: " in told
+    assert in_order or "cannot be written: No space left on device" in told
+    assert "committed shards are whole" in told
     if kilobytes >= 96:
+        assert in_order
         require_sound_so_far(scene)
     require_recovery(scene, undisturbed)
 
 
+def test_a_job_that_the_disk_cannot_hold_is_not_started(folder: Path, undisturbed: Path) -> None:
+    scene = mounted(FULL, folder, size="192k", flags="")
+    told = scene.require_one_line("first")
+    assert told.startswith("error: small/out: the disk cannot hold what is left of this job: ")
+    assert "small/out: no " in scene.told("verify") or "No such file" in scene.told("verify")
+    require_recovery(scene, undisturbed)
+
+
 def test_a_disk_that_fills_up_late_keeps_what_was_committed(folder: Path, undisturbed: Path) -> None:
-    scene = mounted(FULL, folder, size="640k")
+    scene = mounted(FULL, folder, size="640k", flags=NO_CHECK)
+    assert "stopped before the disk is full: " in scene.require_one_line("first")
     runs = [json.loads(line) for line in (folder / "copy/runs.jsonl").read_text().splitlines()]
     assert len(runs) in (1, 2), "the first run may have had no room for its line"
     assert 0 < runs[-1]["rows"] < 160, "the second run did not begin anew"

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SCHEMA, write_task
 
-from factory.errors import FactoryError, JobError, TeacherError
-from factory.estimate import estimate, format_bytes, state_bytes
+from factory.errors import DatasetError, FactoryError, JobError, TeacherError
+from factory.estimate import estimate, format_bytes, require_room, state_bytes
+from factory.forecast import make_forecast
 from factory.job import Job
 from factory.prepare import describe_job, prepare
+from factory.room import Room
 from factory.run import run
 
 MakeJob = Callable[..., Job]
@@ -76,6 +79,57 @@ def test_the_disk_told_is_enough_for_what_is_written(workspace: Path, make_job: 
     most = re.search(r"at most ([\d.]+) MB", line)
     assert most is not None
     assert run(job, workspace, workspace / "out").bytes < float(most[1]) * 1e6
+
+
+@pytest.mark.parametrize(
+    "signals", [{"top_k": 0}, {"top_k": 4}, {"top_k": 4, "hidden_layers": [2, -1]}], ids=["text", "logprobs", "states"]
+)
+def test_what_is_predicted_is_what_is_written(workspace: Path, make_job: MakeJob, signals: dict[str, Any]) -> None:
+    faults = {"backend": "scripted", "scripted": {"wrong": 0.1, "truncated": 0.05}}
+    job = make_job(signals=signals, teacher=faults, shard_rows=32, tasks=[{"name": "adding", "count": 320}])
+    prepared, out = prepare(job, workspace), workspace / "out"
+    forecast = make_forecast(prepared, workspace, out)
+    totals = run(job, workspace, out)
+    assert forecast.bytes == pytest.approx(totals.bytes, rel=0.15)
+    assert forecast.prompt_tokens == pytest.approx(totals.prompt_tokens, rel=0.15)
+    assert forecast.completion_tokens == pytest.approx(totals.completion_tokens, rel=0.15)
+    known = make_forecast(prepared, workspace, out)
+    assert (set(known.bases.values()), known.left) == ({"committed shards"}, pytest.approx(0, abs=1))
+
+
+def test_a_pilot_leaves_nothing_behind_and_predicts(workspace: Path, make_job: MakeJob) -> None:
+    job = make_job(shard_rows=32, tasks=[{"name": "adding", "count": 160}])
+    before = sorted(workspace.rglob("*"))
+    forecast = make_forecast(prepare(job, workspace), workspace, workspace / "out", pilot=40)
+    assert sorted(path for path in workspace.rglob("*") if "__pycache__" not in path.parts) == [
+        path for path in before if "__pycache__" not in path.parts
+    ]
+    assert set(forecast.bases.values()) == {"pilot"}
+    assert forecast.bytes == pytest.approx(run(job, workspace, workspace / "out").bytes, rel=0.15)
+
+
+def test_a_run_is_refused_where_the_disk_cannot_hold_what_is_left(
+    workspace: Path, make_job: MakeJob, tmp_path: Path
+) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    (large / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 10**9, "head_dim": 16}))
+    job = make_job(teacher={"model": str(large)}, tasks=[{"name": "adding", "count": 10**5}])
+    with pytest.raises(DatasetError, match=r"the disk cannot hold what is left of this job: .* nothing was started"):
+        require_room(job, workspace, workspace / "out")
+    write_task(workspace, "guessing", schema=SCHEMA.partition("def solve")[0])
+    job = make_job(teacher={"model": str(large)}, tasks=[{"name": "guessing", "count": 10**5}])
+    assert "stops in order" in (require_room(job, workspace, workspace / "out") or "")
+    assert require_room(make_job(), workspace, workspace / "out") is None
+
+
+def test_nothing_more_is_asked_when_the_next_shard_does_not_fit(tmp_path: Path) -> None:
+    assert not Room(tmp_path, 8).short(in_flight=100)
+    room = Room(tmp_path, 8, rows=1, bytes=10**18)
+    assert room.short(in_flight=0)
+    room.require_none_left(0)
+    with pytest.raises(DatasetError, match=r"stopped before the disk is full: .* 5 rows are left"):
+        room.require_none_left(5)
 
 
 def test_a_job_that_may_not_fit_the_disk_is_warned_of(workspace: Path, make_job: MakeJob, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def test_a_job_needs_little_and_the_rest_has_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_job_loads(path: Path) -> None:
-    assert load_job(path).tasks
+    job = load_job(path)
+    assert job.tasks or job.transcripts
 
 
 def test_every_section_is_read(tmp_path: Path) -> None:
@@ -89,11 +90,14 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "out: missing; add it; tasks: missing; add it"),
-        ('out = "o"\ntasks = []', "tasks: List should have at least 1 item"),
+        ("", "out: missing; add it"),
+        ('out = "o"\ntasks = []', "file: no [[tasks]] table; add one, or [transcripts]"),
         ('out = "o"\n[tasks]\nname = "adding"', "tasks: Input should be a valid list"),
         ("colour = 1\n" + SMALLEST, "colour: unknown key (known here: difficulty, filters, judge, "),
-        (SMALLEST + "[signals]\ntopk = 5", "signals.topk: unknown key (known here: final_norm, hidden_layers, top_k)"),
+        (
+            SMALLEST + "[signals]\ntopk = 5",
+            "signals.topk: unknown key (known here: capture, final_norm, hidden_layers, top_k, verify_rows)",
+        ),
         (
             SMALLEST + "level = 5",
             "tasks.0.level: unknown key (known here: count, gate, levels, name, sampling, source)",

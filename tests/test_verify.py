@@ -340,3 +340,16 @@ def test_counts_of_a_stage_that_are_not_those_of_its_files_are_named(staged: Pat
     path.write_text(json.dumps(seal(summary), indent=2, sort_keys=True) + "\n")
     told = f"curriculum/curriculum.json: stage-1 has {rows + 1} train rows, its files {rows}; {AGAIN}"
     assert list(verify(staged)) == [told]
+
+
+def test_a_compact_row_that_cannot_be_decoded_is_named(workspace: Path, make_job: Callable[..., Job]) -> None:
+    out = workspace / "compact"
+    run(make_job(storage={"logprobs": "compact"}), workspace, out)
+    assert list(verify(out)) == []
+
+    def point_outside(table: pa.Table) -> pa.Table:
+        places = table.column("topk_id_places")[0].as_py()
+        return set_value(table, "topk_id_places", 0, [10_000, *places[1:]])
+
+    rewrite(out, "data/train-00000.parquet", point_outside)
+    assert any("topk_id_places points outside its table" in fault for fault in verify(out))

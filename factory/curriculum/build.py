@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.card import write_card
+from factory.card import save_card
 from factory.curriculum.handoff import (
     OVER_BUDGET,
     RIGHT_BUT_LEFT_OUT,
@@ -35,14 +35,14 @@ from factory.curriculum.mixture import (
     plan_cuts,
     require_tasks,
 )
-from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, shard_path, value_rows
+from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, value_rows
 from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits
 from factory.curriculum.stages import FOLDER, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
-from factory.ledger import Ledger, hold, read_ledger, read_manifest, read_signals, write_atomically
-from factory.records import Array, SignalSpec
-from factory.shards import ShardFile, sync_directory
+from factory.ledger import Ledger, hold, read_ledger, read_manifest, write_atomically
+from factory.records import Array
+from factory.shards import ShardFile, shard_path, sync_directory
 
 BIG_GROUP: Final = 0.25  # share of the rows from which on one group makes the splits uneven
 
@@ -79,9 +79,9 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
             shutil.rmtree(fresh, ignore_errors=True)
             decided = _decide(ledger, config, where)
             summary = _write_files(ledger, manifest, config, decided, fresh)
-            _write_card(ledger, manifest, None)
+            save_card(ledger, None)
             _install(out, fresh)
-            _write_card(ledger, manifest, summary)
+            save_card(ledger, summary)
         except OSError as error:
             raise DatasetError(f"{out}: curriculum cannot be written: {error.strerror or error}") from error
         finally:
@@ -96,11 +96,6 @@ def _require_complete(ledger: Ledger) -> None:
         raise DatasetError(f"{told}; let `factory run` finish it first")
     if not totals.accepted:
         raise DatasetError(f"{out}: has no accepted row; `factory status {out}` tells why rows were rejected")
-
-
-def _write_card(ledger: Ledger, manifest: dict[str, Any], summary: dict[str, Any] | None) -> None:
-    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), summary)
-    write_atomically(ledger.out / "README.md", card.encode())
 
 
 def _install(out: Path, fresh: Path) -> None:
@@ -193,7 +188,7 @@ def _write_files(
     """Write every file into a new folder, curriculum.json last; returns what that says."""
     fresh.mkdir()
     shards = sorted(ledger.entries)
-    data, rejected = ([shard_path(ledger, folder, shard) for shard in shards] for folder in ("data", "rejected"))
+    data, rejected = ([ledger.out / shard_path(folder, shard) for shard in shards] for folder in ("data", "rejected"))
     stage_moves = [move for stage in decided.stages for move in _stage_moves(stage, decided, shards)]
     prompt_moves = list(_prompt_moves(decided, shards))
     files = [*regroup(data, stage_moves, fresh), *regroup([*data, *rejected], prompt_moves, fresh)]

@@ -4,7 +4,6 @@ Of texts only ids and labels are kept, so a million rows take some hundred MB.
 """
 
 import tomllib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from factory.curriculum.splits import Links
 from factory.errors import DatasetError, JobError
 from factory.ledger import Ledger
 from factory.records import Array, Measures, SampleStats, Verdict
-from factory.shards import read_batches, read_schema
+from factory.shards import read_batches, read_schema, shard_path
 
 MEASURES: Final = (
     "difficulty",
@@ -45,7 +44,7 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
     wanted = [*names, *TOKENS, "prompt_id", "scenario"]
     parts: dict[str, list[Array]] = {name: [np.zeros(0, _dtype(name))] for name in (*names, *COUNTS)}
     for shard in sorted(ledger.entries):
-        path, first = shard_path(ledger, folder, shard), 0
+        path, first = ledger.out / shard_path(folder, shard), 0
         if missing := ", ".join(sorted(set(wanted) - set(read_schema(path)))):
             raise DatasetError(f"{path}: has no column {missing}; an older version made it, run its job anew")
         for batch in read_batches(path, wanted):
@@ -73,10 +72,6 @@ def _to_array(name: str, column: Any) -> Array:
         return np.array([text.encode("utf-8", "surrogatepass") for text in column.to_pylist()], np.bytes_)
     numbers: Array = column.to_numpy(zero_copy_only=False).astype(np.float32)
     return numbers
-
-
-def shard_path(ledger: Ledger, folder: str, shard: int) -> Path:
-    return ledger.out / folder / f"train-{shard:05d}.parquet"
 
 
 def value_rows(ledger: Ledger, accepted: Columns, config: CurriculumConfig, where: str) -> Array:

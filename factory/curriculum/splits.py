@@ -5,7 +5,6 @@ case, spacing and Unicode form. Which side a group falls on depends on its own c
 """
 
 import json
-import unicodedata
 from array import array
 from collections.abc import Collection, Iterator
 from hashlib import blake2b
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.quality.texts import normalize
 from factory.records import Array, canonical_json
 
 DOCUMENT: Final = 200  # characters
@@ -93,11 +93,6 @@ def iterate_strings(value: Any) -> Iterator[tuple[str, str]]:
             left.extend(item.items())
         elif isinstance(item, list):
             left.extend((name, part) for part in item)
-
-
-def normalize(text: str) -> str:
-    """A text without the differences that copying makes: Unicode form, case, spacing."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def hash_text(text: str) -> int:

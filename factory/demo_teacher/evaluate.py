@@ -22,7 +22,7 @@ from factory.errors import FactoryError, JobError
 from factory.job import Job
 from factory.ledger import read_ledger, read_manifest
 from factory.run import run
-from factory.shards import file_digest, read_batches
+from factory.shards import file_digest, read_batches, shard_path
 from factory.tasks import builtin_root, discover
 from factory.teachers.demo import demo_teacher
 
@@ -105,7 +105,7 @@ def _read_rows(out: Path) -> Iterator[dict[str, Any]]:
     common = ["task", "level", "completion_token_ids"]
     for shard in sorted(read_ledger(out).entries):
         for folder, columns in (("data", [*common, "entropy"]), ("rejected", [*common, "stage"])):
-            for batch in read_batches(out / folder / f"train-{shard:05d}.parquet", columns):
+            for batch in read_batches(out / shard_path(folder, shard), columns):
                 yield from batch.to_pylist()
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from factory.job import FiltersConfig
 from factory.quality.samples import canonical_answer
-from factory.records import Array, Outcome, Record, Rejection, canonical_json
+from factory.quality.texts import normalize
+from factory.records import Array, Outcome, Record, canonical_json
 
 SHINGLE_WORDS: Final = 3
 KEPT_HASHES: Final = 512  # a row with more shingles is compared by its smallest hashes: an estimate within about 0.02
@@ -75,13 +76,14 @@ class Duplicates:
         if self._exact is not None:
             digest = digest_row(row)
             if digest in self._exact:
-                return _reject(record, "duplicate", f"duplicate: like row {self._exact[digest]}")
+                return record.reject("filter", "duplicate", (f"duplicate: like row {self._exact[digest]}",))
         if self._threshold is not None:
             index = self._index_of(row.task, self._threshold)
             sketch = index.sketch(row)
             near = index.find(row, sketch)
             if near is not None:
-                return _reject(record, "near_duplicate", f"near_duplicate: {near[0]:.2f} like row {near[1]}")
+                finding = f"near_duplicate: {near[0]:.2f} like row {near[1]}"
+                return record.reject("filter", "near_duplicate", (finding,))
             index.add(row, sketch)
         if self._exact is not None:
             self._exact[digest] = row.id
@@ -159,11 +161,6 @@ def digest_row(row: StoredRow) -> bytes:
     return blake2b(identity.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def normalize(text: str) -> str:
-    """Text without what two writings of it may differ in: Unicode form, case, spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def list_shingles(row: StoredRow) -> list[str]:
     """The runs of three words in the values of a row's scenario and answer, each once; the one of all, if shorter.
 
@@ -204,16 +201,3 @@ def shape_bands(threshold: float) -> tuple[int, int]:
     """Hashes per band and number of bands: as many per band as find all but MISSED of the pairs at the threshold."""
     shapes = ((n, math.ceil(math.log(MISSED) / math.log1p(-(threshold**n)))) for n in range(1, PERMUTATIONS + 1))
     return max((per_band, bands) for per_band, bands in shapes if per_band * bands <= PERMUTATIONS)
-
-
-def _reject(record: Record, reason: str, finding: str) -> Rejection:
-    return Rejection(
-        record.prompt,
-        record.generation,
-        "filter",
-        reason,
-        findings=(finding,),
-        answer=record.answer,
-        verdict=record.verdict,
-        samples=record.samples,
-    )

@@ -60,22 +60,10 @@ def apply(filters: RowFilters, record: Record) -> Record | Rejection:
             findings += one(record)
     except Exception as error:  # of this row alone: the run goes on
         told = redact(f"filter_raised: {type(error).__name__}: {' '.join(str(error).split())}")
-        return _reject(record, "filter_raised", [*findings, told[:MAX_FINDING]], is_error=True)
-    return _reject(record, finding_code(findings[0]), findings) if findings else record
-
-
-def _reject(record: Record, reason: str, findings: list[str], is_error: bool = False) -> Rejection:
-    return Rejection(
-        record.prompt,
-        record.generation,
-        stage="filter",
-        reason=reason,
-        findings=(*record.findings, *findings),
-        kind="error" if is_error else "rejected",
-        answer=record.answer,
-        verdict=record.verdict,
-        samples=record.samples,
-    )
+        return record.reject("filter", "filter_raised", (*record.findings, *findings, told[:MAX_FINDING]), "error")
+    if not findings:
+        return record
+    return record.reject("filter", finding_code(findings[0]), (*record.findings, *findings))
 
 
 def find_length(bounds: LengthConfig, record: Record) -> list[str]:

@@ -91,10 +91,7 @@ class Judge:
 
 def reject(record: Record, reason: str, detail: str, kind: Any = "rejected") -> Rejection:
     """A record turned down by its judge."""
-    findings = (f"{reason}: {detail}", *record.findings)
-    return Rejection(
-        record.prompt, record.generation, "judge", reason, findings, kind, answer=record.answer, verdict=record.verdict
-    )
+    return record.reject("judge", reason, (f"{reason}: {detail}", *record.findings), kind)
 
 
 def read_verdict(prompt: Prompt, generation: Generation) -> Verdict | str:

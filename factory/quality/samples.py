@@ -31,7 +31,7 @@ def choose(outcomes: Sequence[Outcome], keep: Keep) -> tuple[list[Outcome], Pair
     if keep == "all" or not records:
         return told, None
     kept = _pick(records, keep)
-    decided = [_reject(o, NOT_KEPT[keep]) if isinstance(o, Record) and o is not kept else o for o in told]
+    decided = [_turn_down(o, keep) if isinstance(o, Record) and o is not kept else o for o in told]
     wrong = _most_plausible(decided, kept) if keep == "pair" and is_right(kept) else None
     return decided, (kept, wrong) if wrong else None
 
@@ -90,17 +90,8 @@ def _rank(record: Record) -> tuple[float, ...]:
     return -judged, -record.score, -_mean_logprob(generation), _tokens(generation), record.prompt.sample
 
 
-def _reject(record: Record, reason: str) -> Rejection:
-    return Rejection(
-        record.prompt,
-        record.generation,
-        "samples",
-        reason,
-        findings=record.findings,
-        answer=record.answer,
-        verdict=record.verdict,
-        samples=record.samples,
-    )
+def _turn_down(record: Record, keep: str) -> Rejection:
+    return record.reject("samples", NOT_KEPT[keep], record.findings)
 
 
 def _most_plausible(outcomes: Sequence[Outcome], kept: Record) -> Outcome | None:

@@ -1,5 +1,6 @@
 """The texts inside a JSON value, each with the place where it stands (`points.2`), in the order of the value."""
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 Place = tuple[str, object]
@@ -44,3 +45,8 @@ def _inside(place: str, value: object) -> Iterator[Place]:
         yield from ((f"{prefix}{key}", item) for key, item in value.items())
     elif isinstance(value, list | tuple):
         yield from ((f"{prefix}{number}", item) for number, item in enumerate(value))
+
+
+def normalize(text: str) -> str:
+    """Text without what two writings of it may differ in: Unicode form, case, spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -7,10 +7,15 @@ Loaded into vLLM's worker through `worker_extension_cls`, driven through `collec
     runner._sample         tells which token was sampled, after mask and temperature
     runner.execute_model   has run the layers whose outputs forward hooks have kept
 
+Two ways lead to the same numbers. While generating, each step's logits are reduced as they come. A *scored* request
+is a prefill over ids that exist: the logits of the positions that predict its completion are computed from the step's
+final hidden states, a few hundred rows at a time, and reduced the same way.
+
 Positions are absolute, so what is computed again after a preemption overwrites itself.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,7 @@ from vllm.distributed.parallel_state import get_tp_group
 from factory.teachers.pages import Array, Pages
 
 BLOCK = 64  # vocabulary entries in one block of the two-stage top-k
+SCORED_LOGITS = 1 << 24  # logits held at once when a prefill is scored: 64 MB in float32
 
 
 def exact_topk(values_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,31 +68,56 @@ class Distribution:
         return packed
 
 
+@dataclass(frozen=True, slots=True)
+class CapturePlan:
+    """What to keep: k, resolved layers, the last of them after the final norm or before; of every request while it
+    generates (`decoding`), or of scored requests alone."""
+
+    top_k: int
+    layers: list[int]
+    final_norm: bool
+    decoding: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """N tokens of one step that belong to requests that are kept: row in the step's tensors, number of the request in
+    the batch, its slot, absolute position of the token."""
+
+    row_N: Array
+    request_N: Array
+    slot_N: Array
+    position_N: Array
+
+
 class Capture:
     """Everything kept of the requests now inside one worker."""
 
-    def __init__(self, runner: Any, top_k: int, layers: list[int], final_norm: bool) -> None:
+    def __init__(self, runner: Any, plan: CapturePlan, keeps: bool) -> None:
         self.runner = runner
-        self.top_k = top_k
-        self.layers = layers
-        self.final_norm = final_norm
+        self.top_k = plan.top_k
+        self.layers = plan.layers if keeps else []
+        self.final_norm = plan.final_norm
+        self.decoding = plan.decoding and keeps
+        self.keeps = keeps
+        self.compute_logits = runner.model.compute_logits
+        self.scored: dict[str, tuple[int, Array]] = {}  # prompt tokens, completion ids
         self.slots: dict[str, int] = {}
         self.free_slots: list[int] = []
         self.batch: tuple[list[str], Array] = ([], np.zeros(0, np.int64))
-        self.floats = Pages(3 + top_k, np.float32, np.nan)
-        self.ids = Pages(top_k, np.int32, 0)
+        self.floats = Pages(3 + plan.top_k, np.float32, np.nan)
+        self.ids = Pages(plan.top_k, np.int32, 0)
         self.states: Pages | None = None
         self.step: Distribution | None = None
         self.outputs: dict[int, torch.Tensor] = {}
 
     def install(self) -> None:
         """Wrap the runner and hook the layers."""
-        if self.top_k:
+        if self.top_k and self.decoding:
             _wrap(self.runner.model, "compute_logits", self._around_logits)
             _wrap(self.runner, "_sample", self._around_sample)
-        if self.layers:
-            self._hook_layers()
-            _wrap(self.runner, "execute_model", self._around_execute)
+        self._hook_layers()
+        _wrap(self.runner, "execute_model", self._around_execute)
 
     def _around_logits(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         logits = inner(*args, **kwargs)
@@ -118,23 +149,60 @@ class Capture:
             )
         result = inner(scheduler_output, *args, **kwargs)
         outputs, self.outputs = self.outputs, {}
-        if outputs and scheduler_output.total_num_scheduled_tokens:
-            self._keep_states(outputs, scheduler_output)
+        if scheduler_output.total_num_scheduled_tokens and (self.scored or (outputs and self.decoding)):
+            rows = self._rows_of_step(scheduler_output)
+            if outputs and len(rows.row_N):
+                self._keep_states(outputs, rows)
+            if self.scored and self.top_k:
+                self._keep_scored(rows)
         return result
 
-    def _keep_states(self, outputs: dict[int, torch.Tensor], scheduler_output: Any) -> None:
-        total = scheduler_output.total_num_scheduled_tokens
-        # models that vLLM runs through transformers keep a batch dimension of one before the tokens
-        rows = [outputs[layer].flatten(0, -2)[:total] for layer in self.layers]
-        states_NLH = torch.stack(rows, 1).to(torch.bfloat16)
-        bits = states_NLH.reshape(total, -1).cpu().view(torch.int16).numpy().view(np.uint16)
+    def _rows_of_step(self, scheduler_output: Any) -> StepRows:
+        """Where each token of the step belongs, of the requests that are kept."""
         slots_B = self._slots_of_batch()
-        counts_B = np.array([scheduler_output.num_scheduled_tokens[name] for name in self.batch[0]], np.int64)
+        names = self.batch[0]
+        counts_B = np.array([scheduler_output.num_scheduled_tokens[name] for name in names], np.int64)
         first_B = self.runner.input_batch.num_computed_tokens_cpu[: len(slots_B)].astype(np.int64)
-        within_N = np.arange(total) - np.repeat(np.cumsum(counts_B) - counts_B, counts_B)
+        request_N = np.repeat(np.arange(len(names)), counts_B)
+        row_N = np.arange(len(request_N))
+        if not self.decoding:
+            row_N = row_N[np.array([name in self.scored for name in names], bool)[request_N]]
+        request_N = request_N[row_N]
+        within_N = row_N - (np.cumsum(counts_B) - counts_B)[request_N]
+        return StepRows(row_N, request_N, slots_B[request_N], first_B[request_N] + within_N)
+
+    def _keep_scored(self, rows: StepRows) -> None:
+        """Compute and reduce the logits that predict the completions of scored requests."""
+        index_N = np.full(len(rows.row_N), -1, np.int64)
+        target_N = np.zeros(len(rows.row_N), np.int64)
+        for number, name in enumerate(self.batch[0]):
+            if name in self.scored:
+                prompt, ids_T = self.scored[name]
+                of_request = np.flatnonzero(rows.request_N == number)
+                index = rows.position_N[of_request] + 1 - prompt  # a position predicts the token after it
+                real = (index >= 0) & (index < len(ids_T))
+                index_N[of_request[real]], target_N[of_request[real]] = index[real], ids_T[index[real]]
+        chosen = np.flatnonzero(index_N >= 0)
+        hidden_NH = self.runner.execute_model_state.hidden_states
+        step = max(16, SCORED_LOGITS // self.runner.model_config.get_vocab_size())
+        for part in np.array_split(chosen, -(-len(chosen) // step)) if len(chosen) else []:
+            where = torch.from_numpy(rows.row_N[part]).to(hidden_NH.device)
+            logits = self.compute_logits(hidden_NH[where])  # with tensor parallelism every worker has a part in this
+            if self.keeps:
+                kept = Distribution(logits, self.top_k)
+                targets = torch.from_numpy(target_N[part]).to(logits.device)
+                self.floats.write(rows.slot_N[part], index_N[part], kept.rows(targets))
+                self.ids.write(rows.slot_N[part], index_N[part], kept.topk_ids_BK.cpu().numpy())
+
+    def _keep_states(self, outputs: dict[int, torch.Tensor], step: StepRows) -> None:
+        # models that vLLM runs through transformers keep a batch dimension of one before the tokens
+        where = torch.from_numpy(step.row_N).to(outputs[self.layers[0]].device)
+        rows = [outputs[layer].flatten(0, -2)[where] for layer in self.layers]
+        states_NLH = torch.stack(rows, 1).to(torch.bfloat16)
+        bits = states_NLH.flatten(1).cpu().view(torch.int16).numpy().view(np.uint16)
         if self.states is None:
             self.states = Pages(bits.shape[1], np.uint16, 0)
-        self.states.write(np.repeat(slots_B, counts_B), np.repeat(first_B, counts_B) + within_N, bits)
+        self.states.write(step.slot_N, step.position_N, bits)
 
     def _slots_of_batch(self) -> Array:
         """The slot of each request of the batch, in the batch's order (the order of every row the engine computes)."""
@@ -147,6 +215,10 @@ class Capture:
         if name not in self.slots:
             self.slots[name] = self.free_slots.pop() if self.free_slots else len(self.slots)
         return self.slots[name]
+
+    def score(self, name: str, prompt: int, completion_ids: list[int]) -> None:
+        """Say that a request is a prefill over `prompt` tokens and all but the last of these completion ids."""
+        self.scored[name] = (prompt, np.array(completion_ids, np.int64))
 
     def take(self, name: str, tokens: int, inputs: int) -> dict[str, Array]:
         """The arrays of a finished request of `tokens` completion tokens and `inputs` input tokens; forgets it."""
@@ -166,6 +238,7 @@ class Capture:
 
     def drop(self, name: str) -> None:
         """Forget a request."""
+        self.scored.pop(name, None)
         slot = self.slots.pop(name, None)
         if slot is None:
             return
@@ -180,6 +253,8 @@ class Capture:
         return self.states.width // len(self.layers)
 
     def _hook_layers(self) -> None:
+        if not self.layers:
+            return
         blocks, trunk = find_blocks(self.runner.get_model())
         for layer in self.layers:
             if layer == 0:
@@ -239,15 +314,22 @@ class CaptureExtension:
     model_runner: Any
     factory_capture: Capture | None
 
-    def factory_install(self, top_k: int, layers: list[int], final_norm: bool) -> None:
-        """Begin to capture. With tensor parallelism only the first worker does: it holds whole logits and states."""
+    def factory_install(self, top_k: int, layers: list[int], final_norm: bool, decoding: bool) -> None:
+        """Begin to capture. With tensor parallelism only the first worker keeps: it holds whole logits and states."""
         self.factory_capture = None
-        if get_tp_group().rank_in_group == 0 and (top_k or layers):
-            self.factory_capture = Capture(self.model_runner, top_k, layers, final_norm)
+        if top_k or layers:
+            keeps = get_tp_group().rank_in_group == 0
+            plan = CapturePlan(top_k, layers, final_norm, decoding)
+            self.factory_capture = Capture(self.model_runner, plan, keeps)
             self.factory_capture.install()
 
+    def factory_score(self, name: str, prompt: int, completion_ids: list[int]) -> None:
+        """A request is a prefill whose completion is to be scored; to be told before its first step."""
+        if self.factory_capture:
+            self.factory_capture.score(name, prompt, completion_ids)
+
     def factory_take(self, name: str, tokens: int, inputs: int) -> dict[str, Array]:
-        """Arrays of a finished request; an empty dict from a worker that does not capture."""
+        """Arrays of a finished request; an empty dict from a worker that does not keep any."""
         return self.factory_capture.take(name, tokens, inputs) if self.factory_capture else {}
 
     def factory_drop(self, name: str) -> None:

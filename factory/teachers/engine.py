@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ class Unfit(Exception):
     """The job cannot be served by this model or engine; starting again would not help."""
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is in the engine: a prompt to answer, or, with `completion_ids`, a prefill that scores them."""
+
+    inner: str  # the engine's own name for it
+    prompt: dict[str, Any]
+    prompt_ids: list[int]
+    completion_ids: list[int] | None = None
+    finish_reason: str = ""
+
+
 class Engine:
     """A vLLM engine with capture installed, and what is needed to turn its outputs into generations."""
 
@@ -45,11 +57,17 @@ class Engine:
         require_some_fit(self.encoder, setup["probes"], setup["window"])
         self.llm = build_llm(self.teacher, self.markers, bool(setup["layers"]))
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
-        self.llm.llm_engine.collective_rpc(
-            "factory_install", args=(self.signals.top_k, list(self.signals.layers), self.signals.final_norm)
+        self.captures = bool(self.signals.top_k or self.signals.layers)
+        self.decoding = setup["capture"] == "decode"
+        self._tell_worker(
+            "factory_install", self.signals.top_k, list(self.signals.layers), self.signals.final_norm, self.decoding
         )
         self.spool = SpoolWriter(Path(setup["spool"]))
-        self.requests: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.requests: dict[str, Request] = {}
+
+    def _tell_worker(self, method: str, *args: Any) -> list[Any]:
+        answers: list[Any] = self.llm.llm_engine.collective_rpc(method, args=args)
+        return answers
 
     def info(self) -> dict[str, Any]:
         """What gives the rows their meaning, for the manifest."""
@@ -69,21 +87,51 @@ class Engine:
 
     def add(self, prompt: dict[str, Any]) -> Generation | None:
         """Begin a prompt; a prompt that cannot be begun comes back as a failed generation."""
+        ids: list[int] = []
         try:
+            if prompt["transcript"] is not None:
+                ids, completion_ids = self.encoder.encode_transcript(prompt["messages"], prompt["transcript"])
+                return self._score(prompt, ids, completion_ids, "stop")
             ids = self.encoder.encode(prompt["messages"])
         except TemplateRefusal as error:
-            return failed(prompt, [], "refused_by_template", str(error))
+            return failed(prompt, ids, "refused_by_template", str(error))
         room = self.window - len(ids)
         if room < MIN_ANSWER_TOKENS:
             detail = f"{len(ids)} tokens in a window of {self.window}; raise teacher.max_model_len or shorten it"
             return failed(prompt, ids, "prompt_too_long", detail)
-        name = f"{prompt['id']}.{prompt['attempt']}"
+        return self._begin(prompt, ids, None, self._params(prompt, room))
+
+    def _score(self, prompt: dict[str, Any], ids: list[int], completion_ids: list[int], why: str) -> Generation | None:
+        """Begin a prefill over ids that exist. The last of them is never an input: nothing is predicted from it."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if not ids or not completion_ids:
+            return failed(
+                prompt, ids, "empty_transcript", f"{len(ids)} prompt and {len(completion_ids)} completion ids"
+            )
+        if len(ids) + len(completion_ids) > self.window:
+            detail = (
+                f"{len(ids) + len(completion_ids)} tokens in a window of {self.window}; raise teacher.max_model_len"
+            )
+            return failed(prompt, ids, "transcript_too_long", detail)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        return self._begin(prompt, ids, completion_ids, params, why)
+
+    def _begin(
+        self, prompt: dict[str, Any], ids: list[int], completion_ids: list[int] | None, params: Any, why: str = ""
+    ) -> Generation | None:
+        name = f"{prompt['id']}.{prompt['attempt']}" + ("" if completion_ids is None else ".scored")
+        inputs = ids if completion_ids is None else ids + completion_ids[:-1]
         try:
-            params = self._params(prompt, room)
-            inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, params)
+            inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": inputs}, params)
         except ValueError as error:
             return failed(prompt, ids, "refused_by_engine", " ".join(str(error).split()))
-        self.requests[name] = (inner, prompt)
+        if completion_ids is not None:
+            self._tell_worker("factory_score", inner, len(ids), completion_ids)
+        self.requests[name] = Request(inner, prompt, ids, completion_ids, why)
         return None
 
     def _params(self, prompt: dict[str, Any], room: int) -> Any:
@@ -107,36 +155,43 @@ class Engine:
     def step(self) -> list[Generation]:
         """One step of the engine; the generations that finished in it."""
         outputs = self.llm.llm_engine.step()
-        return [self._finish(output) for output in outputs if output.finished]
+        finished = (self._finish(output) for output in outputs if output.finished)
+        return [generation for generation in finished if generation is not None]
 
-    def _finish(self, output: Any) -> Generation:
-        inner, prompt = self.requests.pop(output.request_id)
-        completion = output.outputs[0]
+    def _finish(self, output: Any) -> Generation | None:
+        request = self.requests.pop(output.request_id)
+        prompt, completion = request.prompt, output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
-            self.llm.llm_engine.collective_rpc("factory_drop", args=(inner,))
-            return failed(prompt, output.prompt_token_ids, f"engine_{completion.finish_reason}", "see engine.log")
-        ids_T = np.array(completion.token_ids, np.int32)
-        prompt_ids = np.array(output.prompt_token_ids, np.int32)
+            self._tell_worker("factory_drop", request.inner)
+            return failed(prompt, request.prompt_ids, f"engine_{completion.finish_reason}", "see engine.log")
+        if request.completion_ids is not None:
+            return self._generation(request, request.completion_ids, request.finish_reason)
+        if self.captures and not self.decoding:
+            return self._score(prompt, request.prompt_ids, list(completion.token_ids), completion.finish_reason)
+        return self._generation(request, completion.token_ids, completion.finish_reason)
+
+    def _generation(self, request: Request, completion_ids: Any, finish_reason: str) -> Generation:
+        ids_T, prompt_ids = np.array(completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
         split = split_completion(self.tokenizer, ids_T, self.markers)
-        arrays = self._take(inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
+        if request.prompt["transcript"] is not None and split.answer_start >= len(ids_T):
+            split = split_completion(self.tokenizer, ids_T, None)  # it never reasoned, or never stopped to
+        arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
         return Generation(
-            prompt_id=prompt["id"],
-            attempt=prompt["attempt"],
+            prompt_id=request.prompt["id"],
+            attempt=request.prompt["attempt"],
             text=split.text,
             reasoning=split.reasoning,
             answer_text=split.answer,
             prompt_token_ids=prompt_ids,
             completion_token_ids=ids_T,
             answer_start=split.answer_start,
-            finish_reason=completion.finish_reason,
+            finish_reason=finish_reason,
             logprobs=Logprobs(*(arrays[name] for name in Logprobs.__slots__)) if "topk_TK" in arrays else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
         )
 
     def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
-        if not (self.signals.top_k or self.signals.layers):
-            return {}
-        answers = self.llm.llm_engine.collective_rpc("factory_take", args=(inner, tokens, inputs))
+        answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.captures else []
         return next((answer for answer in answers if answer), {})
 
 

@@ -117,7 +117,8 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
     layers = [layer if layer >= 0 else shape.layers + 1 + layer for layer in job.signals.hidden_layers]
     if len(set(layers)) < len(layers):
         raise TeacherError(f"signals.hidden_layers {job.signals.hidden_layers}: a layer is named twice")
-    return SignalSpec(top_k, tuple(layers), job.signals.final_norm, pairs=job.samples.keep == "pair")
+    pairs, compact = job.samples.keep == "pair", job.storage.logprobs == "compact"
+    return SignalSpec(top_k, tuple(layers), job.signals.final_norm, pairs=pairs, compact=compact)
 
 
 def require_window(job: Job, shape: ModelShape) -> int | None:

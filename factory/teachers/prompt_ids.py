@@ -5,7 +5,7 @@ it is cut inside that text before it is encoded, so it becomes ordinary characte
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +46,35 @@ class PromptEncoder:
         for number, piece in enumerate(re.split(f"{Z_START}(\\d+){Z_END}", self._render(stand_ins))):
             ids += self._literal_ids(messages[int(piece)]["content"]) if number % 2 else self._ids(piece)
         return ids
+
+    def encode_transcript(
+        self, messages: Sequence[Message], transcript: Mapping[str, Any]
+    ) -> tuple[list[int], list[int]]:
+        """Prompt and completion ids of a `Transcript`'s fields: its own ids, or those of its texts as they stand (with
+        the tokenizer's special tokens before the prompt), or those the chat template gives its assistant turn.
+
+        Raises TemplateRefusal where the template does, or renders the turn otherwise than it asks for it.
+        """
+        if transcript["completion_ids"]:
+            return list(transcript["prompt_ids"]), list(transcript["completion_ids"])
+        if transcript["completion"] is not None:
+            return self.tokenizer.encode(transcript["prompt"]), self._ids(transcript["completion"])
+        prompt_ids = self.encode(messages)
+        return prompt_ids, self._turn_ids(messages, transcript["turn"])
+
+    def _turn_ids(self, messages: Sequence[Message], turn: Message) -> list[int]:
+        """The ids of an assistant turn after the prompt that `encode` makes of the messages before it."""
+        content, reasoning = turn["content"], turn.get("reasoning_content") or ""
+        end = self.tokenizer.eos_token_id
+        ending = [*self._literal_ids(content), *([] if end is None else [end])]
+        if self.markers is None:
+            if reasoning:
+                raise TemplateRefusal("the turn has reasoning, and the model or the job has no markers for it")
+            return ending
+        opened = self._render(messages).rstrip("\n").endswith(self.markers.start)
+        before = self._ids("" if opened else f"{self.markers.start}\n") if reasoning or opened else []
+        closed = self._ids(f"\n{self.markers.end}\n\n") if reasoning or opened else []
+        return [*before, *self._literal_ids(reasoning), *closed, *ending]
 
     def _render(self, messages: Sequence[Message]) -> str:
         try:

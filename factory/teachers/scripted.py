@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from factory.job import Job
-from factory.records import Array, Generation, HiddenStates, Logprobs, Prompt, TeacherInfo
+from factory.records import Array, Generation, HiddenStates, Logprobs, Prompt, TeacherInfo, Transcript
 from factory.tasks import Task
 from factory.teachers.models import ModelShape, resolve_signals
 
@@ -64,6 +64,8 @@ class ScriptedTeacher:
     def answer(self, prompt: Prompt) -> Generation:
         """One generation, with the fault that the prompt's seed draws for it."""
         rng = np.random.default_rng([prompt.seed, prompt.attempt])
+        if prompt.transcript is not None:
+            return self._score(prompt, prompt.transcript, rng)
         fault = self._draw_fault(rng)
         prompt_ids = np.array(encode("\n".join(m["content"] for m in prompt.messages)), np.int32)
         if fault == "crash":
@@ -93,6 +95,33 @@ class ScriptedTeacher:
             answer_start=start,
             finish_reason="length" if cut else "stop",
             logprobs=self._draw_logprobs(rng, ids_T, self._peak(prompt)) if self.signals.top_k else None,
+            hidden_states=self._draw_states(rng, len(prompt_ids) + len(ids_T) - 1) if self.signals.layers else None,
+        )
+
+    def _score(self, prompt: Prompt, transcript: Transcript, rng: np.random.Generator) -> Generation:
+        """A transcript as it stands, with signals that belong to its ids."""
+        turn = transcript.turn or {"content": transcript.completion or ""}
+        reasoning = turn.get("reasoning_content")
+        think = [] if reasoning is None else [*encode(reasoning), THINK_END]
+        asked = transcript.prompt or "\n".join(message["content"] for message in prompt.messages)
+        prompt_ids = np.array(transcript.prompt_ids or encode(asked), np.int32)
+        ids_T = np.array(transcript.completion_ids or [*think, *encode(turn["content"]), STOP], np.int32)
+        if not 0 <= min(prompt_ids.min(), ids_T.min()) <= max(prompt_ids.max(), ids_T.max()) <= STOP:
+            detail = f"an id is below 0 or above {STOP}"
+            return Generation.failed(prompt.id, prompt.attempt, "bad_token_id", detail, prompt_ids)
+        closed = np.flatnonzero(ids_T == THINK_END)
+        start = int(closed[0]) + 1 if len(closed) else 0
+        return Generation(
+            prompt_id=prompt.id,
+            attempt=prompt.attempt,
+            text=decode(ids_T.tolist()),
+            reasoning=decode(ids_T[: start - 1].tolist()) if start else None,
+            answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
+            prompt_token_ids=prompt_ids,
+            completion_token_ids=ids_T,
+            answer_start=start,
+            finish_reason="stop",
+            logprobs=self._draw_logprobs(rng, ids_T, PEAK) if self.signals.top_k else None,
             hidden_states=self._draw_states(rng, len(prompt_ids) + len(ids_T) - 1) if self.signals.layers else None,
         )
 

@@ -172,7 +172,9 @@ class VllmTeacher:
     def _ask(self, key: Key, prompt: Prompt) -> None:
         self.in_engine[key] = prompt
         names = ("id", "attempt", "task", "messages", "seed")
-        self.engine.send({name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)})
+        told = {name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)}
+        transcript = None if prompt.transcript is None else asdict(prompt.transcript)
+        self.engine.send(told | {"transcript": transcript})
 
     def _take(self, events: list[dict[str, Any]]) -> None:
         for event in events:
@@ -251,6 +253,7 @@ def start_teacher(
         "top_k": signals.top_k,
         "layers": list(signals.layers),
         "final_norm": signals.final_norm,
+        "capture": job.signals.capture if job.transcripts is None else "prefill",
         "window": require_window(job, shape),
         "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
         "spool": str(out / ".spool"),

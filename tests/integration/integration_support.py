@@ -26,7 +26,9 @@ def engine_job(**sections: Any) -> Job:
         "validation": {"gate": "schema"},
         "tasks": [{"name": "adding", "count": 24}],
     }
-    return Job.model_validate(job | sections)
+    job |= sections
+    job["signals"] = {"verify_rows": 0} | job["signals"]  # tests compare every row themselves
+    return Job.model_validate(job)
 
 
 @dataclass(frozen=True)

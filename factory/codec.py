@@ -1,0 +1,148 @@
+"""The compact profile: a row's top-k distribution in about 50 bytes a position instead of 65, ids exact.
+
+Ids become numbers into a table of the row's own ids, frequent ones first, so that most high bytes are 0. Probabilities
+from the second on lie on one grid, even in the root of the probability (even steps there cost equally in KL) and
+even in the logarithm below `exp(KNEE)`; only steps from grid place to grid place are stored. The first logprob is fixed
+point and takes up what the grid adds to or removes from the row's mass, so that the KL is of second order in the steps.
+docs/dataset-format.md has the decoder as 20 lines of NumPy; docs/decisions/0011-compact-logprobs.md has the figures.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from factory.records import Array, Logprobs
+
+ROOTS: Final = 1024  # grid places between probability 1 and 0, were the grid even in the root all the way
+STEP: Final = 1 / 16  # nats between places below the knee
+KNEE: Final = 2 * float(np.log(2 / (ROOTS * STEP)))  # where both grids have the same step: -6.9 nats, p = 0.001
+KNEE_PLACE: Final = ROOTS * (1 - float(np.exp(KNEE / 2)))
+NOWHERE: Final = 0xFFFF  # the grid place of probability 0
+FIRST_UNIT: Final = 2.0**-17  # nats
+FIRST_NOWHERE: Final = 0x7FFF_FFFF
+CORRECTION: Final = 1 / 32  # nats that the first logprob may be moved to take up the grid's mass
+COLUMNS: Final = ("topk_id_table", "topk_id_places", "topk_first", "topk_steps")
+BOUNDS: Final = {
+    "sampled_logprobs": "float16",
+    "tail_logprobs": "float16",
+    "entropy": "float16",
+    "topk_ids": "exact",
+    "topk_logprobs": "within 0.032 nats, from the second on within 0.001 / sqrt(p) if less; -inf below -4000",
+    "kl": "at most 1e-5 nats a position in the mean, over the top k and the tail",
+}
+Flat = Mapping[str, tuple[Array, Array]]  # of a list column of B rows: all values, and offsets [B + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One row's top-k distribution: D distinct ids, J = k - 1."""
+
+    table_D: Array  # int32: differences of the ids, in the order of their classes
+    places_TK: Array  # int32: where in the table each id stands
+    first_T: Array  # int32: minus the first logprob, in units of 2^-17 nats
+    steps_TJ: Array  # uint16: grid place minus the one before it, modulo 2^16; the first counts from 0
+
+
+def pack(logprobs: Logprobs) -> Packed:
+    """Encode a row's `topk_ids_TK` (exactly) and `topk_TK` (within BOUNDS); T may be 0, k is at least 1."""
+    table_D, places_TK = _pack_ids(logprobs.topk_ids_TK)
+    places_TJ = to_grid(logprobs.topk_TK[:, 1:])
+    first_T = _pack_first(logprobs, places_TJ)
+    steps_TJ = np.diff(places_TJ, axis=1, prepend=np.uint16(0)) if places_TJ.size else places_TJ
+    return Packed(table_D, places_TK, first_T, steps_TJ)
+
+
+def _pack_ids(ids_TK: Array) -> tuple[Array, Array]:
+    """The table and the places. Classes (counts by powers of two) keep frequent ids first, and differences small."""
+    ids_D, places, counts_D = np.unique(ids_TK.reshape(-1), return_inverse=True, return_counts=True)
+    order_D = np.lexsort((ids_D, -np.frexp(counts_D)[1]))
+    rank_D = np.empty(len(ids_D), np.int32)
+    rank_D[order_D] = np.arange(len(ids_D), dtype=np.int32)
+    table_D = np.diff(ids_D[order_D].astype(np.int64), prepend=0).astype(np.int32)
+    return table_D, rank_D[places.reshape(ids_TK.shape)]
+
+
+def to_grid(logprobs: Array) -> Array:
+    """The nearest grid places as uint16; NOWHERE below about -4000."""
+    values = np.minimum(logprobs.astype(np.float32), 0)
+    with np.errstate(over="ignore"):
+        places = np.where(values >= KNEE, ROOTS * (1 - np.exp(values / 2)), KNEE_PLACE + (KNEE - values) / STEP)
+    nearest: Array = np.rint(np.minimum(places, NOWHERE)).astype(np.uint16)
+    return nearest
+
+
+def _make_grid() -> Array:
+    """The logprob of every grid place, float32 [65536]."""
+    places = np.arange(NOWHERE + 1)
+    roots = np.log(1 - np.minimum(places, int(KNEE_PLACE)) / ROOTS) * 2
+    grid = np.where(places <= KNEE_PLACE, roots, KNEE - (places - KNEE_PLACE) * STEP)
+    grid[NOWHERE] = -np.inf
+    return grid.astype(np.float32)
+
+
+GRID: Final = _make_grid()
+
+
+def _pack_first(logprobs: Logprobs, places_TJ: Array) -> Array:
+    """The first logprob, moved so that all probabilities together are what they were, and no other comes before it."""
+    topk_TK, tail_T = logprobs.topk_TK.astype(np.float64), logprobs.tail_T.astype(np.float64)
+    with np.errstate(divide="ignore", over="ignore"):
+        kept_TJ = GRID[places_TJ].astype(np.float64)
+        rounded_T = tail_T.astype(np.float16).astype(np.float64)
+        mass_T = np.exp(topk_TK).sum(axis=1) + np.exp(tail_T) - np.exp(kept_TJ).sum(axis=1) - np.exp(rounded_T)
+        moved_T = np.log(np.maximum(mass_T, 0))
+    given_T, second_T = topk_TK[:, 0], kept_TJ.max(axis=1, initial=-np.inf)
+    first_T = np.clip(moved_T, given_T - CORRECTION, given_T + CORRECTION)
+    first_T = np.maximum(first_T, np.minimum(second_T, given_T + STEP / 2))
+    units_T = np.maximum(-first_T, 0) / FIRST_UNIT
+    nearest_T: Array = np.rint(np.minimum(units_T, FIRST_NOWHERE)).astype(np.int32)
+    return nearest_T
+
+
+def find_damage(flat: Flat, tokens_B: Array, k: int) -> Iterator[tuple[int, str]]:
+    """Rows of a batch whose COLUMNS cannot be decoded: number of the row, and what is wrong with it."""
+    table_D, ends = flat["topk_id_table"]
+    expected = {"topk_id_places": k, "topk_first": 1, "topk_steps": k - 1}
+    for name, factor in expected.items():
+        lengths_B, wanted_B = np.diff(flat[name][1]), tokens_B * factor
+        for row in np.flatnonzero(lengths_B != wanted_B).tolist():
+            told = f"({tokens_B[row]} tokens, k = {k})"
+            yield row, f"{name} has {lengths_B[row]} values, expected {wanted_B[row]} {told}"
+    ids_D = _read_table(table_D, ends)
+    no_ids = (ids_D < 0) | (ids_D > 2**31 - 1)
+    yield from ((row, "topk_id_table holds what is no id") for row in _rows_of(no_ids, ends))
+    places, offsets = flat["topk_id_places"]
+    outside = (places < 0) | (places >= np.repeat(np.diff(ends), np.diff(offsets)))
+    yield from ((row, "topk_id_places points outside its table") for row in _rows_of(outside, offsets))
+    first_T, offsets = flat["topk_first"]
+    yield from ((row, "topk_first is below 0") for row in _rows_of(first_T < 0, offsets))
+
+
+def _rows_of(bad: Array, offsets: Array) -> list[int]:
+    """The rows that hold a bad value."""
+    rows: list[int] = np.unique(np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1).tolist()
+    return rows
+
+
+def _read_table(table_D: Array, ends: Array) -> Array:
+    """The ids of the tables of B rows, int64, each row's differences added up from its own beginning."""
+    sums = np.cumsum(table_D, dtype=np.int64)
+    begun_B = np.concatenate([np.zeros(1, np.int64), sums])[ends[:-1]]
+    ids: Array = sums - np.repeat(begun_B, np.diff(ends))
+    return ids
+
+
+def unpack(flat: Flat, k: int) -> tuple[Array, Array]:
+    """`topk_ids` int32 and `topk_logprobs` float32 [sum of T, k] of a batch in which `find_damage` finds nothing."""
+    table_D, ends = flat["topk_id_table"]
+    places, offsets = flat["topk_id_places"]
+    ids = _read_table(table_D, ends).astype(np.int32)
+    topk_ids = ids[places + np.repeat(ends[:-1], np.diff(offsets))].reshape(-1, k)
+    logprobs = np.empty(topk_ids.shape, np.float32)
+    first = flat["topk_first"][0]
+    logprobs[:, 0] = np.where(first == FIRST_NOWHERE, -np.inf, -first * FIRST_UNIT)
+    steps = flat["topk_steps"][0].reshape(len(topk_ids), k - 1)
+    logprobs[:, 1:] = GRID[np.cumsum(steps, axis=1, dtype=np.uint16)]
+    return topk_ids, logprobs

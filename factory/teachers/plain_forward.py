@@ -1,0 +1,234 @@
+"""A second opinion: a plain transformers forward over stored token ids, in a process of its own.
+
+Started as `python -m factory.teachers.plain_forward FOLDER` by `factory.teachers.reference`. FOLDER holds request.json
+and one row-N.npz for each row; answer.json is written there at the end: the figures of each row, or why there are none.
+Nothing is shared with the engine or with capture: layers come from `output_hidden_states=True`, logits from the model's
+own head.
+"""
+
+import inspect
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from factory.agreement import Figures, compare_logprobs, compare_states
+from factory.errors import redact
+from factory.records import Array, Logprobs
+
+CHUNK_VALUES = 2**24  # logits held at once; a vocabulary of 152k takes 110 positions at a time
+HEADROOM = 1.15  # of the weights: what loading and the allocator take beside them
+NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
+
+
+class NotChecked(Exception):
+    """This model cannot be compared here, and why; no fault of the dataset."""
+
+
+class PlainModel:
+    """A causal language model as transformers loads it, on the GPU with most memory free, or on the CPU."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.layers, self.final_norm = request["layers"], request["final_norm"]
+        dtype = getattr(torch, request["dtype"])
+        names = {name: request[name] for name in ("revision", "trust_remote_code")}
+        config = load_config(request["model"], names)
+        device, free = choose_device()
+        need = HEADROOM * count_weights(config, names) * dtype.itemsize + row_bytes(config, dtype, request)
+        if need > free:
+            raise NotChecked(f"needs {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free on {device}")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(request["model"], config=config, dtype=dtype, **names)
+            self.model = model.eval().to(device)
+        except Exception as error:  # transformers raises many types here, and none is a fault of ours
+            raise NotChecked(f"transformers cannot load the model: {one_line(error)}") from error
+        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            raise NotChecked(f"{type(self.model).__name__} gives no logits for chosen positions")
+
+    def recompute(self, ids: Array, first: int, topk_ids_TK: Array | None) -> tuple[Logprobs | None, Array | None]:
+        """What the model says of `ids`, whose completion begins at `first`: distributions, states float32 [N, L, H].
+
+        Log-probabilities are taken at the ids given; None stands for what was not asked for.
+        """
+        ids_1S = torch.tensor(ids[None].astype(np.int64), device=self.model.device)
+        with self._before_final_norm() as last:
+            output = self.model.base_model(ids_1S, output_hidden_states=bool(self.layers), use_cache=False)
+        logprobs = None if topk_ids_TK is None else self._logprobs(ids_1S, output, first, topk_ids_TK)
+        if not self.layers:
+            return logprobs, None
+        layers = list(output.hidden_states)
+        if last:
+            layers[-1] = last[0]
+        states = torch.stack([layers[layer][0, :-1].float() for layer in self.layers], 1)
+        return logprobs, states.cpu().numpy()
+
+    @contextmanager
+    def _before_final_norm(self) -> Iterator[list[torch.Tensor]]:
+        """Filled with the last block's output before the norm, where the dataset keeps that."""
+        kept: list[torch.Tensor] = []
+        if self.final_norm or not self.layers:
+            yield kept
+            return
+        trunk = self.model.get_decoder()
+        norms = [getattr(trunk, name) for name in NORMS if isinstance(getattr(trunk, name, None), torch.nn.Module)]
+        if not norms:
+            raise NotChecked(f"no final norm found in {type(trunk).__name__}")
+        handle = norms[0].register_forward_pre_hook(lambda module, args: kept.append(args[0].clone()))
+        try:
+            yield kept
+        finally:
+            handle.remove()
+
+    def _logprobs(self, ids_1S: torch.Tensor, output: Any, first: int, topk_ids_TK: Array) -> Logprobs:
+        positions = torch.arange(first - 1, ids_1S.shape[1] - 1, device=ids_1S.device)
+        topk = torch.tensor(topk_ids_TK.astype(np.int64), device=ids_1S.device)
+        size = max(1, CHUNK_VALUES // self.model.get_output_embeddings().weight.shape[0])
+        parts = []
+        with self._trunk_done(output):
+            for at, ids in zip(positions.split(size), topk.split(size), strict=True):
+                logits_CV = self.model(ids_1S, logits_to_keep=at, use_cache=False).logits[0]
+                parts.append(reduce_logits(logits_CV.float(), ids_1S[0, at + 1], ids))
+        sampled, kept, tail, entropy = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        return Logprobs(sampled, topk_ids_TK, kept, tail, entropy)
+
+    @contextmanager
+    def _trunk_done(self, output: Any) -> Iterator[None]:
+        """Meanwhile the model's own forward is its head alone, with whatever it scales or caps: the trunk has run."""
+        trunk = self.model.base_model
+        trunk.forward = lambda *args, **kwargs: output
+        try:
+            yield
+        finally:
+            del trunk.forward
+
+
+def reduce_logits(
+    logits_CV: torch.Tensor, sampled_C: torch.Tensor, ids_CK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the sampled ids and of the given ones, log of the mass outside those, entropy (nats)."""
+    logprobs_CV = torch.log_softmax(logits_CV, -1).clamp_min_(-1e30)  # 0 * -inf is not a number
+    entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
+    kept_CK = logprobs_CV.gather(1, ids_CK)
+    tail_C = logprobs_CV.scatter(1, ids_CK, -torch.inf).logsumexp(-1)
+    return logprobs_CV.gather(1, sampled_C[:, None])[:, 0], kept_CK, tail_C, entropy_C
+
+
+def load_config(model: str, names: dict[str, Any]) -> Any:
+    """The model's configuration. Raises NotChecked where transformers does not know it or its weights are quantised."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, **names)
+    except Exception as error:  # unknown architecture, no such revision, no network, code that is not trusted
+        raise NotChecked(f"transformers cannot read the model's configuration: {one_line(error)}") from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
+        raise NotChecked(f"the model's weights are quantised ({method})")
+    return config
+
+
+def count_weights(config: Any, names: dict[str, Any]) -> int:
+    """Numbers in the model, counted without memory. Raises NotChecked for an architecture that transformers lacks."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=names["trust_remote_code"])
+    except Exception as error:
+        raise NotChecked(f"transformers does not hold this architecture: {one_line(error)}") from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def row_bytes(config: Any, dtype: torch.dtype, request: dict[str, Any]) -> int:
+    """Memory the longest row takes beside the weights: states of every layer, and logits of one chunk with copies."""
+    text = config.get_text_config()
+    layers = text.num_hidden_layers + 1 if request["layers"] else 4
+    return int(request["longest"] * text.hidden_size * dtype.itemsize * (layers + 8) + 6 * 4 * CHUNK_VALUES)
+
+
+def choose_device() -> tuple[torch.device, float]:
+    """The GPU with most memory free, else the CPU; and how many bytes are free there."""
+    if torch.cuda.is_available():
+        free, index = max((torch.cuda.mem_get_info(i)[0], i) for i in range(torch.cuda.device_count()))
+        return torch.device("cuda", index), float(free)
+    return torch.device("cpu"), free_memory()
+
+
+def free_memory() -> float:
+    """Bytes that this machine and this control group still have; infinite where nobody tells."""
+    free = [float("inf")]
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free.append(1024.0 * int(lines["MemAvailable"].split()[0]))
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free.append(float(limit.read_text()) - float(used.read_text()))
+    return min(free)
+
+
+def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
+    """Figures of one row: `logprobs` and, for each kept layer, `layers`. `row` as `reference.Row` lays it out."""
+    ids = np.concatenate([row["prompt_ids"], row["completion_ids"]])
+    stored = Logprobs(*(row[name] for name in Logprobs.__slots__)) if "topk_TK" in row else None
+    again, states_NLH = model.recompute(ids, len(row["prompt_ids"]), None if stored is None else stored.topk_ids_TK)
+    figures: dict[str, Any] = {"logprobs": {}, "layers": {}}
+    if stored is not None and again is not None:
+        figures["logprobs"] = compare_logprobs(stored, again)
+    if states_NLH is not None:
+        kept_NLH = (row["bits_NLH"].astype(np.uint32) << 16).view(np.float32)
+        figures["layers"] = compare_layers(model.layers, kept_NLH, states_NLH)
+    return figures
+
+
+def compare_layers(layers: list[int], stored_NLH: Array, again_NLH: Array) -> dict[str, Figures]:
+    return {str(layer): compare_states(stored_NLH[:, at], again_NLH[:, at]) for at, layer in enumerate(layers)}
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def answer(folder: Path) -> dict[str, Any]:
+    """The figures of every row in the folder, or why there are none."""
+    import transformers
+
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    try:
+        model = PlainModel(request)
+        rows = []
+        for number in range(request["rows"]):
+            with np.load(folder / f"row-{number}.npz") as arrays, torch.inference_mode():
+                rows.append(compare_row(model, dict(arrays)))
+    except NotChecked as reason:
+        return {"not_checked": redact(str(reason))}
+    except (torch.OutOfMemoryError, MemoryError):
+        return {"not_checked": "the memory is not enough for the forward of its longest row"}
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    return {"rows": rows, "device": model.model.device.type, "versions": versions}
+
+
+def end_with_parent() -> None:
+    """Nothing is ever written to our input: it ends when the one that started us does, however that ends."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    folder = Path(sys.argv[1])
+    (folder / "answer.json").write_text(json.dumps(answer(folder)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The reference, seen from our process: rows go to a plain transformers forward, and its figures come back.
+
+The forward runs in a child (`factory.teachers.plain_forward`), after the engine has gone: this process imports no
+torch, and the child's memory, that of a GPU too, is free again when it ends.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from factory.agreement import BOUNDS
+from factory.errors import TeacherError
+from factory.job import TeacherConfig
+from factory.records import Array, Logprobs, SignalSpec
+from factory.teachers.demo import demo_teacher
+from factory.teachers.models import digest_model, locate_model
+
+TIMEOUT_S = 3600.0
+
+
+class NotChecked(Exception):
+    """No comparison was possible, and why; no fault of the dataset."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """What a dataset's files hold of one row: ids, and the signals it keeps (bits uint16 [N, L, H])."""
+
+    id: str
+    task: str
+    prompt_ids: Array
+    completion_ids: Array
+    logprobs: Logprobs | None
+    bits_NLH: Array | None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+    def arrays(self) -> dict[str, Array]:
+        """By name, as the child takes them."""
+        arrays = {"prompt_ids": self.prompt_ids, "completion_ids": self.completion_ids}
+        arrays |= {} if self.logprobs is None else {name: getattr(self.logprobs, name) for name in Logprobs.__slots__}
+        return arrays | ({} if self.bits_NLH is None else {"bits_NLH": self.bits_NLH})
+
+
+def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False) -> dict[str, Any]:
+    """Which model to load and how, out of a dataset's manifest. Raises NotChecked where there can be no reference."""
+    teacher, details = manifest["teacher"], manifest["teacher"].get("details", {})
+    if teacher["backend"] != "vllm":
+        raise NotChecked(f"the {teacher['backend']} teacher has no model")
+    if details.get("dtype") not in BOUNDS:
+        raise NotChecked(f"no bounds are known for dtype {details.get('dtype')}")
+    try:
+        config = TeacherConfig.model_validate(manifest["job"]["teacher"])
+        model = demo_teacher() if config.model == "demo" else locate_model(config)
+    except ValidationError:
+        raise NotChecked("another version of the factory wrote the manifest's job.teacher") from None
+    except TeacherError as error:
+        raise NotChecked(str(error)) from None
+    if config.quantization is not None:
+        raise NotChecked(f"the engine quantised the model ({config.quantization})")
+    if digest_model(model) != details.get("model_sha256"):
+        raise NotChecked(f"the model in {model} is not the one that made the rows")
+    names = {"model": model, "revision": config.revision, "dtype": details["dtype"]}
+    return names | {"trust_remote_code": trust_remote_code}
+
+
+def forward_rows(reference: dict[str, Any], signals: SignalSpec, rows: Sequence[KeptRow]) -> dict[str, Any]:
+    """`rows`: the figures of each; `device` and `versions`: of the forward. Raises NotChecked."""
+    request = reference | {"layers": list(signals.layers), "final_norm": signals.final_norm}
+    request |= {"rows": len(rows), "longest": max(row.tokens for row in rows)}
+    try:
+        with tempfile.TemporaryDirectory(prefix="fidelity-") as name:
+            folder = Path(name)
+            (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+            for number, row in enumerate(rows):
+                np.savez(folder / f"row-{number}.npz", **row.arrays())  # type: ignore[arg-type]
+            answer = _run_child(folder, local=Path(reference["model"]).is_dir())
+    except OSError as error:
+        raise NotChecked(f"no room to work in {tempfile.gettempdir()}: {error.strerror or error}") from None
+    if "not_checked" in answer:
+        raise NotChecked(answer["not_checked"])
+    return answer
+
+
+def _run_child(folder: Path, local: bool) -> dict[str, Any]:
+    """Wait for the child's answer; it and all it started are gone afterwards."""
+    command = [sys.executable, "-m", "factory.teachers.plain_forward", str(folder)]
+    offline = {"HF_HUB_OFFLINE": "1"} if local else {}  # nothing of a local model is on the hub
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"} | offline
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(  # its input tells it when we are gone
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            code = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise NotChecked(f"no result after {TIMEOUT_S:g} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code:
+        raise NotChecked(f"the forward's process ended with code {code}: {_last_line(folder / 'log')}")
+    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+    return answer
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it said nothing")

@@ -1,0 +1,173 @@
+"""Token ids of prompts and answers without an engine, so that a plan can count them in a moment.
+
+`tokenizers` and Jinja load in a tenth of a second, transformers takes several; so the model's own tokenizer.json and
+chat template are read here, and `PromptEncoder` does with them what it does with a transformers tokenizer.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from factory.errors import TeacherError
+from factory.job import Job, Markers, TeacherConfig
+from factory.records import Message
+from factory.teachers.demo import demo_teacher
+from factory.teachers.models import locate_model
+from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
+from factory.teachers.reasoning import find_markers
+
+GUESSED_PIECE = re.compile(r"\s?\w{1,4}|\s|[^\w\s]{1,2}")  # about 3 characters a token: English has 4, JSON 3
+GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+GUESSED_TEMPLATE_TOKENS = 12  # of a chat template's own, for a prompt
+GUESSED_VOCAB = 150_000
+
+
+class Counter(Protocol):
+    """What a plan needs of a tokenizer; `how` says for people where the numbers come from."""
+
+    how: str
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a rendered prompt, the chat template's own and the reasoning's opening among them."""
+        ...
+
+    def completion_ids(self, reasoning: str, answer: str) -> tuple[list[int], list[int]]:
+        """The ids of a reasoning with its end marker, and those of an answer with the token that stops."""
+        ...
+
+
+class LocalTokenizer:
+    """As much of a transformers tokenizer as `PromptEncoder` and `find_markers` use, out of a model's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = _read_json(folder / "tokenizer_config.json")
+        self.special = {name: _text_of(config[name]) for name in config if name.endswith("_token") and config[name]}
+        self.chat_template = _chat_template(folder, config)
+        self.template = _compile(self.chat_template)
+        self.all_special_ids: list[int] = []
+
+    def get_vocab(self) -> dict[str, int]:
+        vocab: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
+        return vocab
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def apply_chat_template(
+        self, messages: list[Message], *, tokenize: bool, add_generation_prompt: bool, **values: Any
+    ) -> str:
+        """The conversation as the model's template renders it."""
+        given = self.special | values | {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        return self.template.render(given)
+
+
+class ExactCounter:
+    """Counts as the engine does: its tokenizer, its chat template, its markers."""
+
+    def __init__(self, tokenizer: LocalTokenizer, teacher: TeacherConfig) -> None:
+        custom = teacher.reasoning.model_dump() if isinstance(teacher.reasoning, Markers) else None
+        self.markers = (
+            find_markers(tokenizer, "custom", **custom) if custom else find_markers(tokenizer, str(teacher.reasoning))
+        )
+        self.encoder = PromptEncoder(tokenizer, self.markers, teacher.chat_template_kwargs)
+        self.how = "the model's own tokenizer"
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        try:
+            return self.encoder.encode(messages)
+        except TemplateRefusal:  # the engine will say so; a plan counts on
+            text = "\n".join(message["content"] for message in messages)
+            return [0] * GUESSED_TEMPLATE_TOKENS + list(self.encoder.tokenizer.encode(text, False))
+
+    def completion_ids(self, reasoning: str, answer: str) -> tuple[list[int], list[int]]:
+        tokenizer = self.encoder.tokenizer
+        think = f"{reasoning}{self.markers.end}" if self.markers else ""
+        return tokenizer.encode(think, False), [*tokenizer.encode(answer, False), 0]  # any id stands for the stop
+
+
+class GuessedCounter:
+    """Counts pieces of up to four letters, where the model's tokenizer is not on this machine."""
+
+    how = "a guess of 3 characters a token: the model's tokenizer is not on this machine"
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return [0] * GUESSED_TEMPLATE_TOKENS + _guess("\n".join(message["content"] for message in messages))
+
+    def completion_ids(self, reasoning: str, answer: str) -> tuple[list[int], list[int]]:
+        return [*_guess(reasoning), 0], [*_guess(answer), 0]
+
+
+def open_counter(job: Job) -> Counter:
+    """The job's tokenizer where it is here, else a guess. Raises TeacherError where there is no such path."""
+    model = demo_teacher() if job.teacher.model == "demo" else locate_model(job.teacher)
+    folder = _folder_of(job.teacher.tokenizer or model, job.teacher.revision)
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return GuessedCounter()
+    try:
+        return ExactCounter(LocalTokenizer(folder), job.teacher)
+    except (OSError, ValueError, TemplateError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise TeacherError(f"teacher.model {job.teacher.model!r}: its tokenizer cannot be used: {told}") from None
+
+
+def _folder_of(name: str, revision: str | None) -> Path | None:
+    """A model's folder: a local one, or what the hub's cache holds of it; nothing is downloaded."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "tokenizer.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _guess(text: str) -> list[int]:
+    return [zlib.crc32(piece.encode("utf-8", "replace")) % GUESSED_VOCAB for piece in GUESSED_PIECE.findall(text)]
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str:
+    """The template named default, wherever a model keeps it; empty where it has none."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    kept = _read_json(folder / "chat_template.json").get("chat_template") or config.get("chat_template") or ""
+    named = {item["name"]: item["template"] for item in kept} if isinstance(kept, list) else {"default": kept}
+    return str(named.get("default", ""))
+
+
+def _compile(source: str) -> Template:
+    """A chat template in the environment that transformers gives it; `generation` marks training masks, not text."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment.from_string(GENERATION_TAG.sub("", source))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _text_of(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

@@ -1,0 +1,91 @@
+"""Scoring on the real engine: a prefill over stored ids gives the numbers that were taken while they were generated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from integration_support import Dataset, engine_job, make_dataset
+from random_teacher import random_teacher
+
+from factory.job import Job
+from factory.run import run
+
+pytestmark = pytest.mark.engine
+SIGNALS = {"top_k": 20, "hidden_layers": [0, 2, -1]}
+TEACHER = {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 16, "max_model_len": 2048}
+TASKS = [{"name": "adding", "count": 8}, {"name": "scheduling", "count": 4}]
+SAMPLING = {"temperature": 1.0, "max_tokens": 300, "thinking_tokens": 60}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Signals taken while the rows were generated, grammar on."""
+    job = engine_job(tasks=TASKS, sampling=SAMPLING, signals=SIGNALS, teacher=TEACHER)
+    return make_dataset(tmp_path_factory.mktemp("generated"), job)
+
+
+def score(folder: Path, path: Path, **transcripts: Any) -> Dataset:
+    sections = {"out": "out", "shard_rows": 8, "teacher": TEACHER, "signals": SIGNALS}
+    job = Job.model_validate(sections | {"transcripts": {"path": str(path), **transcripts}})
+    return Dataset(folder / "scored", run(job, folder, folder / "scored"))
+
+
+def require_same_numbers(row: dict[str, Any], other: dict[str, Any]) -> None:
+    """Within what the order of additions does to float32, and float16's rounding of the kept log-probabilities."""
+    assert row["prompt_token_ids"] == other["prompt_token_ids"]
+    assert row["completion_token_ids"] == other["completion_token_ids"]
+    assert (row["answer_start"], row["text"]) == (other["answer_start"], other["text"])
+    bounds = {"sampled_logprobs": 1e-4, "entropy": 1e-4, "tail_logprobs": 1e-4, "topk_logprobs": 8e-3}
+    for column, bound in bounds.items():
+        np.testing.assert_allclose(row[column], other[column], atol=bound)
+    assert np.mean(np.array(row["topk_ids"]) == np.array(other["topk_ids"])) > 0.999
+
+
+def require_same_states(states: np.ndarray, others: np.ndarray) -> None:
+    assert states.shape == others.shape
+    norm = np.maximum(np.linalg.norm(others, axis=-1), 1e-6)
+    assert (np.linalg.norm(states - others, axis=-1) / norm).max() < 0.008
+
+
+def test_scored_ids_have_the_numbers_of_their_generation(generated: Dataset, tmp_path: Path) -> None:
+    scored = score(tmp_path, generated.out / "data" / "train-00000.parquet", keep=["id"])
+    rows = {row["id"]: row for row in generated.rows()}
+    assert scored.totals.accepted == scored.totals.planned > 5
+    for row in scored.rows():
+        origin = rows[json.loads(row["scenario"])["id"]]
+        require_same_numbers(row, origin)
+        require_same_states(scored.states()[row["id"]], generated.states()[origin["id"]])
+        assert (row["reasoning"], row["answer"]) == (origin["reasoning"], origin["answer"])
+
+
+def test_capture_after_generating_gives_the_same_numbers(generated: Dataset, tmp_path: Path) -> None:
+    job = engine_job(tasks=TASKS, sampling=SAMPLING, signals=SIGNALS | {"capture": "prefill"}, teacher=TEACHER)
+    after = make_dataset(tmp_path, job)
+    assert after.totals.errors == 0
+    rows = {row["id"]: row for row in generated.rows()}
+    same = [row for row in after.rows() if row["completion_token_ids"] == rows[row["id"]]["completion_token_ids"]]
+    assert len(same) >= 0.9 * len(rows)  # another batch may draw another token now and then
+    for row in same:
+        require_same_numbers(row, rows[row["id"]])
+        require_same_states(after.states()[row["id"]], generated.states()[row["id"]])
+
+
+def test_messages_are_encoded_as_a_run_would_and_what_does_not_fit_is_told(tmp_path: Path, generated: Dataset) -> None:
+    row = generated.rows()[0]
+    turns = [*row["prompt"], {"role": "assistant", "content": "It is <|im_end|> 4.", "reasoning_content": "Well."}]
+    bare = [*row["prompt"], {"role": "assistant", "content": "4."}]
+    long = [{"role": "user", "content": "word " * 3000}, {"role": "assistant", "content": "4."}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (turns, bare, long)), encoding="utf-8")
+    scored = score(tmp_path, path)
+    first, second = scored.rows()
+    assert first["prompt_token_ids"] == second["prompt_token_ids"] == row["prompt_token_ids"]
+    assert first["text"] == "Well.\n</think>\n\nIt is <|im_end|> 4.<|im_end|>"
+    assert first["reasoning"] == "Well."
+    assert second["text"] == "\n</think>\n\n4.<|im_end|>"
+    end = first["completion_token_ids"][-1]
+    assert first["completion_token_ids"].count(end) == 1  # the one in the text is ordinary characters
+    (rejected,) = scored.rows("rejected")
+    assert (rejected["stage"], rejected["reason"]) == ("prompt", "transcript_too_long")
