@@ -7,7 +7,7 @@ from pathlib import Path
 
 from factory.errors import DatasetError
 from factory.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
-from factory.job import Job
+from factory.job import Job, real_path
 from factory.ledger import SPOOL
 from factory.prepare import Prepared, describe_job, prepare
 from factory.records import Prompt
@@ -147,7 +147,7 @@ def _prompt_tokens(prepared: Prepared) -> float:
 
 
 def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.resolve().parent)
+    return path if path.exists() else _existing(real_path(path).parent)
 
 
 def format_bytes(size: float) -> str:
