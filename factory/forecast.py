@@ -18,10 +18,9 @@ from factory.job import Job
 from factory.ledger import Ledger, read_ledger
 from factory.prepare import Prepared, describe_job, prepare
 from factory.records import Outcome, Record
-from factory.run import run
+from factory.run import choose_kept, run
 from factory.shards import column_bytes, read_batches, write_shard
-from factory.standin import ANY_LEVEL, Cell, Measured, StandIns, choose_kept
-from factory.teachers.demo import demo_teacher
+from factory.standin import ANY_LEVEL, Cell, Measured, StandIns
 from factory.teachers.models import ModelShape, locate_model, read_shape, resolve_signals
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter
@@ -31,6 +30,7 @@ Basis = Literal[
 ]
 Columns = Tally[tuple[str, str]]  # bytes by (folder, column); a file's frame has the column ""
 GROUPS: Final = ("texts", "ids", "logprobs", "hidden states", "rejected rows")
+FOLDER_GROUPS: Final = {"hidden_states": "hidden states", "rejected": "rejected rows"}
 SAMPLE_ROWS, SAMPLE_TOKENS = 256, 150_000  # enough to fill Parquet's pages of 1 MB; about a second of work
 WEIGHED_SHARDS = 16
 SEEN_COLUMN_BYTES = 8  # a column with fewer bytes a row is empty in the stand-ins: it grows with the rows alone
@@ -102,7 +102,7 @@ def shape_of_teacher(job: Job) -> ModelShape:
     """The shape of the job's model. Raises TeacherError where it cannot be had."""
     if job.teacher.backend == "scripted":
         return SHAPE
-    model = demo_teacher() if job.teacher.model == "demo" else locate_model(job.teacher)
+    model = locate_model(job.teacher)
     return read_shape(model, job.teacher.revision)
 
 
@@ -141,8 +141,8 @@ def _whole(
 
 
 def _group(folder: str, column: str) -> str:
-    if folder in ("hidden_states", "rejected"):
-        return folder.replace("_", " ") if folder == "hidden_states" else "rejected rows"
+    if folder in FOLDER_GROUPS:
+        return FOLDER_GROUPS[folder]
     if column in {column.name for column in (*LOGPROBS, *COMPACT)}:
         return "logprobs"
     return "ids" if folder == "data" and column.endswith("_token_ids") else "texts"

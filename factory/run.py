@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -330,7 +330,7 @@ def _finish(
     filters = prepared.job.filters
     deduplication = Deduplication(prepared.job, ledger) if filters.duplicates or filters.near_duplicates else None
     for shard, outcomes in shards if deduplication is None else _in_order(ledger, shards):
-        outcomes, pairs = _choose(prepared, outcomes)
+        outcomes, pairs = choose_kept(prepared, outcomes)
         if deduplication is not None:
             outcomes = deduplication.check(shard, outcomes)
             accepted = {outcome.prompt.id for outcome in outcomes if isinstance(outcome, Record)}
@@ -338,7 +338,7 @@ def _finish(
         yield shard, outcomes, pairs
 
 
-def _choose(prepared: Prepared, outcomes: list[Outcome]) -> tuple[list[Outcome], list[Pair]]:
+def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:
     """Among all samples of each prompt those that are kept, each with its measures; and the preference pairs."""
     chosen: list[Outcome] = []
     pairs: list[Pair] = []

@@ -7,23 +7,19 @@ at the length that is known. What a pilot measured of a task's level (length, sh
 import math
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from factory.prepare import Prepared
-from factory.quality.difficulty import measure
 from factory.quality.retry import ask_again
-from factory.quality.samples import choose
 from factory.records import (
     Array,
     Generation,
     HiddenStates,
     Logprobs,
     Outcome,
-    Pair,
     PlannedRow,
     Prompt,
     Record,
@@ -175,17 +171,6 @@ def draw_logprobs(rng: np.random.Generator, ids_T: Array, k: int, vocab: int) ->
     tail_T = (topk_TK[:, -1] + rng.normal(1.0, 0.5, tokens)).astype(np.float32)
     entropy_T = np.exp(rng.normal(-6.0, 2.5, tokens)).astype(np.float32)
     return Logprobs(first_T, topk_ids_TK, topk_TK.astype(np.float16), tail_T, entropy_T)
-
-
-def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:
-    """What a run would keep of each prompt's samples, with measures; and the preference pairs."""
-    chosen: list[Outcome] = []
-    pairs: list[Pair] = []
-    for _, group in groupby(outcomes, key=lambda outcome: outcome.prompt.group):
-        kept, pair = choose(list(group), prepared.job.samples.keep)
-        chosen += [replace(o, measures=measure(o, prepared.formula)) if isinstance(o, Record) else o for o in kept]
-        pairs += [] if pair is None else [pair]
-    return chosen, pairs
 
 
 def _shuffle(text: str, factor: float, rng: np.random.Generator) -> str:

@@ -4,7 +4,6 @@ Of texts only ids and labels are kept, so a million rows take some hundred MB.
 """
 
 import tomllib
-from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +12,7 @@ from factory.curriculum.mixture import CurriculumConfig
 from factory.curriculum.splits import Links
 from factory.errors import DatasetError, JobError
 from factory.ledger import Ledger
-from factory.records import Array, Measures, SampleStats, Verdict
+from factory.records import Array, Measures, SampleStats
 from factory.shards import read_batches, read_schema, shard_path
 
 MEASURES: Final = (
@@ -115,11 +114,7 @@ def _evaluate(formula: str, accepted: Columns, where: str) -> Array:
     result = []
     for row in zip(*columns, strict=True):
         raw = dict(zip(MEASURES, row, strict=True))
-        score = raw["judge_score"]
-        record: Any = SimpleNamespace(
-            samples=SampleStats(raw["pass_rate"], raw["agreement"]),
-            verdict=None if score is None else Verdict(score, ""),
-        )
+        samples = SampleStats(raw["pass_rate"], raw["agreement"])
         measures = Measures(**{name: raw[name] for name in MEASURES[1:6]})
-        result.append(compute(values(record, measures)))
+        result.append(compute(values(samples, raw["judge_score"], measures)))
     return np.array([np.nan if x is None else x for x in result], np.float32)

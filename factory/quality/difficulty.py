@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from factory.errors import JobError
-from factory.records import Array, Measures, Record
+from factory.records import Array, Measures, Record, SampleStats
 
 if TYPE_CHECKING:
     from simpleeval import SimpleEval
@@ -54,13 +54,13 @@ def measure(record: Record, formula: Formula | None = None) -> Measures:
             surprise=None if of_all is None else 0.0 - of_all,
             confidence=None if of_answer is None else math.exp(min(of_answer, 0.0)),
         )
-    return replace(measures, difficulty=formula(values(record, measures))) if formula else measures
-
-
-def values(record: Record, measures: Measures) -> Values:
-    """All that a formula may name: the raw measures, and their parts in [0, 1], where higher is harder."""
-    samples, tokens = record.samples, measures.reasoning_tokens
     judged = record.verdict.score if record.verdict else None
+    return replace(measures, difficulty=formula(values(record.samples, judged, measures))) if formula else measures
+
+
+def values(samples: SampleStats, judged: float | None, measures: Measures) -> Values:
+    """All that a formula may name: the raw measures, and their parts in [0, 1], where higher is harder."""
+    tokens = measures.reasoning_tokens
     return {
         "entropy_mean": measures.entropy_mean,
         "entropy_max": measures.entropy_max,

@@ -9,6 +9,7 @@ from typing import Any
 from factory.errors import TeacherError
 from factory.job import Job, TeacherConfig
 from factory.records import SignalSpec
+from factory.teachers.demo import demo_teacher
 
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -26,7 +27,12 @@ class ModelShape:
 
 
 def locate_model(teacher: TeacherConfig) -> str:
-    """A folder for a local path, the name itself for a hub id. Raises TeacherError for a path that is not there."""
+    """A folder for "demo" or a local path, the name itself for a hub id.
+
+    Raises TeacherError for a path that is not there.
+    """
+    if teacher.model == "demo":
+        return demo_teacher()
     path = Path(teacher.model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

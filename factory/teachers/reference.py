@@ -23,7 +23,6 @@ from factory.agreement import BOUNDS
 from factory.errors import TeacherError
 from factory.job import TeacherConfig
 from factory.records import Array, Logprobs, SignalSpec
-from factory.teachers.demo import demo_teacher
 from factory.teachers.models import digest_model, locate_model
 
 TIMEOUT_S = 3600.0
@@ -64,7 +63,7 @@ def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False)
         raise NotChecked(f"no bounds are known for dtype {details.get('dtype')}")
     try:
         config = TeacherConfig.model_validate(manifest["job"]["teacher"])
-        model = demo_teacher() if config.model == "demo" else locate_model(config)
+        model = locate_model(config)
     except ValidationError:
         raise NotChecked("another version of the factory wrote the manifest's job.teacher") from None
     except TeacherError as error:

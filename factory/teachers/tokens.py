@@ -18,7 +18,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from factory.errors import TeacherError
 from factory.job import Job, Markers, TeacherConfig
 from factory.records import Message
-from factory.teachers.demo import demo_teacher
 from factory.teachers.models import locate_model
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import find_markers
@@ -117,7 +116,7 @@ class GuessedCounter:
 
 def open_counter(job: Job) -> Counter:
     """The job's tokenizer where it is here, else a guess. Raises TeacherError where there is no such path."""
-    model = demo_teacher() if job.teacher.model == "demo" else locate_model(job.teacher)
+    model = locate_model(job.teacher)
     folder = _folder_of(job.teacher.tokenizer or model, job.teacher.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return GuessedCounter()

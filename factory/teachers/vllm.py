@@ -24,7 +24,6 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from factory.errors import DatasetError, TeacherError
 from factory.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
-from factory.teachers.demo import demo_teacher
 from factory.teachers.models import digest_model, kv_cache_gb, locate_model, read_shape, require_window, resolve_signals
 from factory.teachers.spool import Place, Spool
 
@@ -243,7 +242,7 @@ def start_teacher(
     job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path
 ) -> Iterator[VllmTeacher]:
     """Check the job against the model's config, start the engine, and stop it when the context ends."""
-    model = demo_teacher() if job.teacher.model == "demo" else locate_model(job.teacher)
+    model = locate_model(job.teacher)
     shape = read_shape(model, job.teacher.revision)
     signals = resolve_signals(job, shape)
     setup = {

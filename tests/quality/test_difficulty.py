@@ -12,13 +12,17 @@ from hypothesis.extra import numpy as hnp
 
 from factory.errors import JobError
 from factory.job import DifficultyConfig
-from factory.quality.difficulty import FUNCTIONS, NAMES, compile_formula, known_names, measure, values
+from factory.quality.difficulty import FUNCTIONS, NAMES, Values, compile_formula, known_names, measure, values
 from factory.records import Generation, Logprobs, Measures, Prompt, Record, SampleStats, Sampling, Verdict
 
 DEFAULT = DifficultyConfig().formula
 ALL = known_names(2, 20, True)
 UNSAMPLED = SampleStats()
 PROMPT = Prompt("p", 0, 0, "t", "easy", (), "{}", 0, Sampling())
+
+
+def values_of(made: Record, measures: Measures) -> Values:
+    return values(made.samples, made.verdict.score if made.verdict else None, measures)
 
 
 def record(
@@ -63,7 +67,7 @@ def test_measures_by_hand() -> None:
 
 def test_parts_by_hand() -> None:
     made = record(samples=SampleStats(0.75, 0.5), judge=0.9)
-    known = values(made, measure(made))
+    known = values_of(made, measure(made))
     assert known["uncertainty"] == pytest.approx(1 - math.exp(-1.5))
     assert known["surprisal"] == pytest.approx(1 - math.exp(-0.75))
     assert known["effort"] == pytest.approx(1 - math.exp(-2 / 256))
@@ -76,7 +80,7 @@ def test_parts_by_hand() -> None:
 
 def test_the_default_formula_is_the_mean_of_the_parts_that_are_known() -> None:
     made = record(samples=SampleStats(0.75, 0.5), judge=0.9)
-    known = values(made, measure(made))
+    known = values_of(made, measure(made))
     parts = [known[name] for name in ("uncertainty", "surprisal", "effort", "failure", "disagreement", "doubt")]
     assert difficulty(DEFAULT, made) == pytest.approx(np.mean(np.array(parts, float)))
     assert difficulty(DEFAULT, record()) == pytest.approx(np.mean(np.array(parts[:3], float)))
@@ -104,7 +108,7 @@ def test_numbers_that_are_none_are_not_kept() -> None:
 def test_what_rounding_puts_over_the_edge_stays_in_bounds() -> None:
     made = record((1e-3,) * 4, (-1e-3,) * 4)
     assert measure(made).confidence == 1.0
-    known = values(made, measure(made))
+    known = values_of(made, measure(made))
     assert (known["uncertainty"], known["surprisal"]) == (0.0, 0.0)
 
 
@@ -120,7 +124,7 @@ def test_every_float_is_finite_and_every_part_in_bounds(
     told = [getattr(measures, each.name) for each in fields(measures)]
     assert all(value is None or math.isfinite(value) for value in told)
     for name in ("uncertainty", "surprisal", "effort"):
-        part = values(made, measures)[name]
+        part = values_of(made, measures)[name]
         assert part is None or 0 <= part <= 1
     assert measures.difficulty is None or 0 <= measures.difficulty <= 1
 
@@ -246,7 +250,7 @@ def test_known_names_are_those_that_rows_have() -> None:
     made = record(samples=SampleStats(0.5, 0.5), judge=0.5)
     bare = replace(record(sampled=None), samples=UNSAMPLED)
     for each, names in ((made, ALL), (bare, known_names(1, 0, False))):
-        assert {name for name, value in values(each, measure(each)).items() if value is not None} == names
+        assert {name for name, value in values_of(each, measure(each)).items() if value is not None} == names
 
 
 numbers = st.integers(-9, 999).map(str) | st.floats(0, 10).map(repr)
@@ -279,7 +283,7 @@ def test_a_formula_gives_a_finite_number_or_none_and_never_raises(formula: str, 
 def test_any_text_is_a_formula_or_an_error_of_one_line(text: str) -> None:
     told, value = "", None
     try:
-        value = compile_formula(text, ALL)(values(record(), Measures()))
+        value = compile_formula(text, ALL)(values_of(record(), Measures()))
     except JobError as error:
         told = str(error)
     assert "\n" not in told
@@ -288,7 +292,7 @@ def test_any_text_is_a_formula_or_an_error_of_one_line(text: str) -> None:
 
 def test_two_formulas_do_not_meddle_with_each_other() -> None:
     one, two = compile_formula("surprise", ALL), compile_formula("surprise * 2", ALL)
-    row = values(record(), measure(record()))
+    row = values_of(record(), measure(record()))
     assert (one(row), two(row), one(row)) == (0.75, 1.5, 0.75)
 
 
