@@ -202,7 +202,10 @@ def _one_line(value: object) -> str:
 
 def _mean(array: Array) -> float | None:
     """The mean of an array of any shape; None where it has no finite one."""
-    return _finite(float(np.mean(array, dtype=np.float64))) if array.size else None
+    if not array.size:
+        return None
+    with np.errstate(invalid="ignore"):  # of inf and -inf
+        return _finite(float(np.mean(array, dtype=np.float64)))
 
 
 def _finite(value: float) -> float | None:

@@ -116,6 +116,7 @@ arrays_of_floats = hnp.arrays(np.float32, st.integers(0, 6), elements=st.floats(
 
 
 @given(arrays_of_floats, arrays_of_floats, st.integers(-1, 8), st.none() | st.text(max_size=3))
+@example(np.array([math.inf, -math.inf], np.float32), np.zeros(0, np.float32), 0, None)
 def test_every_float_is_finite_and_every_part_in_bounds(
     sampled: Any, entropy: Any, answer_start: int, reasoning: str | None
 ) -> None:
