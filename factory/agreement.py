@@ -66,8 +66,12 @@ def _outcomes(logprobs: Logprobs) -> Array:
 
 
 def compare_logprobs(stored: Logprobs, again: Logprobs) -> Figures:
-    """Mean and largest KL, largest difference of a sampled token's log-probability and of an entropy (nats)."""
-    kl_T = divergence(stored, again)
+    """Mean and largest KL, largest difference of a sampled token's log-probability and of an entropy (nats).
+
+    The KL is over the positions that keep any ids.
+    """
+    held_T = stored.kept_TK.any(1)
+    kl_T = divergence(stored, again)[held_T] if held_T.any() else np.zeros(1)
     sampled_T, again_T = (np.maximum(one.sampled_T.astype(np.float64), LOG_FLOOR) for one in (stored, again))
     entropy_T = np.abs(stored.entropy_T.astype(np.float64) - again.entropy_T)
     return _finite(
@@ -81,7 +85,9 @@ def compare_logprobs(stored: Logprobs, again: Logprobs) -> Figures:
 
 
 def compare_states(stored_NH: Array, again_NH: Array) -> Figures:
-    """Cosine and norm of the difference (relative to `again`) of one layer's states, over N positions."""
+    """Cosine and norm of the difference (relative to `again`) of one layer's states, over N positions; none of none."""
+    if not len(stored_NH):
+        return {}
     stored, again = stored_NH.astype(np.float64), again_NH.astype(np.float64)
     norm_N, norm_again_N = np.linalg.norm(stored, axis=1), np.linalg.norm(again, axis=1)
     error_N = np.linalg.norm(stored - again, axis=1) / np.maximum(norm_again_N, NORM_FLOOR)

@@ -6,25 +6,29 @@ from factory.codec import BOUNDS, COLUMNS
 from factory.columns import layouts
 from factory.curriculum.stages import FOLDER, card_configs, describe_range
 from factory.fidelity import SECTION, describe
-from factory.ledger import Ledger, Totals, read_manifest, read_signals, write_atomically
+from factory.ledger import Ledger, Totals
+from factory.manifest import read_manifest, read_signals, write_atomically
 from factory.records import SignalSpec
 
 DECODER: Final = """
 import numpy as np
 
 
-def decode_topk(row):  # ids int32 and logprobs float32, both [T, k], of one row with compact logprobs
-    T = len(row["topk_first"])
-    places = np.array(row["topk_id_places"], np.int64)
-    ids = np.cumsum(np.array(row["topk_id_table"], np.int64))[places].astype(np.int32)
-    first = -np.array(row["topk_first"], np.float64) / 2**17
-    first[first < -16383] = -np.inf
-    steps = np.array(row["topk_steps"], np.uint16).reshape(T, len(places) // max(T, 1) - 1 if T else 0)
+def decode_topk(row):  # ids int32 and logprobs float32, [T, k], of one row with compact logprobs; no id: -1 and -inf
+    T, places = len(row["entropy"]), np.array(row["topk_id_places"], np.int64)
+    counts = np.array(row.get("topk_counts") or [len(places) // max(T, 1)] * T, np.int64)
+    kept = np.arange(counts.max(initial=0)) < counts[:, None]
+    ids, logprobs = np.full(kept.shape, -1, np.int32), np.full(kept.shape, -np.inf, np.float32)
+    ids[kept] = np.cumsum(np.array(row["topk_id_table"], np.int64))[places]
+    steps = np.zeros(kept.shape, np.uint16)
+    steps[:, 1:][kept[:, 1:]] = row["topk_steps"]
     place = np.cumsum(steps, axis=1, dtype=np.uint16).astype(np.float64)
     roots = 2 * np.log(1 - np.minimum(place, 992) / 1024)  # places 0 to 992: even in the root of the probability
     low = 2 * np.log(1 / 32) - (place - 992) / 16  # from there on: 1/16 nat each
-    others = np.where(place == 65535, -np.inf, np.where(place <= 992, roots, low))
-    return ids.reshape(T, -1 if T else 0), np.column_stack([first, others]).astype(np.float32)
+    logprobs[kept] = np.where(place == 65535, -np.inf, np.where(place <= 992, roots, low))[kept]
+    first = -np.array(row["topk_first"], np.float64) / 2**17
+    logprobs[counts > 0, :1] = np.where(first < -16383, -np.inf, first)[:, None]
+    return ids, logprobs
 """
 
 
@@ -156,10 +160,42 @@ def _fidelity(manifest: dict[str, Any]) -> list[str]:
     return [*lines, "- Figures, bounds and row ids are in `manifest.json`, section `fidelity`; in nats, worst row.", ""]
 
 
+def _tell_choice(signals: SignalSpec) -> list[str]:
+    """Which ids are kept where, in the order in which one would ask."""
+    k = signals.top_k
+    lines = [
+        {
+            "top_k": f"- Kept of each distribution: the {k} likeliest ids, likeliest first.",
+            "top_p": f"- Kept of each distribution: the likeliest ids that together reach {signals.top_p:g} of the "
+            f"probability, {k} at most, likeliest first.",
+            "sampled": f"- Kept of each distribution: the distinct ids of {k} random draws from it, likeliest first. "
+            f"`topk_draws` says how often each came: divided by {k}, an unbiased estimate of its probability.",
+        }[signals.keep]
+    ]
+    if signals.positions == "answer":
+        lines.append("- Distributions are kept of the answer alone: from token `answer_start` on.")
+    if signals.min_entropy:
+        lines.append(f"- Distributions are kept where their entropy is {signals.min_entropy:g} nats or more.")
+    if signals.ragged:
+        lines.append(
+            "- `topk_counts` says how many ids each token has; the flat lists hold them token after token. Where it is "
+            "0, `tail_logprobs` is 0: all mass is outside."
+        )
+    if signals.of_prompt:
+        lines.append(
+            "- `prompt_topk_ids` and the other columns that begin so are the same of the prompt's tokens but the first."
+        )
+    return lines
+
+
 def _tell_topk(signals: SignalSpec) -> list[str]:
+    if not signals.compact:
+        k, told = signals.top_k, "- `topk_ids` and `topk_logprobs` are flat lists"
+        shape = f" of length T * {k} (reshape to [T, {k}]), T the length of `completion_token_ids`"
+        return [f"{told}{'' if signals.ragged else shape}."]
     told = ", ".join(f"`{name}`" for name in COLUMNS)
     return [
-        f"- Logprobs are stored compactly: {told} hold the {signals.top_k} likeliest ids (exactly) and their "
+        f"- Logprobs are stored compactly: {told} hold the ids (exactly) and their "
         f"log-probabilities ({BOUNDS['topk_logprobs']}).",
         "- `factory.load` decodes them, and so do these lines of NumPy:",
         "",
@@ -173,15 +209,9 @@ def _tell_topk(signals: SignalSpec) -> list[str]:
 def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
     lines = ["## What the numbers mean", ""]
     if signals.top_k:
-        lines += (
-            _tell_topk(signals)
-            if signals.compact
-            else [
-                f"- `topk_ids` and `topk_logprobs` are flat lists of length T * {signals.top_k} (reshape to "
-                f"[T, {signals.top_k}]), T the length of `completion_token_ids`.",
-            ]
-        )
         lines += [
+            *_tell_choice(signals),
+            *_tell_topk(signals),
             "- Log-probabilities are natural logarithms of the teacher's own distribution, before temperature and any "
             "grammar mask; `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is exact, in nats.",
         ]
@@ -192,6 +222,12 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
             f"last one {norm} the final norm) as bfloat16 [N, L, H]; row i belongs to token i of prompt + completion, "
             "N is one less than their lengths: the last token was never an input.",
         ]
+        if signals.hidden_positions != "all":
+            which = {"completion": "completion token", "kept": "token whose distribution is kept"}
+            lines.append(
+                f"- Only the states that predict a {which[signals.hidden_positions]} are there; `positions` says which "
+                "token each was taken at."
+            )
     for key in sorted(teacher.get("details", {})):
         lines.append(f"- {key}: `{teacher['details'][key]}`")
     return [*lines, ""]

@@ -176,7 +176,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
     """The job, and where its dataset goes; its own paths stay inside unless the options say otherwise."""
-    from factory.job import load_job, require_inside, source_paths
+    from factory.job import load_job, source_paths
+    from factory.paths import require_inside
 
     job = load_job(options.job)
     out = options.out or Path(job.out)

@@ -1,9 +1,13 @@
-"""The compact profile: a row's top-k distribution in about 50 bytes a position instead of 65, ids exact.
+"""How a row's distributions are stored: as they are, or in the compact profile, at every position k ids or fewer.
 
-Ids become numbers into a table of the row's own ids, frequent ones first, so that most high bytes are 0. Probabilities
-from the second on lie on one grid, even in the root of the probability (even steps there cost equally in KL) and
-even in the logarithm below `exp(KNEE)`; only steps from grid place to grid place are stored. The first logprob is fixed
-point and takes up what the grid adds to or removes from the row's mass, so that the KL is of second order in the steps.
+The columns of one row are flat lists, token after token. Where positions may have fewer than k ids, `topk_counts` tells
+how many each has.
+
+The compact profile takes about 50 bytes a position instead of 65. Ids become numbers into a table of the row's own ids,
+frequent ones first, so that most high bytes are 0. Probabilities from the second on lie on one grid, even in the root
+of the probability (even steps there cost equally in KL) and even in the logarithm below `exp(KNEE)`; only steps from
+grid place to grid place are stored. The first logprob is fixed point and takes up what the grid adds to or removes from
+the row's mass, so that the KL is of second order in the steps.
 docs/dataset-format.md has the decoder as 20 lines of NumPy; docs/decisions/0011-compact-logprobs.md has the figures.
 """
 
@@ -23,7 +27,10 @@ NOWHERE: Final = 0xFFFF  # the grid place of probability 0
 FIRST_UNIT: Final = 2.0**-17  # nats
 FIRST_NOWHERE: Final = 0x7FFF_FFFF
 CORRECTION: Final = 1 / 32  # nats that the first logprob may be moved to take up the grid's mass
+COUNTS: Final = "topk_counts"
+SCALARS: Final = ("sampled_logprobs", "tail_logprobs", "entropy")
 COLUMNS: Final = ("topk_id_table", "topk_id_places", "topk_first", "topk_steps")
+STORED: Final = (*SCALARS, "topk_ids", "topk_logprobs", "topk_draws", COUNTS, *COLUMNS)  # in one profile or the other
 BOUNDS: Final = {
     "sampled_logprobs": "float16",
     "tail_logprobs": "float16",
@@ -37,31 +44,34 @@ Flat = Mapping[str, tuple[Array, Array]]  # of a list column of B rows: all valu
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One row's top-k distribution: D distinct ids, J = k - 1."""
+    """One row's top-k distribution, flat; D distinct ids, T positions that hold any."""
 
     table_D: Array  # int32: differences of the ids, in the order of their classes
-    places_TK: Array  # int32: where in the table each id stands
+    places: Array  # int32: where in the table each id stands
     first_T: Array  # int32: minus the first logprob, in units of 2^-17 nats
-    steps_TJ: Array  # uint16: grid place minus the one before it, modulo 2^16; the first counts from 0
+    steps: Array  # uint16: of the others, grid place minus the one before it, modulo 2^16; the first counts from 0
 
 
 def pack(logprobs: Logprobs) -> Packed:
     """Encode a row's `topk_ids_TK` (exactly) and `topk_TK` (within BOUNDS); T may be 0, k is at least 1."""
-    table_D, places_TK = _pack_ids(logprobs.topk_ids_TK)
-    places_TJ = to_grid(logprobs.topk_TK[:, 1:])
-    first_T = _pack_first(logprobs, places_TJ)
+    held_T = logprobs.kept_TK[:, 0]
+    held = logprobs if held_T.all() else logprobs.part(held_T)
+    kept_TK = held.kept_TK
+    table_D, places = _pack_ids(held.topk_ids_TK[kept_TK])
+    places_TJ = to_grid(held.topk_TK[:, 1:])
+    first_T = _pack_first(held, places_TJ)
     steps_TJ = np.diff(places_TJ, axis=1, prepend=np.uint16(0)) if places_TJ.size else places_TJ
-    return Packed(table_D, places_TK, first_T, steps_TJ)
+    return Packed(table_D, places, first_T, steps_TJ[kept_TK[:, 1:]])
 
 
-def _pack_ids(ids_TK: Array) -> tuple[Array, Array]:
+def _pack_ids(ids: Array) -> tuple[Array, Array]:
     """The table and the places. Classes (counts by powers of two) keep frequent ids first, and differences small."""
-    ids_D, places, counts_D = np.unique(ids_TK.reshape(-1), return_inverse=True, return_counts=True)
+    ids_D, places, counts_D = np.unique(ids, return_inverse=True, return_counts=True)
     order_D = np.lexsort((ids_D, -np.frexp(counts_D)[1]))
     rank_D = np.empty(len(ids_D), np.int32)
     rank_D[order_D] = np.arange(len(ids_D), dtype=np.int32)
     table_D = np.diff(ids_D[order_D].astype(np.int64), prepend=0).astype(np.int32)
-    return table_D, rank_D[places.reshape(ids_TK.shape)]
+    return table_D, rank_D[places]
 
 
 def to_grid(logprobs: Array) -> Array:
@@ -102,14 +112,26 @@ def _pack_first(logprobs: Logprobs, places_TJ: Array) -> Array:
 
 
 def find_damage(flat: Flat, tokens_B: Array, k: int) -> Iterator[tuple[int, str]]:
-    """Rows of a batch whose COLUMNS cannot be decoded: number of the row, and what is wrong with it."""
-    table_D, ends = flat["topk_id_table"]
-    expected = {"topk_id_places": k, "topk_first": 1, "topk_steps": k - 1}
-    for name, factor in expected.items():
-        lengths_B, wanted_B = np.diff(flat[name][1]), tokens_B * factor
+    """Rows of a batch whose columns do not belong to their tokens or cannot be decoded: number of the row, and why."""
+    counts, ends = flat.get(COUNTS, (None, None))
+    entries_B, held_B = tokens_B * k, tokens_B
+    if counts is not None and ends is not None:
+        entries_B, held_B = _add_up(counts, ends), _add_up(counts > 0, ends)
+        yield from ((row, f"{COUNTS} has more than k = {k}") for row in _rows_of(counts > k, ends))
+    expected = dict.fromkeys((*SCALARS, COUNTS), tokens_B)
+    expected |= dict.fromkeys(("topk_ids", "topk_logprobs", "topk_draws", "topk_id_places"), entries_B)
+    expected |= {"topk_first": held_B, "topk_steps": entries_B - held_B}
+    for name in (name for name in expected if name in flat):
+        lengths_B, wanted_B = np.diff(flat[name][1]), expected[name]
         for row in np.flatnonzero(lengths_B != wanted_B).tolist():
             told = f"({tokens_B[row]} tokens, k = {k})"
             yield row, f"{name} has {lengths_B[row]} values, expected {wanted_B[row]} {told}"
+    if COLUMNS[0] in flat:
+        yield from _find_damage_of_packed(flat)
+
+
+def _find_damage_of_packed(flat: Flat) -> Iterator[tuple[int, str]]:
+    table_D, ends = flat["topk_id_table"]
     ids_D = _read_table(table_D, ends)
     no_ids = (ids_D < 0) | (ids_D > 2**31 - 1)
     yield from ((row, "topk_id_table holds what is no id") for row in _rows_of(no_ids, ends))
@@ -118,6 +140,13 @@ def find_damage(flat: Flat, tokens_B: Array, k: int) -> Iterator[tuple[int, str]
     yield from ((row, "topk_id_places points outside its table") for row in _rows_of(outside, offsets))
     first_T, offsets = flat["topk_first"]
     yield from ((row, "topk_first is below 0") for row in _rows_of(first_T < 0, offsets))
+
+
+def _add_up(values: Array, offsets: Array) -> Array:
+    """The sum of each row's values."""
+    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
+    added: Array = np.diff(sums[offsets])
+    return added
 
 
 def _rows_of(bad: Array, offsets: Array) -> list[int]:
@@ -134,15 +163,39 @@ def _read_table(table_D: Array, ends: Array) -> Array:
     return ids
 
 
-def unpack(flat: Flat, k: int) -> tuple[Array, Array]:
-    """`topk_ids` int32 and `topk_logprobs` float32 [sum of T, k] of a batch in which `find_damage` finds nothing."""
+def read_topk(flat: Flat, k: int) -> dict[str, Array]:
+    """`topk_ids` int32, `topk_logprobs` float32 and, where ids were drawn, `topk_draws`: [sum of T, k] each, of a batch
+    in which `find_damage` finds nothing. An entry without an id is -1, with logprob -inf and no draws."""
+    counts = flat[COUNTS][0] if COUNTS in flat else None
+    if COLUMNS[0] in flat:
+        topk_ids, topk_logprobs = _unpack(flat, k, counts)
+    else:
+        topk_ids, topk_logprobs = flat["topk_ids"][0], flat["topk_logprobs"][0].astype(np.float32, copy=False)
+        topk_ids, topk_logprobs = _widen(topk_ids, counts, k, -1), _widen(topk_logprobs, counts, k, -np.inf)
+    draws = {"topk_draws": _widen(flat["topk_draws"][0], counts, k, 0)} if "topk_draws" in flat else {}
+    return {"topk_ids": topk_ids, "topk_logprobs": topk_logprobs} | draws
+
+
+def _widen(values: Array, counts: Array | None, k: int, blank: float) -> Array:
+    """Flat values as [positions, k], of which each position has as many as it counts; a view where all have k."""
+    if counts is None:
+        return values.reshape(-1, k)
+    wide = np.full((len(counts), k), blank, values.dtype)
+    wide[np.arange(k) < counts[:, None]] = values
+    return wide
+
+
+def _unpack(flat: Flat, k: int, counts: Array | None) -> tuple[Array, Array]:
+    """`topk_ids` int32 and `topk_logprobs` float32 [positions, k] of compact columns."""
     table_D, ends = flat["topk_id_table"]
     places, offsets = flat["topk_id_places"]
-    ids = _read_table(table_D, ends).astype(np.int32)
-    topk_ids = ids[places + np.repeat(ends[:-1], np.diff(offsets))].reshape(-1, k)
-    logprobs = np.empty(topk_ids.shape, np.float32)
-    first = flat["topk_first"][0]
+    ids = _read_table(table_D, ends).astype(np.int32)[places + np.repeat(ends[:-1], np.diff(offsets))]
+    held = counts[counts > 0] if counts is not None else None
+    first, steps = flat["topk_first"][0], flat["topk_steps"][0]
+    steps = steps.reshape(len(first), k - 1) if held is None else _widen(steps, held - 1, k - 1, 0)
+    logprobs = np.empty((len(first), k), np.float32)
     logprobs[:, 0] = np.where(first == FIRST_NOWHERE, -np.inf, -first * FIRST_UNIT)
-    steps = flat["topk_steps"][0].reshape(len(topk_ids), k - 1)
     logprobs[:, 1:] = GRID[np.cumsum(steps, axis=1, dtype=np.uint16)]
-    return topk_ids, logprobs
+    if counts is None or held is None:
+        return ids.reshape(-1, k), logprobs
+    return _widen(ids, counts, k, -1), _widen(logprobs[np.arange(k) < held[:, None]], counts, k, -np.inf)

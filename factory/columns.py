@@ -12,9 +12,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from factory.codec import COLUMNS as PACKED_COLUMNS
-from factory.codec import pack
-from factory.records import Array, Generation, Message, Outcome, Pair, Rejection, SignalSpec, canonical_json
+from factory.codec import COUNTS, Packed, pack
+from factory.records import Array, Generation, Logprobs, Message, Outcome, Pair, Rejection, SignalSpec, canonical_json
 
 FORMAT_VERSION: Final = 1
 SENTINEL: Final = b"\x01"  # ends every binary value: some readers strip trailing NUL bytes
@@ -22,16 +21,23 @@ MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
 COMPLETION: Final = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 IDS: Final = pa.list_(pa.int32())
 MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
+CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions")
+NO_SIGNALS: Final = SignalSpec()
+PROMPT: Final = "prompt_"  # before the names of the columns that belong to the prompt's tokens
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its name, its Arrow type and how its values are taken from a batch of outcomes."""
+    """One column: its name, its Arrow type and how its values are taken from a batch of rows.
+
+    `of` makes of an outcome what a value is taken from, once for all columns that name the same function.
+    """
 
     name: str
     type: pa.DataType
     take: Callable[[Sequence[Any]], pa.Array]
+    of: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Layout:
             "final_norm": self.signals.final_norm,
         }
         meaning |= {"logprobs": "compact"} if self.signals.compact else {}
+        choices = {name: getattr(self.signals, name) for name in CHOICES}
+        meaning |= {name: value for name, value in choices.items() if value != getattr(NO_SIGNALS, name)}
         fields = [pa.field(column.name, column.type) for column in self.columns]
         return pa.schema(fields, metadata={"factory": canonical_json(meaning)})
 
@@ -72,10 +80,10 @@ class Layout:
 
     def table(self, outcomes: Sequence[Any]) -> pa.Table:
         """One table with a row for each outcome."""
-        packs = any(column.name in PACKED_COLUMNS for column in self.columns)
-        packed = [pack(outcome.generation.logprobs) for outcome in outcomes] if packs else []
-        given = (packed if column.name in PACKED_COLUMNS else outcomes for column in self.columns)
-        arrays = [column.take(rows).cast(column.type) for column, rows in zip(self.columns, given, strict=True)]
+        made: dict[Any, Sequence[Any]] = {None: outcomes}
+        for of in {column.of for column in self.columns if column.of is not None}:
+            made[of] = [of(outcome) for outcome in outcomes]
+        arrays = [column.take(made[column.of]).cast(column.type) for column in self.columns]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
@@ -85,8 +93,7 @@ def _is_split(kind: pa.DataType) -> bool:
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
-    logprobs = COMPACT if signals.compact else LOGPROBS
-    accepted = (*IDENTITY, *ACCEPTED, *(logprobs if signals.top_k else ()))
+    accepted = (*IDENTITY, *ACCEPTED, *logprob_columns(signals))
     configs = {
         "default": Layout("default", "data", accepted, signals),
         "rejected": Layout("rejected", "rejected", (*IDENTITY, *REJECTED), signals),
@@ -94,7 +101,8 @@ def layouts(signals: SignalSpec) -> dict[str, Layout]:
     if signals.pairs:
         configs["preferences"] = Layout("preferences", "preferences", PREFERENCES, signals)
     if signals.layers:
-        configs["hidden_states"] = Layout("hidden_states", "hidden_states", HIDDEN, signals)
+        hidden = HIDDEN if signals.hidden_positions == "all" else (*HIDDEN, POSITIONS)
+        configs["hidden_states"] = Layout("hidden_states", "hidden_states", hidden, signals)
     return configs
 
 
@@ -104,8 +112,8 @@ def row_bytes(outcome: Outcome) -> int:
     if generation is None:
         return 2000
     size = 4 * len(generation.text) + 2000 + generation.prompt_token_ids.nbytes
-    if generation.logprobs is not None:
-        size += generation.logprobs.topk_ids_TK.nbytes + generation.logprobs.topk_TK.nbytes
+    for logprobs in (generation.logprobs, generation.prompt_logprobs):
+        size += sum(array.nbytes for array in logprobs.arrays().values()) if logprobs is not None else 0
     if generation.hidden_states is not None:
         size += generation.hidden_states.bits_NLH.nbytes
     return size
@@ -128,9 +136,7 @@ def encode_states(rows: Sequence[Array]) -> pa.LargeBinaryArray:
     """
     states = [np.ascontiguousarray(bits_NLH, dtype="<u2") for bits_NLH in rows]
     ends = np.cumsum([0, *(bits.nbytes + len(SENTINEL) for bits in states)], dtype=np.int64)
-    values = np.full(ends[-1], SENTINEL[0], np.uint8)
-    for bits, start in zip(states, ends.tolist(), strict=False):
-        values[start : start + bits.nbytes] = bits.reshape(-1).view(np.uint8)
+    values = b"".join(part for bits in states for part in (bits.data, SENTINEL))
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(states), [None, *map(pa.py_buffer, (ends, values))])
 
 
@@ -152,9 +158,9 @@ def _int(name: str, get: Callable[[Any], int], kind: pa.DataType | None = None) 
     return Column(name, kind, _values(kind, get))
 
 
-def _array(name: str, get: Callable[[Any], Array], dtype: Any) -> Column:
+def _array(name: str, get: Callable[[Any], Array], dtype: Any, of: Callable[[Any], Any] | None = None) -> Column:
     kind = pa.list_(pa.from_numpy_dtype(dtype))
-    return Column(name, kind, lambda outcomes: flat_list([get(outcome) for outcome in outcomes], dtype))
+    return Column(name, kind, lambda rows: flat_list([get(row) for row in rows], dtype), of)
 
 
 def _clean(text: str | None) -> str | None:
@@ -234,22 +240,68 @@ ACCEPTED: Final = (
     *(_float(name, _measure(name)) for name in MEASURES),
     Column("reasoning_tokens", pa.int32(), _values(pa.int32(), lambda o: o.measures.reasoning_tokens)),
 )
-LOGPROBS: Final = (
-    _array("sampled_logprobs", lambda o: o.generation.logprobs.sampled_T, np.float32),
-    _array("topk_ids", lambda o: o.generation.logprobs.topk_ids_TK, np.int32),
-    _array("topk_logprobs", lambda o: o.generation.logprobs.topk_TK, np.float16),
-    _array("tail_logprobs", lambda o: o.generation.logprobs.tail_T, np.float32),
-    _array("entropy", lambda o: o.generation.logprobs.entropy_T, np.float32),
-)
-COMPACT: Final = (
-    _array("sampled_logprobs", lambda o: o.generation.logprobs.sampled_T, np.float16),
-    _array("topk_id_table", lambda packed: packed.table_D, np.int32),
-    _array("topk_id_places", lambda packed: packed.places_TK, np.int32),
-    _array("topk_first", lambda packed: packed.first_T, np.int32),
-    _array("topk_steps", lambda packed: packed.steps_TJ, np.uint16),
-    _array("tail_logprobs", lambda o: o.generation.logprobs.tail_T, np.float16),
-    _array("entropy", lambda o: o.generation.logprobs.entropy_T, np.float16),
-)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The distributions of one row as its columns hold them."""
+
+    logprobs: Logprobs
+    kept_TK: Array | None  # which entries hold an id; None where all do
+    packed: Packed | None
+
+    def flat(self, array_TK: Array) -> Array:
+        """The entries that hold an id, token after token."""
+        flat: Array = array_TK.reshape(-1) if self.kept_TK is None else array_TK[self.kept_TK]
+        return flat
+
+    def counts(self) -> Array:
+        """How many ids each token has."""
+        assert self.kept_TK is not None
+        counts: Array = self.kept_TK.sum(1)
+        return counts
+
+
+def logprob_columns(signals: SignalSpec) -> tuple[Column, ...]:
+    """The columns of the distributions that such a dataset keeps; those of the prompt's tokens begin with `prompt_`."""
+    if not signals.top_k:
+        return ()
+    columns = _logprob_columns(signals, "", lambda o: _store(o.generation.logprobs, signals))
+    if signals.of_prompt:
+        columns += _logprob_columns(signals, PROMPT, lambda o: _store(o.generation.prompt_logprobs, signals))
+    return columns
+
+
+def _store(logprobs: Logprobs, signals: SignalSpec) -> Stored:
+    return Stored(logprobs, logprobs.kept_TK if signals.ragged else None, pack(logprobs) if signals.compact else None)
+
+
+def _logprob_columns(signals: SignalSpec, prefix: str, of: Callable[[Any], Stored]) -> tuple[Column, ...]:
+    def column(name: str, dtype: Any, get: Callable[[Any], Array]) -> Column:
+        return _array(prefix + name, get, dtype, of)
+
+    number = np.float16 if signals.compact else np.float32
+    columns = [column("sampled_logprobs", number, lambda s: s.logprobs.sampled_T)]
+    if signals.compact:
+        columns += [
+            column("topk_id_table", np.int32, lambda s: s.packed.table_D),
+            column("topk_id_places", np.int32, lambda s: s.packed.places),
+            column("topk_first", np.int32, lambda s: s.packed.first_T),
+            column("topk_steps", np.uint16, lambda s: s.packed.steps),
+        ]
+    else:
+        columns += [
+            column("topk_ids", np.int32, lambda s: s.flat(s.logprobs.topk_ids_TK)),
+            column("topk_logprobs", np.float16, lambda s: s.flat(s.logprobs.topk_TK)),
+        ]
+    if signals.ragged:
+        columns.append(column(COUNTS, np.uint16, lambda s: s.counts()))
+    if signals.keep == "sampled":
+        columns.append(column("topk_draws", np.uint16, lambda s: s.flat(s.logprobs.draws_TK)))
+    columns.append(column("tail_logprobs", number, lambda s: s.logprobs.tail_T))
+    return (*columns, column("entropy", number, lambda s: s.logprobs.entropy_T))
+
+
 REJECTED: Final = (
     _text("kind", lambda o: o.kind),
     _text("stage", lambda o: o.stage),
@@ -280,3 +332,4 @@ HIDDEN: Final = (
         lambda outcomes: encode_states([o.generation.hidden_states.bits_NLH for o in outcomes]),
     ),
 )
+POSITIONS: Final = _array("positions", lambda o: o.generation.hidden_states.positions_N, np.int32)

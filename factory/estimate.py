@@ -7,8 +7,9 @@ from pathlib import Path
 
 from factory.errors import DatasetError
 from factory.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
-from factory.job import Job, real_path
+from factory.job import Job
 from factory.ledger import SPOOL
+from factory.paths import real_path
 from factory.prepare import Prepared, describe_job, prepare
 from factory.records import Prompt
 from factory.room import FILE_BYTES
@@ -84,7 +85,7 @@ def upper_bound(prepared: Prepared) -> float:
     completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in plan.blocks) / max(
         len(plan.order), 1
     )
-    row = prompt * (4 + states) + completion * (_logprob_bytes(job) + states)
+    row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states)
     return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * plan.planned + plan.shards * FILE_BYTES
 
 
@@ -93,7 +94,11 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
     plan, job = prepared.plan, prepared.job
     prompt, completion = forecast.prompt_tokens / forecast.rows, forecast.completion_tokens / forecast.rows
     states = state_bytes(job)
-    row = 2000 + prompt * (4 + states) + completion * (_logprob_bytes(job) + 4 * CHARACTERS_A_TOKEN + states)
+    row = (
+        2000
+        + prompt * (_prompt_bytes(job) + states)
+        + completion * (_logprob_bytes(job) + 4 * CHARACTERS_A_TOKEN + states)
+    )
     shard = row * plan.shard_size(0) + FILE_BYTES
     if job.teacher.backend == "scripted":
         return shard
@@ -129,7 +134,16 @@ def require_room(job: Job, workspace: Path, out: Path) -> str | None:
 
 
 def _logprob_bytes(job: Job) -> int:
-    return 4 + (6 * job.signals.top_k + 12 if job.signals.top_k else 0)
+    """Bytes of a token's id and distribution, before compression."""
+    signals = resolve_signals(job, shape_of_teacher(job))
+    if not signals.top_k:
+        return 4
+    entry = 6 + (2 if signals.keep == "sampled" else 0)
+    return 4 + entry * signals.top_k + 12 + (2 if signals.ragged else 0)
+
+
+def _prompt_bytes(job: Job) -> int:
+    return _logprob_bytes(job) if job.signals.positions == "all" else 4
 
 
 def state_bytes(job: Job) -> int:

@@ -13,18 +13,19 @@ from typing import Any, Final
 import numpy as np
 
 from factory.agreement import BOUNDS, LEAST, Figures, exceeded, worst_of
-from factory.columns import decode_states
+from factory.codec import SCALARS, STORED, find_damage, read_topk
+from factory.columns import PROMPT, decode_states, logprob_columns
 from factory.errors import DatasetError, FidelityError
 from factory.job import Job
-from factory.ledger import Ledger, read_ledger, read_manifest, read_signals, replace_section
+from factory.ledger import Ledger, read_ledger
+from factory.manifest import read_manifest, read_signals, replace_section
 from factory.records import Array, Logprobs, SignalSpec, content_hash
-from factory.shards import read_batches, read_schema, shard_path
+from factory.shards import read_batches, shard_path
 from factory.teachers.reference import KeptRow, NotChecked, forward_rows, require_reference
 
 SECTION: Final = "fidelity"
 DEFAULT_ROWS: Final = 4
 ID_COLUMNS: Final = ("prompt_token_ids", "completion_token_ids")
-LOGPROB_COLUMNS: Final = ("sampled_logprobs", "topk_ids", "topk_logprobs", "tail_logprobs", "entropy")
 Choice = tuple[int, str]  # shard, id of a row
 
 
@@ -123,18 +124,20 @@ def _data(out: Path, shard: int, folder: str = "data") -> Path:
 
 def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
     """One row as the files hold it. Raises DatasetError where its arrays do not fit its tokens."""
-    columns = [*ID_COLUMNS, *(_logprob_columns(_data(out, choice[0])) if signals.top_k else ())]
+    columns = [*ID_COLUMNS, *(column.name for column in logprob_columns(signals))]
     row = _find(_data(out, choice[0]), choice[1], ["task", *columns])
     arrays = {name: row[name].values.to_numpy() for name in columns}
     prompt, completion = (arrays[name] for name in ID_COLUMNS)
     try:
-        logprobs = _shape_logprobs(arrays, len(completion), signals.top_k) if signals.top_k else None
+        logprobs = _read_logprobs(arrays, "", len(completion), signals) if signals.top_k else None
+        if logprobs is not None and signals.of_prompt:
+            logprobs = _join(_read_logprobs(arrays, PROMPT, len(prompt) - 1, signals), logprobs)
         inputs = len(prompt) + len(completion) - 1
-        bits = _read_states(out, choice, inputs, len(signals.layers)) if signals.layers else None
+        bits, positions = _read_states(out, choice, inputs, signals) if signals.layers else (None, None)
     except ValueError as error:
         told = f"row {choice[1]}: its signals do not fit its tokens ({error})"
         raise DatasetError(f"{_data(out, choice[0])}: {told}; run `factory verify {out}`") from None
-    return KeptRow(choice[1], row["task"].as_py(), prompt, completion, logprobs, bits)
+    return KeptRow(choice[1], row["task"].as_py(), prompt, completion, logprobs, bits, positions)
 
 
 def _find(path: Path, name: str, columns: list[str]) -> dict[str, Any]:
@@ -146,34 +149,35 @@ def _find(path: Path, name: str, columns: list[str]) -> dict[str, Any]:
     raise DatasetError(f"{path}: has no row {name}; run `factory verify {path.parent.parent}`")
 
 
-def _logprob_columns(path: Path) -> tuple[str, ...]:
-    """The columns that hold a row's distributions, in the full or the compact profile."""
-    if set(LOGPROB_COLUMNS) <= read_schema(path).keys():
-        return LOGPROB_COLUMNS
-    from factory.codec import COLUMNS
-
-    return (*(name for name in LOGPROB_COLUMNS if not name.startswith("topk")), *COLUMNS)
-
-
-def _shape_logprobs(arrays: dict[str, Array], tokens: int, k: int) -> Logprobs:
-    if "topk_ids" not in arrays:
-        from factory.codec import COLUMNS, unpack
-
-        flat_row = {name: (arrays[name], np.array([0, len(arrays[name])])) for name in COLUMNS}
-        arrays = arrays | dict(zip(("topk_ids", "topk_logprobs"), unpack(flat_row, k), strict=True))
-    sampled, ids, topk, tail, entropy = (arrays[name] for name in LOGPROB_COLUMNS)
-    flat = (one.reshape(tokens) for one in (sampled, tail, entropy))
-    sampled_T, tail_T, entropy_T = flat
-    return Logprobs(sampled_T, ids.reshape(tokens, k), topk.reshape(tokens, k), tail_T, entropy_T)
+def _read_logprobs(arrays: dict[str, Array], prefix: str, tokens: int, signals: SignalSpec) -> Logprobs:
+    """The distributions of a row, out of its columns that begin so. Raises ValueError where they do not fit."""
+    names = [name for name in STORED if prefix + name in arrays]
+    flat = {name: (arrays[prefix + name], np.array([0, len(arrays[prefix + name])])) for name in names}
+    for _, told in find_damage(flat, np.array([tokens]), signals.top_k):
+        raise ValueError(prefix + told)
+    topk = read_topk(flat, signals.top_k)
+    sampled, tail, entropy = (flat[name][0] for name in SCALARS)
+    return Logprobs(sampled, topk["topk_ids"], topk["topk_logprobs"], tail, entropy)
 
 
-def _read_states(out: Path, choice: Choice, inputs: int, layers: int) -> Array:
-    """uint16 [N, L, H]. Raises ValueError where N or L is another."""
-    row = _find(_data(out, choice[0], "hidden_states"), choice[1], ["shape", "states"])
-    shape = row["shape"].as_py()
+def _join(prompt: Logprobs, completion: Logprobs) -> Logprobs:
+    parts = prompt.arrays(), completion.arrays()
+    return Logprobs(**{name: np.concatenate([part[name] for part in parts]) for name in parts[1]})
+
+
+def _read_states(out: Path, choice: Choice, inputs: int, signals: SignalSpec) -> tuple[Array, Array | None]:
+    """uint16 [N, L, H], and the positions where only some are kept. Raises ValueError where N or L is another."""
+    columns = ["shape", "states", *(["positions"] if signals.hidden_positions != "all" else [])]
+    row = _find(_data(out, choice[0], "hidden_states"), choice[1], columns)
+    positions = row["positions"].values.to_numpy() if "positions" in row else None
+    if positions is not None:
+        if len(positions) and not 0 <= positions.min() <= positions.max() < inputs:
+            raise ValueError(f"hidden states at positions up to {positions.max()} of {inputs}")
+        inputs = len(positions)
+    shape, layers = row["shape"].as_py(), len(signals.layers)
     if shape[:2] != [inputs, layers]:
         raise ValueError(f"hidden states are {shape}, expected [{inputs}, {layers}, H]")
-    return decode_states(row["states"].as_py(), shape)
+    return decode_states(row["states"].as_py(), shape), positions
 
 
 def summarize(rows: list[KeptRow], answer: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, Literal
 
-from factory.columns import COMPACT, LOGPROBS
+from factory.codec import STORED
+from factory.columns import PROMPT
 from factory.errors import DatasetError, JobError
 from factory.job import Job
 from factory.ledger import Ledger, read_ledger
@@ -143,7 +144,7 @@ def _whole(
 def _group(folder: str, column: str) -> str:
     if folder in FOLDER_GROUPS:
         return FOLDER_GROUPS[folder]
-    if column in {column.name for column in (*LOGPROBS, *COMPACT)}:
+    if column.removeprefix(PROMPT) in STORED:
         return "logprobs"
     return "ids" if folder == "data" and column.endswith("_token_ids") else "texts"
 

@@ -1,15 +1,13 @@
 """The job file: what to make, with which teacher, how much. TOML, checked by pydantic, nothing unknown allowed."""
 
-import os
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from factory.errors import JobError
-from factory.records import Sampling
+from factory.records import HiddenPositions, Keep, Positions, Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
@@ -117,15 +115,37 @@ class StyleConfig(Config):
 class SignalsConfig(Config):
     """`[signals]`: what is kept of the teacher's distribution and of its inside.
 
+    `keep`: the `top_k` likeliest ids at each position; of these as many as reach the mass `top_p`; or the ids that
+    `top_k` random draws from the distribution give. `positions` and `min_entropy` (nats) say where, `hidden_positions`
+    the same of hidden states ("kept": those that predict a token whose distribution is kept).
     `verify_rows`: how many rows are run again through transformers at the end (0: none; left out: 4 with vLLM).
     `capture`: taken while the teacher generates, or by a prefill over the finished ids afterwards.
     """
 
     top_k: Annotated[int, Field(ge=0, le=1024)] = 20
+    keep: Keep = "top_k"
+    top_p: Annotated[float, Field(gt=0, lt=1)] | None = None
+    positions: Positions = "completion"
+    min_entropy: Annotated[float, Field(ge=0, le=20)] = 0.0
+    hidden_positions: HiddenPositions = "all"
     hidden_layers: Annotated[list[int], Field(max_length=256)] = Field(default_factory=list)
     final_norm: bool = True
     capture: Literal["decode", "prefill"] = "decode"
     verify_rows: Annotated[int, Field(ge=0, le=1024)] | None = None
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> "SignalsConfig":
+        if (self.keep == "top_p") != (self.top_p is not None):
+            raise ValueError('keep = "top_p" and top_p (a mass, such as 0.98) belong together; give both or neither')
+        fields = type(self).model_fields
+        asked = [name for name in ("keep", "positions", "min_entropy") if getattr(self, name) != fields[name].default]
+        if not self.top_k and asked:
+            raise ValueError(f"{', '.join(asked)}: top_k is 0, so no logprobs are kept; set top_k or leave it out")
+        if not self.top_k and self.hidden_positions == "kept":
+            raise ValueError('hidden_positions = "kept" follows the kept logprobs, and top_k is 0; say "completion"')
+        if not self.hidden_layers and self.hidden_positions != "all":
+            raise ValueError("hidden_positions: no hidden_layers are kept; name some or leave it out")
+        return self
 
 
 class StorageConfig(Config):
@@ -335,22 +355,6 @@ def source_paths(job: Job) -> dict[str, Path]:
     sets = job.filters.contamination.files if job.filters.contamination is not None else []
     paths |= {f"filters.contamination.files.{number}": Path(name) for number, name in enumerate(sets)}
     return {key: path for key, path in paths.items() if path.exists()}
-
-
-def real_path(path: Path) -> Path:
-    """An absolute path with every link followed; one that only leads to itself stays as it is, and opening it fails."""
-    return Path(os.path.realpath(path))
-
-
-def require_inside(paths: dict[str, Path], roots: Sequence[Path]) -> None:
-    """Raise JobError for the first path, links followed, that lies in none of the folders `roots`."""
-    inside = [real_path(root) for root in roots]
-    for key, path in paths.items():
-        if not any(real_path(path).is_relative_to(root) for root in inside):
-            raise JobError(
-                f"{key}: {path} lies outside the workspace {inside[0]}; move it there, "
-                f"or say that you mean it with --allow-outside" + (" or --out" if key == "out" else "")
-            )
 
 
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:

@@ -10,26 +10,19 @@ import json
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from factory.codec import COLUMNS as PACKED_COLUMNS
-from factory.codec import find_damage, unpack
 from factory.curriculum.regroup import take_table
 from factory.errors import DatasetError
+from factory.manifest import MANIFEST
 from factory.records import Array
+from factory.rows import AGAIN, IDS, Row, Tensor, import_torch, join_states, label_rows, read_rows, record_batches
 from factory.shards import read_batches
 
-Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
-
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
-IDS: Final = ("prompt_token_ids", "completion_token_ids")
-TOPK: Final = ("topk_ids", "topk_logprobs")
-ARRAYS: Final = (*IDS, *TOPK, "sampled_logprobs", "tail_logprobs", "entropy")
 BATCH_ROWS: Final = 64
 STATES_BATCH_ROWS: Final = 8  # the states of one row may take tens of MB
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
@@ -44,36 +37,6 @@ STAGE_LABELS: Final = (
     "hand_off_reason",
     *POINTERS,
 )
-AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """One row. P prompt tokens, T completion tokens, k kept ids, L layers, H hidden size, N = P + T - 1.
-
-    Entry t of a signal belongs to completion token t; entry i of `hidden_states` is taken at token i of prompt and
-    completion (the last sampled token was never an input). Logprobs are natural logs. A signal that the dataset does
-    not have is None. Arrays are read-only views of the batch that was read: copy them to keep a few rows of many.
-    """
-
-    columns: dict[str, Any]  # every column that is no array; `row["task"]` reads it too
-    prompt_token_ids: Array  # int32 [P]
-    completion_token_ids: Array  # int32 [T]
-    topk_ids: Array | None = None  # int32 [T, k]
-    topk_logprobs: Array | None = None  # float32 [T, k], stored as float16 or compact
-    sampled_logprobs: Array | None = None  # float32 [T]
-    tail_logprobs: Array | None = None  # float32 [T], log of the mass outside the k ids
-    entropy: Array | None = None  # float32 [T], nats
-    hidden_states: Tensor | None = None  # bfloat16 [N, L, H], the row's own memory
-    layers: tuple[int, ...] = ()
-
-    def __getitem__(self, name: str) -> Any:
-        return self.columns[name]
-
-    @property
-    def predicting_states(self) -> Tensor | None:
-        """The hidden states that predict the completion, [T, L, H]: entry t is taken at position P - 1 + t."""
-        return None if self.hidden_states is None else self.hidden_states[len(self.prompt_token_ids) - 1 :]
 
 
 class Rows:
@@ -99,11 +62,11 @@ class Rows:
         return self._read(self._dataset.iter(BATCH_ROWS), hidden, labels)
 
     def _read(self, tables: Iterable[Any], hidden: Iterable[Any] | None, labels: Iterable[Any] | None) -> Iterator[Row]:
-        batches = _batches(self._source, tables)
-        rows: Iterator[Row] = (row for batch in batches for row in _read_rows(self._source, batch, self._top_k))
+        batches = record_batches(self._source, tables)
+        rows: Iterator[Row] = (row for batch in batches for row in read_rows(self._source, batch, self._top_k))
         if labels is not None:
-            rows = _label(self._source, rows, _batches(self._source, labels))
-        return rows if hidden is None else _join(self._source, rows, _batches(self._source, hidden))
+            rows = label_rows(self._source, rows, record_batches(self._source, labels))
+        return rows if hidden is None else join_states(self._source, rows, record_batches(self._source, hidden))
 
 
 class ShardRows:
@@ -149,7 +112,7 @@ def load_rows(
     if {"stage", *POINTERS} <= set(dataset.column_names):
         return _open_stage(source, dataset, joined, options)
     hidden = _open(source, "hidden_states", {"id", "states"}, options) if joined else None
-    return Rows(str(source), dataset, hidden, _stored_top_k(root))
+    return Rows(str(source), dataset, hidden, _stored_top_k(source, revision))
 
 
 def _open_stage(source: str | Path, stage: Any, joined: bool, options: dict[str, Any]) -> Rows:
@@ -159,7 +122,9 @@ def _open_stage(source: str | Path, stage: Any, joined: bool, options: dict[str,
         if not root.is_dir():
             raise DatasetError(f"{source}: a stage streams from a local directory only; leave out `streaming`")
         hidden = ShardRows(root / "hidden_states", labels) if joined else None
-        return Rows(str(source), ShardRows(root / "data", labels), hidden, _stored_top_k(root), labels)
+        return Rows(
+            str(source), ShardRows(root / "data", labels), hidden, _stored_top_k(source, options["revision"]), labels
+        )
     options = options | {"split": "train"}  # where the rows of every split of a stage are
     dataset = _open(source, "default", {"id", *IDS}, options)
     index = stage.data.column("index").to_numpy()
@@ -168,7 +133,7 @@ def _open_stage(source: str | Path, stage: Any, joined: bool, options: dict[str,
     rows = dataset.select(index, keep_in_memory=True)
     hidden = _open(source, "hidden_states", {"id", "states"}, options) if joined else None
     chosen = None if hidden is None else hidden.select(index, keep_in_memory=True)
-    return Rows(str(source), rows, chosen, _stored_top_k(root), labels)
+    return Rows(str(source), rows, chosen, _stored_top_k(source, options["revision"]), labels)
 
 
 def _open(source: str | Path, config: str, needed: set[str], options: dict[str, Any]) -> Any:
@@ -184,103 +149,28 @@ def _open(source: str | Path, config: str, needed: set[str], options: dict[str, 
     return dataset.with_format("arrow")  # the numpy and torch formats strip trailing NUL bytes off binary values
 
 
-def _import_torch() -> Any:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise DatasetError("tensors need torch, which is not installed; `pip install torch`") from error
-    return torch
+def _stored_top_k(source: str | Path, revision: str | None) -> int | None:
+    """k as the schema metadata of the first file with rows has it, or the manifest of a dataset on the hub.
 
-
-def _stored_top_k(root: Path) -> int | None:
-    """k as the first file with rows has it in its schema metadata; a damaged row cannot mislead it."""
+    A damaged row cannot mislead it. None where neither is to be had.
+    """
+    root = Path(source)
+    if not root.is_dir():
+        return _published_top_k(str(source), revision)
     batches = (batch for path in sorted(root.glob("data/*.parquet")) for batch in read_batches(path, ["id"]))
     metadata = (batch.schema.metadata or {} for batch in batches)
     top_k = json.loads(next(metadata, {}).get(b"factory", b"{}")).get("top_k")
     return int(top_k) if top_k else None
 
 
-def _batches(source: str, tables: Iterable[Any]) -> Iterator[Any]:
-    """The record batches of Arrow tables, as they lie: to join them would copy."""
+def _published_top_k(source: str, revision: str | None) -> int | None:
+    from huggingface_hub import hf_hub_download
+
     try:
-        for table in tables:
-            yield from table.to_batches()
-    except (ValueError, OSError) as error:
-        raise DatasetError(f"{source}: cannot be read: {' '.join(str(error).split())}; run `factory verify`") from error
-
-
-def _read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
-    """The rows of one record batch; numbers are views and never touched one by one."""
-    present = [name for name in (*ARRAYS, *PACKED_COLUMNS) if name in batch.schema.names]
-    flat = {name: _flatten(batch.column(name)) for name in present}
-    tokens = np.diff(flat["completion_token_ids"][1])
-    k = top_k or _find_top_k(flat, tokens)
-    columns = batch.select([name for name in batch.schema.names if name not in present]).to_pylist()
-    if PACKED_COLUMNS[0] in flat:
-        for bad, told in find_damage(flat, tokens, k):
-            raise DatasetError(f"{source}: row {columns[bad]['id']}: {told}; damaged")
-        flat = _unpack(flat, k)
-    cuts = {}
-    for name, (values, offsets) in flat.items():
-        wide = k if name in TOPK else 1
-        for bad in np.flatnonzero(np.diff(offsets) != tokens * wide)[:1].tolist() if name not in IDS else ():
-            told = f"{name} has {offsets[bad + 1] - offsets[bad]} values, expected {tokens[bad] * wide}"
-            raise DatasetError(f"{source}: row {columns[bad]['id']}: {told} ({tokens[bad]} tokens, k = {k}); damaged")
-        cuts[name] = values.reshape(-1, k) if name in TOPK else values, (offsets // wide).tolist()
-    for i, texts in enumerate(columns):
-        arrays: dict[str, Any] = {name: values[ends[i] : ends[i + 1]] for name, (values, ends) in cuts.items()}
-        yield Row(texts, **arrays)
-
-
-def _find_top_k(flat: dict[str, tuple[Array, Array]], tokens: Array) -> int:
-    """k by the first row that has a token."""
-    offsets = next((flat[name][1] for name in ("topk_ids", "topk_id_places") if name in flat), None)
-    filled = np.flatnonzero(tokens)[:1].tolist()
-    if offsets is None or not filled:
-        return 1
-    return max(1, int((offsets[filled[0] + 1] - offsets[filled[0]]) // tokens[filled[0]]))
-
-
-def _unpack(flat: dict[str, tuple[Array, Array]], k: int) -> dict[str, tuple[Array, Array]]:
-    """The columns of a batch with compact logprobs as they would be with exact ones."""
-    offsets = flat["topk_id_places"][1]
-    decoded = {name: (values.reshape(-1), offsets) for name, values in zip(TOPK, unpack(flat, k), strict=True)}
-    return {name: flat[name] for name in flat if name not in PACKED_COLUMNS} | decoded
-
-
-def _flatten(column: Any) -> tuple[Array, Array]:
-    """The values and the offsets of a list column: views, but for float16, which becomes float32."""
-    offsets = column.offsets.to_numpy()
-    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
-    return values.astype(np.float32) if values.dtype == np.float16 else values, offsets - offsets[0]
-
-
-def _label(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows with what their stage says of them."""
-    for row, label in zip(rows, (label for batch in batches for label in batch.to_pylist()), strict=True):
-        if row["id"] != label["id"]:
-            raise DatasetError(f"{source}: stage row {label['id']} points at {row['id']}; {AGAIN}")
-        yield replace(row, columns=row.columns | label)
-
-
-def _join(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    torch = _import_torch()
-    names = ("id", "layers", "shape", "dtype", "states")
-    states = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
-    for row, value in zip_longest(rows, states):
-        ids = row and row["id"], value and value[0].as_py()
-        if row is None or ids[0] != ids[1]:
-            told = f"id {ids[1]} where the other config has {ids[0]}"
-            raise DatasetError(f"{source}: hidden_states has {told}; both need the same ids in the same order")
-        (layers, shape, dtype), blob = (label.as_py() for label in value[1:4]), value[4].as_buffer()
-        count = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
-        if dtype != "bfloat16" or shape[:2] != [count, len(layers)] or len(blob) != 2 * int(np.prod(shape)) + 1:
-            told = f"hidden states are {dtype} {shape} in {len(blob)} bytes"
-            expected = f"bfloat16 [{count}, {len(layers)}, H] in 2 bytes a value and 1 more"
-            raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected}; damaged")
-        # One copy: a value may begin at an odd byte, and writing to a tensor over a read-only file map is a crash.
-        flat = torch.frombuffer(bytearray(blob), dtype=torch.bfloat16, count=int(np.prod(shape)))
-        yield replace(row, hidden_states=flat.reshape(shape), layers=tuple(layers))
+        path = hf_hub_download(source, MANIFEST, repo_type="dataset", revision=revision)
+        return int(json.loads(Path(path).read_text(encoding="utf-8"))["signals"]["top_k"]) or None
+    except (OSError, ValueError, KeyError, TypeError):  # the hub's own errors are of these kinds
+        return None
 
 
 def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = None) -> dict[str, Tensor]:
@@ -292,12 +182,15 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = 
       where a row has logprobs. Position s holds the teacher's distribution for the token after s: compare it with the
       student's logits at s. Where the mask is False: ids 0 to k-1, logprobs -1e4, tail 0 (all mass is outside the k),
       which keeps a KL finite; for the same reason no logprob is below -1e4.
+    - `topk_kept` bool [B, S, k]: which entries hold an id, where positions have fewer than k: the others (id 0, logprob
+      -1e4) are to be left out of the student's mass too. `topk_weights` float32 [B, S, k], where ids were drawn: the
+      share of the draws, whose mean is the teacher's probability.
     - `hidden_states` bfloat16 [B, S, L, H] (padding: 0), `hidden_mask` bool [B, S], where a row has hidden states.
       Position s holds the state taken at token s, the one that predicts the token after s.
 
     Raises DatasetError where rows differ in k, layers or hidden size.
     """
-    torch = _import_torch()
+    torch = import_torch()
     layers = sorted({row.layers for row in rows if row.layers})
     if len(layers) > 1:
         raise DatasetError(f"rows with hidden layers {layers[0]} and {layers[1]} in one batch; batch one kind of job")
@@ -328,10 +221,25 @@ def _place(row: Row, torch: Any) -> Iterator[tuple[str, int, Array]]:
     yield "completion_mask", start, completed
     yield "labels", start, row.completion_token_ids
     if row.topk_ids is not None and row.topk_logprobs is not None and row.tail_logprobs is not None:
-        yield "topk_ids", start - 1, row.topk_ids
-        yield "topk_logprobs", start - 1, np.maximum(row.topk_logprobs, LOGPROB_FLOOR)
-        yield "tail_logprobs", start - 1, np.maximum(row.tail_logprobs, LOGPROB_FLOOR)
-        yield "topk_mask", start - 1, completed
+        parts = (row,) if row.prompt is None else (row.prompt, row)
+        first = start - 1 if row.prompt is None else 0
+        ids, logprobs, tail = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("topk_ids", "topk_logprobs", "tail_logprobs")
+        )
+        yield "topk_ids", first, np.maximum(ids, 0)
+        yield "topk_logprobs", first, np.maximum(logprobs, LOGPROB_FLOOR)
+        yield "tail_logprobs", first, np.maximum(tail, LOGPROB_FLOOR)
+        yield "topk_kept", first, ids >= 0
+        yield "topk_mask", first, ids[:, 0] >= 0
+        if row.topk_draws is not None:
+            draws = np.concatenate([part.topk_draws for part in parts]).astype(np.float32)
+            yield "topk_weights", first, draws / np.maximum(draws.sum(1, keepdims=True), 1)
     if row.hidden_states is not None:
-        yield "hidden_states", 0, row.hidden_states.view(torch.uint16).numpy()
-        yield "hidden_mask", 0, np.ones(len(row.hidden_states), np.bool_)
+        positions = np.arange(len(row.hidden_states)) if row.positions is None else row.positions
+        spread = np.zeros((len(tokens) - 1, *row.hidden_states.shape[1:]), np.uint16)
+        spread[positions] = row.hidden_states.view(torch.uint16).numpy()
+        taken = np.zeros(len(tokens) - 1, np.bool_)
+        taken[positions] = True
+        yield "hidden_states", 0, spread
+        yield "hidden_mask", 0, taken

@@ -14,7 +14,8 @@ from factory.codec import BOUNDS
 from factory.columns import FORMAT_VERSION
 from factory.errors import JobError
 from factory.job import Job, StyleConfig
-from factory.ledger import Ledger, digest_job, write_atomically
+from factory.ledger import Ledger
+from factory.manifest import digest_job, write_atomically
 from factory.plan import Plan, make_plan, resolve_gates, resolve_sampling
 from factory.quality.contamination import digest_files, open_index
 from factory.quality.difficulty import Formula, compile_formula, known_names

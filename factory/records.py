@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Message = dict[str, str]
+Keep = Literal["top_k", "top_p", "sampled"]
+Positions = Literal["all", "completion", "answer"]
+HiddenPositions = Literal["all", "completion", "kept"]
 Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "judge", "filter", "samples"]
 
 
@@ -124,21 +127,48 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """The teacher's own distribution (natural log, before temperature and grammar mask) at each completion token."""
+    """The teacher's own distribution (natural log, before temperature and grammar mask) at each of T tokens.
+
+    Where fewer than k ids are kept, the others are -1 and their log-probabilities -inf; a position that is not kept has
+    none at all, and its tail is 0: all mass is outside. `draws_TK` is how often each id was drawn, where ids are drawn.
+    """
 
     sampled_T: Array
     topk_ids_TK: Array
     topk_TK: Array
     tail_T: Array
     entropy_T: Array
+    draws_TK: Array | None = None
+
+    @property
+    def kept_TK(self) -> Array:
+        """Which entries hold an id, bool [T, k]."""
+        kept: Array = self.topk_ids_TK >= 0
+        return kept
+
+    def part(self, rows: slice | Array) -> "Logprobs":
+        """The same of some of the tokens."""
+        return Logprobs(**{name: array[rows] for name, array in self.arrays().items()})
+
+    def arrays(self) -> dict[str, Array]:
+        """Every array that is there, by name."""
+        named = {name: getattr(self, name) for name in LOGPROB_ARRAYS}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+LOGPROB_ARRAYS = Logprobs.__slots__
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenStates:
-    """Hidden states as raw little-endian bfloat16 bits, uint16 [N, L, H]; `layers` as in docs/signals.md."""
+    """Hidden states as raw little-endian bfloat16 bits, uint16 [N, L, H]; `layers` as in docs/signals.md.
+
+    `positions_N` are the tokens they were taken at, where only some are kept.
+    """
 
     layers: tuple[int, ...]
     bits_NLH: Array
+    positions_N: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +177,8 @@ class Generation:
 
     `text` is the decoded completion as it stands, markers and stop tokens included. `answer_start` is the index into
     `completion_token_ids` of the first token of the answer (equal to its length when no answer was begun). `reasoning`
-    is None where the teacher does not reason. `failure` names why there is no usable completion at all.
+    is None where the teacher does not reason. Entry i of `prompt_logprobs` belongs to prompt token i + 1: nothing
+    predicts the first. `failure` names why there is no usable completion at all.
     """
 
     prompt_id: str
@@ -160,6 +191,7 @@ class Generation:
     answer_start: int
     finish_reason: str
     logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
     hidden_states: HiddenStates | None = None
     failure: str | None = None
     failure_detail: str = ""
@@ -277,7 +309,8 @@ Pair = tuple[Record, Outcome]  # a right and a wrong answer to one prompt
 class SignalSpec:
     """What a dataset keeps beside its texts. `layers` are resolved (no negative index); `pairs`: preference pairs.
 
-    `compact`: logprobs are stored in fewer bytes, within the bounds of `factory.codec`.
+    `compact`: logprobs are stored in fewer bytes, within the bounds of `factory.codec`. What `keep`, `top_p`,
+    `positions`, `min_entropy` and `hidden_positions` mean is told in docs/signals.md.
     """
 
     top_k: int = 0
@@ -285,6 +318,21 @@ class SignalSpec:
     final_norm: bool = True
     pairs: bool = False
     compact: bool = False
+    keep: Keep = "top_k"
+    top_p: float = 1.0
+    positions: Positions = "completion"
+    min_entropy: float = 0.0
+    hidden_positions: HiddenPositions = "all"
+
+    @property
+    def ragged(self) -> bool:
+        """Whether positions may have fewer than k ids."""
+        return self.keep != "top_k" or self.positions == "answer" or self.min_entropy > 0
+
+    @property
+    def of_prompt(self) -> bool:
+        """Whether there are distributions at the prompt's tokens too."""
+        return self.top_k > 0 and self.positions == "all"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import DatasetError
-from factory.ledger import LEDGER, MANIFEST, read_manifest, require_same_job, scan_ledger, write_ledger
+from factory.ledger import LEDGER, scan_ledger, write_ledger
+from factory.manifest import MANIFEST, read_manifest, require_same_job
 from factory.verify import check_files
 
 

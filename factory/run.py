@@ -23,17 +23,8 @@ from factory.curriculum.stages import current_summary
 from factory.errors import DatasetError, redact
 from factory.fidelity import check_run, require_passed
 from factory.job import Job, SignalsConfig, StudentConfig
-from factory.ledger import (
-    SPOOL,
-    Ledger,
-    Totals,
-    hold,
-    open_ledger,
-    read_manifest,
-    reconcile_manifest,
-    require_manifest,
-    summarize_shard,
-)
+from factory.ledger import SPOOL, Ledger, Totals, hold, open_ledger, require_manifest, summarize_shard
+from factory.manifest import read_manifest, reconcile_manifest
 from factory.parse import parse
 from factory.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
 from factory.progress import Progress

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from factory.codec import COLUMNS, unpack
-from factory.ledger import Totals, read_ledger, read_manifest
+from factory.codec import STORED, read_topk
+from factory.ledger import Totals, read_ledger
+from factory.manifest import read_manifest
 from factory.records import Array, canonical_json
 from factory.shards import read_batches, shard_path
 
 WIDTH = 110
+IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"), np.int32)
+TYPES = IDS | dict.fromkeys(("topk_counts", "topk_draws", "topk_steps"), np.uint16)
 
 
 def describe_totals(out: Path, totals: Totals) -> list[str]:
@@ -90,21 +93,24 @@ def _describe_signals(row: dict[str, Any], manifest: dict[str, Any]) -> list[str
     if not k:
         return lines
     topk_ids_TK, topk_TK = _read_topk(row, k)
+    counts = (topk_ids_TK >= 0).sum(1).tolist()
     for t in range(first, min(first + 4, tokens)):
         ids, values = (array[t, :3].tolist() for array in (topk_ids_TK, topk_TK))
-        best = "  ".join(f"{i}:{value:.2f}" for i, value in zip(ids, values, strict=True))
+        best = "  ".join(f"{i}:{value:.2f}" for i, value in zip(ids, values, strict=True) if i >= 0)
         head = f"token {t}: id {row['completion_token_ids'][t]}"
-        lines.append(f"{'':<11} {head:<24} logprob {row['sampled_logprobs'][t]:7.2f}   top {best} … of {k}")
+        lines.append(f"{'':<11} {head:<24} logprob {row['sampled_logprobs'][t]:7.2f}   {_name_kept(best, counts[t])}")
     return lines
+
+
+def _name_kept(best: str, count: int) -> str:
+    return f"top {best} … of {count}" if count else "not kept"
 
 
 def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:
     """Ids and logprobs of a row, [T, k] each, in whichever profile it is stored."""
-    if "topk_ids" in row:
-        return np.reshape(row["topk_ids"], (-1, k)), np.reshape(row["topk_logprobs"], (-1, k))
-    types = (np.int32, np.int32, np.int32, np.uint16)
-    flat = {name: np.array(row[name], kind) for name, kind in zip(COLUMNS, types, strict=True)}
-    return unpack({name: (values, np.array([0, len(values)])) for name, values in flat.items()}, k)
+    flat = {name: np.array(row[name], TYPES.get(name, np.float32)) for name in STORED if name in row}
+    topk = read_topk({name: (values, np.array([0, len(values)])) for name, values in flat.items()}, k)
+    return topk["topk_ids"], topk["topk_logprobs"]
 
 
 def describe_prompt(prompt: Any, as_json: bool) -> str:

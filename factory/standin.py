@@ -7,7 +7,7 @@ at the length that is known. What a pilot measured of a task's level (length, sh
 import math
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from factory.records import (
 )
 from factory.run import decide
 from factory.tasks import Task
+from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape
 from factory.teachers.scripted import ScriptedTeacher, invent_answer
 from factory.teachers.tokens import Counter
@@ -70,7 +71,8 @@ class StandIns:
                 yield self._stand_in(prompt, self.counter) if teacher is None else self._ask(prompt, teacher)
 
     def _ask(self, prompt: Prompt, teacher: ScriptedTeacher) -> Outcome:
-        gate, filters = self.prepared.gates[prompt.task], self.prepared.filters[prompt.task]
+        gate = replace(self.prepared.gates[prompt.task], signals=self.signals)
+        filters = self.prepared.filters[prompt.task]
         outcome = decide(gate, prompt, teacher.answer(prompt), filters, self.prepared.job.student)
         again = ask_again(self.prepared.job, outcome) if isinstance(outcome, Rejection) else None
         return outcome if again is None else self._ask(again, teacher)
@@ -137,9 +139,10 @@ class StandIns:
         (think, rest), (reasoning, answer) = completion, texts
         most = prompt.sampling.max_tokens
         ids_T = np.array([*think, *rest][:most], np.int32)
-        inputs, k = len(prompt_ids) + len(ids_T) - 1, self.signals.top_k
+        inputs = len(prompt_ids) + len(ids_T) - 1
         bits_NLH = np.zeros((inputs, len(self.signals.layers), 1), np.uint16)
-        return Generation(
+        vocab, of_prompt = self.shape.vocab_size, np.array(prompt_ids[1:], np.int32)
+        made = Generation(
             prompt_id=prompt.id,
             attempt=prompt.attempt,
             text=f"{reasoning}</think>{answer}<|im_end|>",
@@ -149,12 +152,14 @@ class StandIns:
             completion_token_ids=ids_T,
             answer_start=min(len(think), most),
             finish_reason="stop",
-            logprobs=draw_logprobs(rng, ids_T, k, self.shape.vocab_size) if k else None,
+            logprobs=draw_logprobs(rng, ids_T, self.signals, vocab) if self.signals.top_k else None,
+            prompt_logprobs=draw_logprobs(rng, of_prompt, self.signals, vocab) if self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, bits_NLH) if self.signals.layers else None,
         )
+        return keep_chosen(made, self.signals)
 
 
-def draw_logprobs(rng: np.random.Generator, ids_T: Array, k: int, vocab: int) -> Logprobs:
+def draw_logprobs(rng: np.random.Generator, ids_T: Array, signals: SignalSpec, vocab: int) -> Logprobs:
     """Logprobs that compress about as a trained teacher's do.
 
     Measured with the columns' real encoding on 16 accepted rows of the demo teacher (2,623 tokens, mean entropy 0.02
@@ -162,7 +167,7 @@ def draw_logprobs(rng: np.random.Generator, ids_T: Array, k: int, vocab: int) ->
     sampled one, the tail and the entropy 3.66, 3.29 and 3.93. What is drawn here takes 71 bytes. Ids come from the
     whole vocabulary, as nearly all of the k do there; a teacher that is less sure needs up to 1.6 bytes a logprob.
     """
-    tokens = len(ids_T)
+    tokens, k = len(ids_T), signals.top_k
     first_T = -np.exp(rng.normal(-7.0, 3.0, tokens)).astype(np.float32)
     gaps_TK = np.cumsum(rng.exponential(0.25, (tokens, k)), axis=1) + np.abs(rng.normal(8.0, 3.0, (tokens, 1)))
     topk_TK = np.concatenate([first_T[:, None], -gaps_TK[:, : k - 1]], axis=1)
@@ -170,7 +175,11 @@ def draw_logprobs(rng: np.random.Generator, ids_T: Array, k: int, vocab: int) ->
     topk_ids_TK[:, 0] = ids_T
     tail_T = (topk_TK[:, -1] + rng.normal(1.0, 0.5, tokens)).astype(np.float32)
     entropy_T = np.exp(rng.normal(-6.0, 2.5, tokens)).astype(np.float32)
-    return Logprobs(first_T, topk_ids_TK, topk_TK.astype(np.float16), tail_T, entropy_T)
+    probs_TK = np.exp(topk_TK)
+    entries_TK, draws_TK = choose_ids(probs_TK / probs_TK.sum(1, keepdims=True), signals, rng)
+    topk_ids_TK = np.where(entries_TK < 0, -1, np.take_along_axis(topk_ids_TK, entries_TK, 1))
+    topk_TK = np.where(entries_TK < 0, -np.inf, np.take_along_axis(topk_TK, entries_TK, 1)).astype(np.float16)
+    return Logprobs(first_T, topk_ids_TK, topk_TK, tail_T, entropy_T, draws_TK)
 
 
 def _shuffle(text: str, factor: float, rng: np.random.Generator) -> str:

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, Field, ValidationError
 
 from factory.errors import TaskError
-from factory.job import Config, SamplingConfig, StyleConfig, describe_problems, real_path
+from factory.job import Config, SamplingConfig, StyleConfig, describe_problems
+from factory.paths import real_path
 from factory.records import Sampling
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"

@@ -75,14 +75,16 @@ def find_damage(
     `signals` also asks for arrays of that k and of those layers, `vocab` for ids below it.
     """
     asked, vocab = signals or SignalSpec(), vocab or MAX_VOCAB
-    logprobs, states = generation.logprobs, generation.hidden_states
-    if (asked.top_k and logprobs is None) or (asked.layers and states is None):
+    logprobs, of_prompt, states = generation.logprobs, generation.prompt_logprobs, generation.hidden_states
+    if (asked.top_k and logprobs is None) or (asked.of_prompt and of_prompt is None) or (asked.layers and not states):
         return "missing", f"the job keeps {asked.top_k} logprobs and layers {list(asked.layers)}; they did not come"
     damage = _damage_of_ids(generation, vocab)
     if damage is None and logprobs is not None:
-        damage = _damage_of_logprobs(logprobs, len(generation.completion_token_ids), asked.top_k, vocab)
+        damage = _damage_of_logprobs(logprobs, len(generation.completion_token_ids), asked, vocab)
+    if damage is None and of_prompt is not None:
+        damage = _damage_of_logprobs(of_prompt, len(generation.prompt_token_ids) - 1, asked, vocab)
     if damage is None and states is not None:
-        damage = _damage_of_states(states, _input_length(generation), asked.layers)
+        damage = _damage_of_states(states, _input_length(generation), asked)
     return damage
 
 
@@ -96,14 +98,23 @@ def _damage_of_ids(generation: Generation, vocab: int) -> tuple[str, str] | None
     return None
 
 
-def _damage_of_logprobs(logprobs: Logprobs, tokens: int, k: int, vocab: int) -> tuple[str, str] | None:
-    lengths = {len(a) for a in (logprobs.sampled_T, logprobs.topk_TK, logprobs.tail_T, logprobs.entropy_T)}
+def _damage_of_logprobs(logprobs: Logprobs, tokens: int, asked: SignalSpec, vocab: int) -> tuple[str, str] | None:
+    k, arrays = asked.top_k, logprobs.arrays()
+    lengths = {len(array) for array in arrays.values()}
     if lengths != {tokens} or logprobs.topk_ids_TK.shape != logprobs.topk_TK.shape:
         return "misaligned", f"logprobs of length {sorted(lengths)} for {tokens} tokens"
     if k and logprobs.topk_TK.shape != (tokens, k):
         return "misaligned", f"top-k logprobs of shape {logprobs.topk_TK.shape} for {tokens} tokens and k={k}"
-    if not _are_ids(logprobs.topk_ids_TK, vocab):
+    ids = logprobs.topk_ids_TK
+    if asked.ragged:
+        kept_TK = logprobs.kept_TK
+        if (kept_TK[:, 1:] > kept_TK[:, :-1]).any():
+            return "misaligned", "a position has an id after an entry that has none"
+        ids = ids[kept_TK]
+    if not _are_ids(ids, vocab):
         return "bad_token_id", f"a kept id is below 0 or outside the vocabulary of {vocab}"
+    if asked.keep == "sampled" and not _are_draws(logprobs, k):
+        return "misaligned", f"a position does not have {k} draws, or has an id that was never drawn"
     if not _are_logprobs(logprobs.sampled_T) or not _are_logprobs(logprobs.topk_TK):
         return "nonfinite", "a kept log-probability is not a number or is above 0"
     if not np.isfinite(logprobs.entropy_T).all() or not _are_logprobs(logprobs.tail_T):
@@ -113,11 +124,24 @@ def _damage_of_logprobs(logprobs: Logprobs, tokens: int, k: int, vocab: int) -> 
     return None
 
 
-def _damage_of_states(states: HiddenStates, inputs: int, layers: tuple[int, ...]) -> tuple[str, str] | None:
+def _are_draws(logprobs: Logprobs, draws: int) -> bool:
+    """Whether every kept id was drawn, and each position that has any ids has all of its draws."""
+    if logprobs.draws_TK is None:
+        return False
+    kept_TK, sums_T = logprobs.kept_TK, logprobs.draws_TK.sum(1)
+    return bool(((logprobs.draws_TK > 0) == kept_TK).all() and (sums_T == np.where(kept_TK[:, 0], draws, 0)).all())
+
+
+def _damage_of_states(states: HiddenStates, inputs: int, asked: SignalSpec) -> tuple[str, str] | None:
+    layers, positions_N = asked.layers, states.positions_N
     if states.bits_NLH.ndim != 3 or states.bits_NLH.shape[1] != len(states.layers):
         return "misaligned", f"hidden states of shape {states.bits_NLH.shape} for {len(states.layers)} layers"
     if layers and states.layers != layers:
         return "misaligned", f"hidden states of layers {list(states.layers)}, the job keeps {list(layers)}"
+    if positions_N is not None and asked.hidden_positions != "all":
+        if len(positions_N) and not 0 <= positions_N[0] <= positions_N[-1] < inputs:
+            return "misaligned", f"hidden states at positions up to {positions_N[-1]} of {inputs} input tokens"
+        inputs = len(positions_N)
     if len(states.bits_NLH) != inputs:
         return "misaligned", f"hidden states of {len(states.bits_NLH)} positions for {inputs} input tokens"
     if _any_nonfinite_or_blank(states):

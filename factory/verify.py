@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from factory.codec import COLUMNS as PACKED_COLUMNS
-from factory.codec import find_damage
-from factory.columns import Layout, layouts
+from factory.codec import STORED, Flat, find_damage
+from factory.columns import PROMPT, Layout, layouts
 from factory.curriculum.stages import check_curriculum
 from factory.errors import DatasetError
-from factory.ledger import LEDGER, MANIFEST, ShardEntry, read_ledger, read_manifest, read_signals
+from factory.ledger import LEDGER, ShardEntry, read_ledger
+from factory.manifest import MANIFEST, read_manifest, read_signals
 from factory.records import Array, SignalSpec
 from factory.shards import file_digest, read_batches, read_schema, shard_path
 
@@ -108,7 +108,7 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
     if (prompt_tokens, completion_tokens) != (entry.prompt_tokens, entry.completion_tokens):
         yield f"ledger.jsonl: shard {shard}: its rows have {prompt_tokens} + {completion_tokens} tokens, not as told"
     if "hidden_states" in configs:
-        yield from _check_states(out, configs["hidden_states"], shard, inputs, len(signals.layers))
+        yield from _check_states(out, configs["hidden_states"], shard, inputs, signals)
 
 
 def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
@@ -129,32 +129,33 @@ def _input_lengths(batch: Any) -> Array:
 
 
 def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str]:
-    tokens, k = _lengths(batch, "completion_token_ids"), signals.top_k
-    expected = {"sampled_logprobs": 1, "tail_logprobs": 1, "entropy": 1}
-    expected |= {} if signals.compact else {"topk_ids": k, "topk_logprobs": k}
-    for column, factor in expected.items() if k else ():
-        for row in np.flatnonzero(_lengths(batch, column) != tokens * factor):
-            yield f"{name}: row {batch.column('id')[int(row)]}: {column} does not match its {tokens[row]} tokens"
-    for row, told in find_damage(_flat(batch), tokens, k) if k and signals.compact else ():
-        yield f"{name}: row {batch.column('id')[row]}: {told}"
+    tokens, before = _lengths(batch, "completion_token_ids"), _lengths(batch, "prompt_token_ids") - 1
+    for prefix, lengths in (("", tokens), (PROMPT, before)) if signals.of_prompt else (("", tokens),):
+        for row, told in find_damage(_flat(batch, prefix), lengths, signals.top_k):
+            yield f"{name}: row {batch.column('id')[row]}: {prefix}{told}"
     starts = batch.column("answer_start").to_numpy()
     for row in np.flatnonzero((starts < 0) | (starts >= tokens)):
         yield f"{name}: row {batch.column('id')[int(row)]}: answer_start {starts[row]} is outside its tokens"
 
 
-def _flat(batch: Any) -> dict[str, tuple[Array, Array]]:
-    """The compact columns as they lie: values, and offsets [B + 1]."""
-    columns = {name: batch.column(name) for name in PACKED_COLUMNS}
+def _flat(batch: Any, prefix: str) -> Flat:
+    """The columns of the distributions as they lie: values, and offsets [B + 1]."""
+    columns = {name: batch.column(prefix + name) for name in STORED if prefix + name in batch.schema.names}
     cuts = {name: column.offsets.to_numpy() for name, column in columns.items()}
     return {n: (columns[n].values.to_numpy()[cut[0] : cut[-1]], cut - cut[0]) for n, cut in cuts.items()}
 
 
-def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int], layers: int) -> Iterator[str]:
+def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec) -> Iterator[str]:
     ids: list[str] = []
     for name, batch in _batches(out, layout, shard):
         for row in batch.to_pylist():
             ids.append(row["id"])
-            if row["shape"][:2] != [inputs.get(row["id"]), layers]:
-                yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{inputs.get(row['id'])}, {layers}, H]"
+            count, positions = inputs.get(row["id"]), row.get("positions")
+            if positions is not None and count is not None:
+                if positions != sorted(set(positions) & set(range(count))):
+                    yield f"{name}: row {row['id']}: positions are not ascending in 0 to {count - 1}"
+                count = len(positions)
+            if row["shape"][:2] != [count, len(signals.layers)]:
+                yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{count}, {len(signals.layers)}, H]"
     if ids != list(inputs):
         yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.card import DECODER
-from factory.codec import COLUMNS, GRID, NOWHERE, Packed, find_damage, pack, to_grid, unpack
+from factory.codec import COLUMNS, GRID, NOWHERE, Packed, find_damage, pack, read_topk, to_grid
 from factory.columns import layouts
 from factory.errors import DatasetError
 from factory.job import Job
-from factory.ledger import read_manifest, read_signals
 from factory.load import load_rows
+from factory.manifest import read_manifest, read_signals
 from factory.records import Array, Logprobs, Record, SignalSpec
 from factory.run import run
 from factory.shards import write_shard
@@ -44,7 +44,7 @@ Flat = dict[str, tuple[Array, Array]]
 
 def lay_flat(rows: list[Packed]) -> Flat:
     """The columns of rows as they lie in a batch."""
-    parts = [[row.table_D, row.places_TK, row.first_T, row.steps_TJ] for row in rows]
+    parts = [[row.table_D, row.places, row.first_T, row.steps] for row in rows]
     columns = zip(COLUMNS, zip(*parts, strict=True), strict=True)
     return {
         name: (np.concatenate([one.reshape(-1) for one in arrays]), np.cumsum([0, *(one.size for one in arrays)]))
@@ -123,7 +123,7 @@ def test_a_position_takes_few_bytes_and_loses_little(tmp_path: Path, spread: flo
     assert stored_bytes(tmp_path / file.path, NUMBERS) / positions <= most
     flat = lay_flat([pack(row) for row in rows])
     assert not list(find_damage(flat, np.array([len(row.sampled_T) for row in rows]), 20))
-    ids, logprobs = unpack(flat, 20)
+    ids, logprobs = read_topk(flat, 20).values()
     assert np.array_equal(ids, np.concatenate([row.topk_ids_TK for row in rows]))
     cuts = np.split(logprobs, np.cumsum([len(row.sampled_T) for row in rows])[:-1])
     kl = np.concatenate([divergence(row, decoded) for row, decoded in zip(rows, cuts, strict=True)])
@@ -133,7 +133,7 @@ def test_a_position_takes_few_bytes_and_loses_little(tmp_path: Path, spread: flo
 @MODELS
 def test_every_logprob_is_within_its_bound_and_the_order_stays(spread: float, vocab: int) -> None:
     for row in draw_rows(1, spread, vocab, rows=4):
-        _, decoded = unpack(lay_flat([pack(row)]), 20)
+        _, decoded = read_topk(lay_flat([pack(row)]), 20).values()
         given_TK = np.maximum(row.topk_TK.astype(np.float64), -4000)
         error = np.abs(decoded - given_TK)[np.isfinite(row.topk_TK)]
         assert error.max() <= 0.032
@@ -159,7 +159,7 @@ def test_ids_and_lengths_come_back_whatever_they_are(data: Any) -> None:
     ]
     flat = lay_flat([pack(row) for row in rows]) if rows else lay_flat([pack(empty(k))])
     assert not list(find_damage(flat, np.array([len(row.sampled_T) for row in rows] or [0]), k))
-    ids, logprobs = unpack(flat, k)
+    ids, logprobs = read_topk(flat, k).values()
     assert np.array_equal(ids, np.concatenate([np.zeros((0, k), np.int32), *(row.topk_ids_TK for row in rows)]))
     given_TK = np.concatenate([np.zeros((0, k)), *(row.topk_TK.astype(np.float64) for row in rows)])
     assert (np.abs(logprobs - given_TK) <= 0.032)[given_TK > -4000].all()
@@ -178,7 +178,7 @@ def test_what_has_no_probability_stays_so() -> None:
         halves = topk_TK.astype(np.float16)
     tail_T = np.array([-np.inf, 0, -4, -np.inf], np.float32)
     row = Logprobs(np.zeros(4, np.float32), np.arange(12, dtype=np.int32).reshape(4, 3), halves, tail_T, tail_T)
-    _, decoded = unpack(lay_flat([pack(row)]), 3)
+    _, decoded = read_topk(lay_flat([pack(row)]), 3).values()
     nowhere = [[False, True, True], [True] * 3, [False, False, True], [False, False, True]]
     assert np.isneginf(decoded).tolist() == nowhere
     assert decoded[0, 0] == 0

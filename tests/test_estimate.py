@@ -82,7 +82,15 @@ def test_the_disk_told_is_enough_for_what_is_written(workspace: Path, make_job: 
 
 
 @pytest.mark.parametrize(
-    "signals", [{"top_k": 0}, {"top_k": 4}, {"top_k": 4, "hidden_layers": [2, -1]}], ids=["text", "logprobs", "states"]
+    "signals",
+    [
+        {"top_k": 0},
+        {"top_k": 4},
+        {"top_k": 4, "hidden_layers": [2, -1]},
+        {"top_k": 8, "keep": "sampled", "positions": "all"},
+        {"top_k": 8, "positions": "answer", "hidden_layers": [2, -1], "hidden_positions": "kept"},
+    ],
+    ids=["text", "logprobs", "states", "drawn", "chosen"],
 )
 def test_what_is_predicted_is_what_is_written(workspace: Path, make_job: MakeJob, signals: dict[str, Any]) -> None:
     faults = {"backend": "scripted", "scripted": {"wrong": 0.1, "truncated": 0.05}}

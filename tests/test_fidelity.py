@@ -25,7 +25,8 @@ from factory.fidelity import (
     summarize,
 )
 from factory.job import Job
-from factory.ledger import read_ledger, read_manifest, read_signals, replace_section
+from factory.ledger import read_ledger
+from factory.manifest import read_manifest, read_signals, replace_section
 from factory.run import run
 
 MakeJob = Callable[..., Job]

@@ -13,20 +13,8 @@ import pytest
 from dataset_support import SIGNALS, change_line, held_ledger, make_record, read_ledger_lines, read_tree, some_outcomes
 
 from factory.errors import DatasetError
-from factory.ledger import (
-    Ledger,
-    ShardEntry,
-    Totals,
-    find_changes,
-    read_ledger,
-    read_manifest,
-    read_signals,
-    reconcile_manifest,
-    scan_ledger,
-    seal,
-    summarize_shard,
-    write_atomically,
-)
+from factory.ledger import Ledger, ShardEntry, Totals, read_ledger, scan_ledger, summarize_shard
+from factory.manifest import find_changes, read_manifest, read_signals, reconcile_manifest, seal, write_atomically
 from factory.records import SignalSpec, canonical_json
 from factory.shards import ShardFile
 

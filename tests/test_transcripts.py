@@ -12,7 +12,8 @@ from dataset_support import read_table, read_tree, start_factory
 from factory import run as module
 from factory.errors import JobError
 from factory.job import Job, TranscriptsConfig
-from factory.ledger import read_ledger, read_manifest
+from factory.ledger import read_ledger
+from factory.manifest import read_manifest
 from factory.records import PlannedRow, Prompt, Rejection
 from factory.run import run
 from factory.transcripts import Transcripts, open_transcripts

@@ -40,7 +40,8 @@ from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits
 from factory.curriculum.stages import FOLDER, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
-from factory.ledger import Ledger, hold, read_ledger, read_manifest, write_atomically
+from factory.ledger import Ledger, hold, read_ledger
+from factory.manifest import read_manifest, write_atomically
 from factory.records import Array
 from factory.shards import ShardFile, shard_path, sync_directory
 

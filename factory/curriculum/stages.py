@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.errors import DatasetError
-from factory.ledger import Ledger, seal
+from factory.ledger import Ledger
+from factory.manifest import seal
 from factory.records import content_hash
 from factory.shards import file_digest, read_batches
 

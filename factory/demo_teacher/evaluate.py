@@ -20,7 +20,8 @@ from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED
 from factory.demo_teacher.recipe import TASKS, Recipe
 from factory.errors import FactoryError, JobError
 from factory.job import Job
-from factory.ledger import read_ledger, read_manifest
+from factory.ledger import read_ledger
+from factory.manifest import read_manifest
 from factory.run import run
 from factory.shards import file_digest, read_batches, shard_path
 from factory.tasks import builtin_root, discover

@@ -24,7 +24,7 @@ from factory.demo_teacher.network import export, new_model
 from factory.demo_teacher.recipe import TASKS, Recipe, draw_step, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import PIECES, train_tokenizer
 from factory.errors import FactoryError, TeacherError
-from factory.ledger import find_changes
+from factory.manifest import find_changes
 
 CHECKPOINT_STEPS = 100
 MICROBATCH_TOKENS = 4096  # memory and padding; the gradient is the same but for rounding

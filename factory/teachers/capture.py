@@ -23,60 +23,35 @@ import torch
 from torch import nn
 from vllm.distributed.parallel_state import get_tp_group
 
+from factory.records import SignalSpec
+from factory.teachers.distribution import Distribution, Workspace, fractions
 from factory.teachers.pages import Array, Pages
 
-BLOCK = 64  # vocabulary entries in one block of the two-stage top-k
 SCORED_LOGITS = 1 << 24  # logits held at once when a prefill is scored: 64 MB in float32
 
 
-def exact_topk(values_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest values and their indices, descending. Exact, at about half the cost of a plain topk.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known of a request from its beginning: prompt tokens, the seed of its draws, and, where it is a prefill
+    to be scored, the last completion id, which is no input."""
 
-    The k largest values lie inside the k blocks with the largest maxima, so only those blocks are searched.
-    """
-    rows, vocab = values_BV.shape
-    blocks = vocab // BLOCK
-    if blocks < 4 * k:
-        return values_BV.topk(k)
-    whole = values_BV[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
-    best_BK = whole.amax(-1).topk(k).indices
-    values = whole.gather(1, best_BK[:, :, None].expand(-1, -1, BLOCK)).reshape(rows, k * BLOCK)
-    indices = (best_BK[:, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)).reshape(rows, k * BLOCK)
-    rest = torch.arange(blocks * BLOCK, vocab, device=values.device).expand(rows, -1)
-    values = torch.cat([values, values_BV[:, blocks * BLOCK :]], 1)
-    top = values.topk(k)
-    return top.values, torch.cat([indices, rest], 1).gather(1, top.indices)
-
-
-class Distribution:
-    """One step's logits reduced: log-probabilities, the k largest, the mass outside them, the entropy (nats)."""
-
-    def __init__(self, logits_BV: torch.Tensor, k: int) -> None:
-        # an id the model rules out has -inf, and 0 * -inf is not a number: a finite floor keeps the entropy exact
-        self.logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1).clamp_min_(-1e30)
-        self.topk_BK, self.topk_ids_BK = exact_topk(self.logprobs_BV, k)
-        probs_BV = self.logprobs_BV.exp()
-        self.entropy_B = -torch.einsum("bv,bv->b", probs_BV, self.logprobs_BV)
-        # summed without the kept ids rather than as 1 - kept, which would cancel for a peaked distribution
-        self.tail_B = probs_BV.scatter_(1, self.topk_ids_BK, 0.0).sum(-1).log()
-
-    def rows(self, sampled_B: torch.Tensor) -> Array:
-        """[B, 3 + k] float32: sampled, tail, entropy, then the k log-probabilities."""
-        sampled = self.logprobs_BV.gather(1, sampled_B[:, None].long())
-        columns = [sampled, self.tail_B[:, None], self.entropy_B[:, None], self.topk_BK]
-        packed: Array = torch.cat(columns, 1).cpu().numpy()
-        return packed
+    prompt: int
+    seed: int
+    last_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class CapturePlan:
-    """What to keep: k, resolved layers, the last of them after the final norm or before; of every request while it
-    generates (`decoding`), or of scored requests alone."""
+class Batch:
+    """The B requests of a step, in the order of every row that the engine computes: slot, and what was asked."""
 
-    top_k: int
-    layers: list[int]
-    final_norm: bool
-    decoding: bool
+    names: list[str]
+    slot_B: Array
+    prompt_B: Array
+    seed_B: Array
+    last_id_B: Array  # -1 where the request generates
+
+
+NO_BATCH = Batch([], *(np.zeros(0, np.int64) for _ in range(4)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,29 +66,31 @@ class StepRows:
 
 
 class Capture:
-    """Everything kept of the requests now inside one worker."""
+    """Everything kept of the requests now inside one worker: of every request while it generates (`decoding`), or of
+    scored requests alone."""
 
-    def __init__(self, runner: Any, plan: CapturePlan, keeps: bool) -> None:
+    def __init__(self, runner: Any, signals: SignalSpec, decoding: bool, keeps: bool) -> None:
         self.runner = runner
-        self.top_k = plan.top_k
-        self.layers = plan.layers if keeps else []
-        self.final_norm = plan.final_norm
-        self.decoding = plan.decoding and keeps
+        self.signals = signals
+        self.layers = signals.layers if keeps else ()
+        self.decoding = decoding and keeps
         self.keeps = keeps
         self.compute_logits = runner.model.compute_logits
-        self.scored: dict[str, tuple[int, Array]] = {}  # prompt tokens, completion ids
+        self.asked: dict[str, Asked] = {}
         self.slots: dict[str, int] = {}
         self.free_slots: list[int] = []
-        self.batch: tuple[list[str], Array] = ([], np.zeros(0, np.int64))
-        self.floats = Pages(3 + plan.top_k, np.float32, np.nan)
-        self.ids = Pages(plan.top_k, np.int32, 0)
+        self.batch = NO_BATCH
+        draws = signals.top_k if signals.keep == "sampled" else 0
+        self.floats = Pages(3 + signals.top_k + draws, np.float32, np.nan)
+        self.ids = Pages(signals.top_k, np.int32, 0)
         self.states: Pages | None = None
         self.step: Distribution | None = None
+        self.of_sampled, self.of_given = Workspace(), Workspace()  # the first may wait for its tokens meanwhile
         self.outputs: dict[int, torch.Tensor] = {}
 
     def install(self) -> None:
         """Wrap the runner and hook the layers."""
-        if self.top_k and self.decoding:
+        if self.signals.top_k and self.decoding:
             _wrap(self.runner.model, "compute_logits", self._around_logits)
             _wrap(self.runner, "_sample", self._around_sample)
         self._hook_layers()
@@ -121,7 +98,9 @@ class Capture:
 
     def _around_logits(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         logits = inner(*args, **kwargs)
-        self.step = None if logits is None else Distribution(logits, self.top_k)
+        self.step = None
+        if logits is not None:
+            self.step = self._reduce(logits, self._batch().seed_B, self._next_index(), self.of_sampled)
         return logits
 
     def _around_sample(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -131,16 +110,32 @@ class Capture:
             self._keep_distribution(step, output.sampled_token_ids[:, 0])
         return output
 
+    def _reduce(self, logits: torch.Tensor, seed_B: Array, index_B: Array, workspace: Workspace) -> Distribution:
+        """`index_B` counts from the first completion token, so draws are the same however a row is captured."""
+        drawn = self.signals.keep == "sampled"
+        return Distribution(logits, self.signals, workspace, fractions(seed_B, index_B) if drawn else None)
+
+    def _next_index(self) -> Array:
+        """Which output token of each request the logits of this step belong to."""
+        batch, count = self.runner.input_batch, len(self._batch().names)
+        index: Array = (batch.num_tokens_no_spec[:count] - batch.num_prompt_tokens[:count]).astype(np.int64)
+        return index
+
     def _keep_distribution(self, step: Distribution, sampled_B: torch.Tensor) -> None:
-        batch = self.runner.input_batch
-        slots_B = self._slots_of_batch()
-        # the token sampled now is the output token with this index; a request still inside its prompt samples none
-        index_B = batch.num_tokens_no_spec[: len(slots_B)] - batch.num_prompt_tokens[: len(slots_B)]
-        real_B = ~self.runner.discard_request_mask.np[: len(slots_B)]
-        slots_B, index_B = slots_B[real_B], index_B[real_B].astype(np.int64)
-        if len(slots_B):
-            self.floats.write(slots_B, index_B, step.rows(sampled_B)[real_B])
-            self.ids.write(slots_B, index_B, step.topk_ids_BK.cpu().numpy()[real_B])
+        batch = self._batch()
+        # a request still inside its prompt samples nothing
+        real_B = ~self.runner.discard_request_mask.np[: len(batch.names)]
+        if real_B.any():
+            index_B = self._next_index() + self._first_index(batch.prompt_B)
+            self._write(step, batch.slot_B, index_B, sampled_B, real_B)
+
+    def _first_index(self, prompt_B: Array) -> Array:
+        """Where the first completion token stands among a request's kept tokens: after the prompt's, if those are."""
+        return prompt_B - 1 if self.signals.of_prompt else np.zeros_like(prompt_B)
+
+    def _write(self, step: Distribution, slot_B: Array, index_B: Array, token_B: torch.Tensor, real_B: Array) -> None:
+        self.floats.write(slot_B[real_B], index_B[real_B], step.rows(token_B)[real_B])
+        self.ids.write(slot_B[real_B], index_B[real_B], step.ids_BK.cpu().numpy()[real_B])
 
     def _around_execute(self, inner: Callable[..., Any], scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if scheduler_output.preempted_req_ids:  # worth knowing: a larger cache would save the work done twice
@@ -149,50 +144,56 @@ class Capture:
             )
         result = inner(scheduler_output, *args, **kwargs)
         outputs, self.outputs = self.outputs, {}
-        if scheduler_output.total_num_scheduled_tokens and (self.scored or (outputs and self.decoding)):
+        if not scheduler_output.total_num_scheduled_tokens:
+            return result
+        scores = bool(self.signals.top_k) and (self._any_scored() or (self.decoding and self.signals.of_prompt))
+        if scores or (outputs and (self.decoding or self._any_scored())):
             rows = self._rows_of_step(scheduler_output)
             if outputs and len(rows.row_N):
                 self._keep_states(outputs, rows)
-            if self.scored and self.top_k:
+            if scores:
                 self._keep_scored(rows)
         return result
 
+    def _any_scored(self) -> bool:
+        return bool((self._batch().last_id_B >= 0).any())
+
     def _rows_of_step(self, scheduler_output: Any) -> StepRows:
         """Where each token of the step belongs, of the requests that are kept."""
-        slots_B = self._slots_of_batch()
-        names = self.batch[0]
-        counts_B = np.array([scheduler_output.num_scheduled_tokens[name] for name in names], np.int64)
-        first_B = self.runner.input_batch.num_computed_tokens_cpu[: len(slots_B)].astype(np.int64)
-        request_N = np.repeat(np.arange(len(names)), counts_B)
+        batch = self._batch()
+        counts_B = np.array([scheduler_output.num_scheduled_tokens[name] for name in batch.names], np.int64)
+        first_B = self.runner.input_batch.num_computed_tokens_cpu[: len(counts_B)].astype(np.int64)
+        request_N = np.repeat(np.arange(len(counts_B)), counts_B)
         row_N = np.arange(len(request_N))
         if not self.decoding:
-            row_N = row_N[np.array([name in self.scored for name in names], bool)[request_N]]
+            row_N = row_N[(batch.last_id_B >= 0)[request_N]]
         request_N = request_N[row_N]
         within_N = row_N - (np.cumsum(counts_B) - counts_B)[request_N]
-        return StepRows(row_N, request_N, slots_B[request_N], first_B[request_N] + within_N)
+        return StepRows(row_N, request_N, batch.slot_B[request_N], first_B[request_N] + within_N)
 
     def _keep_scored(self, rows: StepRows) -> None:
-        """Compute and reduce the logits that predict the completions of scored requests."""
-        index_N = np.full(len(rows.row_N), -1, np.int64)
-        target_N = np.zeros(len(rows.row_N), np.int64)
-        for number, name in enumerate(self.batch[0]):
-            if name in self.scored:
-                prompt, ids_T = self.scored[name]
-                of_request = np.flatnonzero(rows.request_N == number)
-                index = rows.position_N[of_request] + 1 - prompt  # a position predicts the token after it
-                real = (index >= 0) & (index < len(ids_T))
-                index_N[of_request[real]], target_N[of_request[real]] = index[real], ids_T[index[real]]
-        chosen = np.flatnonzero(index_N >= 0)
+        """Compute and reduce the logits that predict tokens which exist: a scored completion, and a kept prompt."""
+        batch, inputs = self._batch(), self.runner.input_batch
+        given_B = inputs.num_prompt_tokens[: len(batch.names)].astype(np.int64)  # a scored completion is an input too
+        scored_B = batch.last_id_B >= 0
+        first_B = np.ones_like(given_B) if self.signals.of_prompt else np.where(scored_B, batch.prompt_B, given_B)
+        token_N = rows.position_N + 1  # a position predicts the token after it
+        end_B = given_B + scored_B  # the last id of a scored completion is no input, but predicted
+        chosen = np.flatnonzero((token_N >= first_B[rows.request_N]) & (token_N < end_B[rows.request_N]))
+        token_N, request_N = token_N[chosen], rows.request_N[chosen]
+        known_N = inputs.token_ids_cpu[request_N, np.minimum(token_N, given_B[request_N] - 1)]
+        target_N = np.where(token_N < given_B[request_N], known_N, batch.last_id_B[request_N]).astype(np.int64)
+        index_N = token_N - batch.prompt_B[request_N]
+        kept_N = index_N + self._first_index(batch.prompt_B)[request_N]
+        slot_N, row_N, seed_N = rows.slot_N[chosen], rows.row_N[chosen], batch.seed_B[request_N]
         hidden_NH = self.runner.execute_model_state.hidden_states
         step = max(16, SCORED_LOGITS // self.runner.model_config.get_vocab_size())
-        for part in np.array_split(chosen, -(-len(chosen) // step)) if len(chosen) else []:
-            where = torch.from_numpy(rows.row_N[part]).to(hidden_NH.device)
-            logits = self.compute_logits(hidden_NH[where])  # with tensor parallelism every worker has a part in this
-            if self.keeps:
-                kept = Distribution(logits, self.top_k)
-                targets = torch.from_numpy(target_N[part]).to(logits.device)
-                self.floats.write(rows.slot_N[part], index_N[part], kept.rows(targets))
-                self.ids.write(rows.slot_N[part], index_N[part], kept.topk_ids_BK.cpu().numpy())
+        for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // step)) if len(chosen) else []:
+            logits = self.compute_logits(hidden_NH[torch.from_numpy(row_N[part]).to(hidden_NH.device)])
+            if self.keeps:  # with tensor parallelism every worker has a part in the logits
+                target = torch.from_numpy(target_N[part]).to(logits.device)
+                reduced = self._reduce(logits, seed_N[part], index_N[part], self.of_given)
+                self._write(reduced, slot_N[part], kept_N[part], target, np.ones(len(part), np.bool_))
 
     def _keep_states(self, outputs: dict[int, torch.Tensor], step: StepRows) -> None:
         # models that vLLM runs through transformers keep a batch dimension of one before the tokens
@@ -204,33 +205,46 @@ class Capture:
             self.states = Pages(bits.shape[1], np.uint16, 0)
         self.states.write(step.slot_N, step.position_N, bits)
 
-    def _slots_of_batch(self) -> Array:
-        """The slot of each request of the batch, in the batch's order (the order of every row the engine computes)."""
-        names = self.runner.input_batch.req_ids
-        if names != self.batch[0]:
-            self.batch = (list(names), np.array([self._slot(name) for name in names], np.int64))
-        return self.batch[1]
+    def _batch(self) -> Batch:
+        """The requests of the batch as it is now."""
+        inputs = self.runner.input_batch
+        if inputs.req_ids != self.batch.names:
+            names = list(inputs.req_ids)
+            prompts = inputs.num_prompt_tokens[: len(names)].tolist()
+            known = [self.asked.get(name) or Asked(prompt, 0) for name, prompt in zip(names, prompts, strict=True)]
+            last_ids = [-1 if one.last_id is None else one.last_id for one in known]
+            parts = ([self._slot(name) for name in names], [o.prompt for o in known], [o.seed for o in known], last_ids)
+            self.batch = Batch(names, *(np.array(part, np.int64) for part in parts))
+        return self.batch
 
     def _slot(self, name: str) -> int:
         if name not in self.slots:
             self.slots[name] = self.free_slots.pop() if self.free_slots else len(self.slots)
         return self.slots[name]
 
-    def score(self, name: str, prompt: int, completion_ids: list[int]) -> None:
-        """Say that a request is a prefill over `prompt` tokens and all but the last of these completion ids."""
-        self.scored[name] = (prompt, np.array(completion_ids, np.int64))
+    def begin(self, name: str, asked: Asked) -> None:
+        """What the batch itself does not tell of a request; to be told before its first step."""
+        self.asked[name] = asked
 
     def take(self, name: str, tokens: int, inputs: int) -> dict[str, Array]:
-        """The arrays of a finished request of `tokens` completion tokens and `inputs` input tokens; forgets it."""
+        """The arrays of a finished request of `tokens` completion tokens and `inputs` input tokens; forgets it.
+
+        Distributions are those of the completion, after those of the prompt's tokens but the first where these are
+        kept.
+        """
         slot = self.slots.get(name)
         if slot is None:
             return {}
         arrays: dict[str, Array] = {}
-        if self.top_k:
-            floats = self.floats.take(slot, tokens)
+        k = self.signals.top_k
+        if k:
+            count = inputs if self.signals.of_prompt else tokens
+            floats = self.floats.take(slot, count)
             arrays |= {"sampled_T": floats[:, 0].copy(), "tail_T": floats[:, 1].copy()}
-            arrays |= {"entropy_T": floats[:, 2].copy(), "topk_TK": floats[:, 3:].astype(np.float16)}
-            arrays["topk_ids_TK"] = self.ids.take(slot, tokens)
+            arrays |= {"entropy_T": floats[:, 2].copy(), "topk_TK": floats[:, 3 : 3 + k].astype(np.float16)}
+            arrays["topk_ids_TK"] = self.ids.take(slot, count)
+            if self.signals.keep == "sampled":
+                arrays["draws_TK"] = np.nan_to_num(floats[:, 3 + k :], nan=-1).astype(np.int16)
         if self.states is not None:
             arrays["bits_NLH"] = self.states.take(slot, inputs).reshape(-1, len(self.layers), self._hidden_size())
         self.drop(name)
@@ -238,7 +252,7 @@ class Capture:
 
     def drop(self, name: str) -> None:
         """Forget a request."""
-        self.scored.pop(name, None)
+        self.asked.pop(name, None)
         slot = self.slots.pop(name, None)
         if slot is None:
             return
@@ -246,7 +260,7 @@ class Capture:
             if pages is not None:
                 pages.drop(slot)
         self.free_slots.append(slot)
-        self.batch = ([], np.zeros(0, np.int64))
+        self.batch = NO_BATCH
 
     def _hidden_size(self) -> int:
         assert self.states is not None
@@ -259,7 +273,7 @@ class Capture:
         for layer in self.layers:
             if layer == 0:
                 blocks[0].register_forward_pre_hook(self._keeper_of_input(), with_kwargs=True)
-            elif layer == len(blocks) and self.final_norm:
+            elif layer == len(blocks) and self.signals.final_norm:
                 find_final_norm(trunk).register_forward_hook(self._keeper(layer, residual=False))
             else:
                 blocks[layer - 1].register_forward_hook(self._keeper(layer, residual=True))
@@ -314,19 +328,17 @@ class CaptureExtension:
     model_runner: Any
     factory_capture: Capture | None
 
-    def factory_install(self, top_k: int, layers: list[int], final_norm: bool, decoding: bool) -> None:
+    def factory_install(self, signals: SignalSpec, decoding: bool) -> None:
         """Begin to capture. With tensor parallelism only the first worker keeps: it holds whole logits and states."""
         self.factory_capture = None
-        if top_k or layers:
-            keeps = get_tp_group().rank_in_group == 0
-            plan = CapturePlan(top_k, layers, final_norm, decoding)
-            self.factory_capture = Capture(self.model_runner, plan, keeps)
+        if signals.top_k or signals.layers:
+            self.factory_capture = Capture(self.model_runner, signals, decoding, get_tp_group().rank_in_group == 0)
             self.factory_capture.install()
 
-    def factory_score(self, name: str, prompt: int, completion_ids: list[int]) -> None:
-        """A request is a prefill whose completion is to be scored; to be told before its first step."""
+    def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None) -> None:
+        """What is asked of a request: see `Asked`; to be told before its first step."""
         if self.factory_capture:
-            self.factory_capture.score(name, prompt, completion_ids)
+            self.factory_capture.begin(name, Asked(prompt, seed, last_id))
 
     def factory_take(self, name: str, tokens: int, inputs: int) -> dict[str, Array]:
         """Arrays of a finished request; an empty dict from a worker that does not keep any."""

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from factory.errors import redact
-from factory.records import Generation, HiddenStates, Logprobs, SignalSpec
+from factory.records import LOGPROB_ARRAYS, Generation, HiddenStates, Logprobs, SignalSpec
+from factory.teachers.chosen import keep_chosen
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers, split_completion
 from factory.teachers.spool import SpoolWriter
@@ -50,18 +51,16 @@ class Engine:
         self.teacher = setup["teacher"]
         self.schemas = setup["schemas"]
         self.constrain = setup["constrain"]
-        self.signals = SignalSpec(setup["top_k"], tuple(setup["layers"]), setup["final_norm"])
+        self.signals = SignalSpec(**setup["signals"] | {"layers": tuple(setup["signals"]["layers"])})
         self.tokenizer = load_tokenizer(self.teacher)
         self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
         self.encoder = make_encoder(self.tokenizer, self.markers, self.teacher["chat_template_kwargs"])
         require_some_fit(self.encoder, setup["probes"], setup["window"])
-        self.llm = build_llm(self.teacher, self.markers, bool(setup["layers"]))
+        self.llm = build_llm(self.teacher, self.markers)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.captures = bool(self.signals.top_k or self.signals.layers)
         self.decoding = setup["capture"] == "decode"
-        self._tell_worker(
-            "factory_install", self.signals.top_k, list(self.signals.layers), self.signals.final_norm, self.decoding
-        )
+        self._tell_worker("factory_install", self.signals, self.decoding)
         self.spool = SpoolWriter(Path(setup["spool"]))
         self.requests: dict[str, Request] = {}
 
@@ -129,8 +128,9 @@ class Engine:
             inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": inputs}, params)
         except ValueError as error:
             return failed(prompt, ids, "refused_by_engine", " ".join(str(error).split()))
-        if completion_ids is not None:
-            self._tell_worker("factory_score", inner, len(ids), completion_ids)
+        if completion_ids is not None or self.signals.keep == "sampled":
+            last_id = None if completion_ids is None else int(completion_ids[-1])
+            self._tell_worker("factory_begin", inner, len(ids), prompt["seed"], last_id)
         self.requests[name] = Request(inner, prompt, ids, completion_ids, why)
         return None
 
@@ -176,7 +176,10 @@ class Engine:
         if request.prompt["transcript"] is not None and split.answer_start >= len(ids_T):
             split = split_completion(self.tokenizer, ids_T, None)  # it never reasoned, or never stopped to
         arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
-        return Generation(
+        found = {name: arrays[name] for name in LOGPROB_ARRAYS if name in arrays}
+        all_logprobs = Logprobs(**found) if found else None
+        before = len(found["sampled_T"]) - len(ids_T) if found else 0  # of the prompt's tokens
+        made = Generation(
             prompt_id=request.prompt["id"],
             attempt=request.prompt["attempt"],
             text=split.text,
@@ -186,9 +189,11 @@ class Engine:
             completion_token_ids=ids_T,
             answer_start=split.answer_start,
             finish_reason=finish_reason,
-            logprobs=Logprobs(*(arrays[name] for name in Logprobs.__slots__)) if "topk_TK" in arrays else None,
+            logprobs=all_logprobs and all_logprobs.part(slice(before, None)),
+            prompt_logprobs=all_logprobs.part(slice(before)) if all_logprobs and self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
         )
+        return keep_chosen(made, self.signals)
 
     def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
         answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.captures else []
@@ -241,7 +246,7 @@ def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], windo
         raise Unfit(f"teacher.max_model_len {window}: no prompt fits of {', '.join(long)}; raise it or drop the task")
 
 
-def build_llm(teacher: dict[str, Any], markers: Markers | None, hidden_states: bool) -> Any:
+def build_llm(teacher: dict[str, Any], markers: Markers | None) -> Any:
     """The engine, set up so that capture is right: eager, no prefix cache, no chunked prefill, guidance grammars."""
     from vllm import LLM
     from vllm.config.reasoning import ReasoningConfig

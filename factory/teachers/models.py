@@ -123,8 +123,19 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
     layers = [layer if layer >= 0 else shape.layers + 1 + layer for layer in job.signals.hidden_layers]
     if len(set(layers)) < len(layers):
         raise TeacherError(f"signals.hidden_layers {job.signals.hidden_layers}: a layer is named twice")
-    pairs, compact = job.samples.keep == "pair", job.storage.logprobs == "compact"
-    return SignalSpec(top_k, tuple(layers), job.signals.final_norm, pairs=pairs, compact=compact)
+    asked = job.signals
+    return SignalSpec(
+        top_k,
+        tuple(layers),
+        asked.final_norm,
+        pairs=job.samples.keep == "pair",
+        compact=job.storage.logprobs == "compact",
+        keep=asked.keep,
+        top_p=asked.top_p or 1.0,
+        positions=asked.positions,
+        min_entropy=asked.min_entropy,
+        hidden_positions=asked.hidden_positions,
+    )
 
 
 def require_window(job: Job, shape: ModelShape) -> int | None:

@@ -21,7 +21,7 @@ import torch
 
 from factory.agreement import Figures, compare_logprobs, compare_states
 from factory.errors import redact
-from factory.records import Array, Logprobs
+from factory.records import LOGPROB_ARRAYS, Array, Logprobs
 
 CHUNK_VALUES = 2**24  # logits held at once; a vocabulary of 152k takes 110 positions at a time
 HEADROOM = 1.15  # of the weights: what loading and the allocator take beside them
@@ -55,7 +55,7 @@ class PlainModel:
             raise NotChecked(f"{type(self.model).__name__} gives no logits for chosen positions")
 
     def recompute(self, ids: Array, first: int, topk_ids_TK: Array | None) -> tuple[Logprobs | None, Array | None]:
-        """What the model says of `ids`, whose completion begins at `first`: distributions, states float32 [N, L, H].
+        """What the model says of `ids`: distributions of those from `first` on, states float32 [N, L, H].
 
         Log-probabilities are taken at the ids given; None stands for what was not asked for.
         """
@@ -114,12 +114,17 @@ class PlainModel:
 def reduce_logits(
     logits_CV: torch.Tensor, sampled_C: torch.Tensor, ids_CK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the sampled ids and of the given ones, log of the mass outside those, entropy (nats)."""
+    """Log-probabilities of the sampled ids and of the given ones, log of the mass outside those, entropy (nats).
+
+    An id of -1 stands for none.
+    """
     logprobs_CV = torch.log_softmax(logits_CV, -1).clamp_min_(-1e30)  # 0 * -inf is not a number
     entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
-    kept_CK = logprobs_CV.gather(1, ids_CK)
-    tail_C = logprobs_CV.scatter(1, ids_CK, -torch.inf).logsumexp(-1)
-    return logprobs_CV.gather(1, sampled_C[:, None])[:, 0], kept_CK, tail_C, entropy_C
+    own_C = logprobs_CV.gather(1, sampled_C[:, None])[:, 0]
+    kept_CK = logprobs_CV.gather(1, ids_CK.clamp_min(0)).masked_fill_(ids_CK < 0, -torch.inf)
+    row_N, entry_N = (ids_CK >= 0).nonzero(as_tuple=True)
+    logprobs_CV[row_N, ids_CK[row_N, entry_N]] = -torch.inf
+    return own_C, kept_CK, logprobs_CV.logsumexp(-1), entropy_C
 
 
 def load_config(model: str, names: dict[str, Any]) -> Any:
@@ -180,14 +185,16 @@ def free_memory() -> float:
 def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
     """Figures of one row: `logprobs` and, for each kept layer, `layers`. `row` as `reference.Row` lays it out."""
     ids = np.concatenate([row["prompt_ids"], row["completion_ids"]])
-    stored = Logprobs(*(row[name] for name in Logprobs.__slots__)) if "topk_TK" in row else None
-    again, states_NLH = model.recompute(ids, len(row["prompt_ids"]), None if stored is None else stored.topk_ids_TK)
+    stored = Logprobs(**{name: row[name] for name in LOGPROB_ARRAYS if name in row}) if "topk_TK" in row else None
+    first = len(ids) - (0 if stored is None else len(stored.sampled_T))
+    again, states_NLH = model.recompute(ids, first, None if stored is None else stored.topk_ids_TK)
     figures: dict[str, Any] = {"logprobs": {}, "layers": {}}
     if stored is not None and again is not None:
         figures["logprobs"] = compare_logprobs(stored, again)
     if states_NLH is not None:
         kept_NLH = (row["bits_NLH"].astype(np.uint32) << 16).view(np.float32)
-        figures["layers"] = compare_layers(model.layers, kept_NLH, states_NLH)
+        again_NLH = states_NLH[row["positions_N"]] if "positions_N" in row else states_NLH
+        figures["layers"] = compare_layers(model.layers, kept_NLH, again_NLH)
     return figures
 
 

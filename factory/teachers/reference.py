@@ -34,7 +34,10 @@ class NotChecked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KeptRow:
-    """What a dataset's files hold of one row: ids, and the signals it keeps (bits uint16 [N, L, H])."""
+    """What a dataset's files hold of one row: ids, and the signals it keeps (bits uint16 [N, L, H]).
+
+    `logprobs` are of the completion, after those of the prompt's tokens but the first where these are kept.
+    """
 
     id: str
     task: str
@@ -42,6 +45,7 @@ class KeptRow:
     completion_ids: Array
     logprobs: Logprobs | None
     bits_NLH: Array | None
+    positions_N: Array | None = None
 
     @property
     def tokens(self) -> int:
@@ -50,8 +54,9 @@ class KeptRow:
     def arrays(self) -> dict[str, Array]:
         """By name, as the child takes them."""
         arrays = {"prompt_ids": self.prompt_ids, "completion_ids": self.completion_ids}
-        arrays |= {} if self.logprobs is None else {name: getattr(self.logprobs, name) for name in Logprobs.__slots__}
-        return arrays | ({} if self.bits_NLH is None else {"bits_NLH": self.bits_NLH})
+        arrays |= {} if self.logprobs is None else self.logprobs.arrays()
+        states = {"bits_NLH": self.bits_NLH, "positions_N": self.positions_N}
+        return arrays | {name: array for name, array in states.items() if array is not None}
 
 
 def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False) -> dict[str, Any]:

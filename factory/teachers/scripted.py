@@ -7,6 +7,7 @@ at every position, so top-k, tail mass and entropy agree with each other. Same p
 
 import json
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from factory.job import Job
 from factory.records import Array, Generation, HiddenStates, Logprobs, Prompt, TeacherInfo, Transcript
 from factory.tasks import Task
+from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape, resolve_signals
 
 THINK_END, STOP = 256, 257
@@ -84,7 +86,7 @@ class ScriptedTeacher:
         cut = len(ids) > most
         ids_T = np.array(ids[:most], np.int32)
         start = min(len(think), len(ids_T))
-        return Generation(
+        made = Generation(
             prompt_id=prompt.id,
             attempt=prompt.attempt,
             text=decode(ids_T.tolist()),
@@ -94,9 +96,8 @@ class ScriptedTeacher:
             completion_token_ids=ids_T,
             answer_start=start,
             finish_reason="length" if cut else "stop",
-            logprobs=self._draw_logprobs(rng, ids_T, self._peak(prompt)) if self.signals.top_k else None,
-            hidden_states=self._draw_states(rng, len(prompt_ids) + len(ids_T) - 1) if self.signals.layers else None,
         )
+        return self._with_signals(made, rng, self._peak(prompt))
 
     def _score(self, prompt: Prompt, transcript: Transcript, rng: np.random.Generator) -> Generation:
         """A transcript as it stands, with signals that belong to its ids."""
@@ -111,7 +112,7 @@ class ScriptedTeacher:
             return Generation.failed(prompt.id, prompt.attempt, "bad_token_id", detail, prompt_ids)
         closed = np.flatnonzero(ids_T == THINK_END)
         start = int(closed[0]) + 1 if len(closed) else 0
-        return Generation(
+        made = Generation(
             prompt_id=prompt.id,
             attempt=prompt.attempt,
             text=decode(ids_T.tolist()),
@@ -121,9 +122,20 @@ class ScriptedTeacher:
             completion_token_ids=ids_T,
             answer_start=start,
             finish_reason="stop",
-            logprobs=self._draw_logprobs(rng, ids_T, PEAK) if self.signals.top_k else None,
-            hidden_states=self._draw_states(rng, len(prompt_ids) + len(ids_T) - 1) if self.signals.layers else None,
         )
+        return self._with_signals(made, rng, PEAK)
+
+    def _with_signals(self, made: Generation, rng: np.random.Generator, peak: float) -> Generation:
+        """The same with all that the job keeps."""
+        prompt_ids, ids_T = made.prompt_token_ids, made.completion_token_ids
+        inputs = len(prompt_ids) + len(ids_T) - 1
+        made = replace(
+            made,
+            logprobs=self._draw_logprobs(rng, ids_T, peak) if self.signals.top_k else None,
+            hidden_states=self._draw_states(rng, inputs) if self.signals.layers else None,
+            prompt_logprobs=self._draw_logprobs(rng, prompt_ids[1:], peak) if self.signals.of_prompt else None,
+        )
+        return keep_chosen(made, self.signals)
 
     def _draw_fault(self, rng: np.random.Generator) -> str:
         point = float(rng.random())
@@ -148,20 +160,23 @@ class ScriptedTeacher:
         return PEAK - PEAK_FALLS * (task.levels.index(prompt.level) if task else 0)
 
     def _draw_logprobs(self, rng: np.random.Generator, ids_T: Array, peak: float) -> Logprobs:
-        k = self.signals.top_k
         logits_TV = rng.standard_normal((len(ids_T), VOCAB), np.float32)
         logits_TV[np.arange(len(ids_T)), ids_T] += peak
         logprobs_TV = logits_TV - np.log(np.exp(logits_TV).sum(1, keepdims=True))
-        order_TV = np.argsort(-logprobs_TV, axis=1, kind="stable")
-        sorted_TV = np.take_along_axis(logprobs_TV, order_TV, 1)
+        probs_TV = np.exp(logprobs_TV)
+        ids_TK, draws_TK = choose_ids(probs_TV, self.signals, rng)
+        kept_TK = ids_TK >= 0
+        outside_TV = probs_TV.copy()
+        np.put_along_axis(outside_TV, np.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0, 1)
         with np.errstate(divide="ignore"):
-            tail_T = np.log(np.exp(sorted_TV[:, k:]).sum(1))
+            tail_T = np.log(outside_TV.sum(1))
         return Logprobs(
             sampled_T=logprobs_TV[np.arange(len(ids_T)), ids_T],
-            topk_ids_TK=order_TV[:, :k].astype(np.int32),
-            topk_TK=sorted_TV[:, :k].astype(np.float16),
+            topk_ids_TK=ids_TK,
+            topk_TK=np.where(kept_TK, np.take_along_axis(logprobs_TV, ids_TK, 1), -np.inf).astype(np.float16),
             tail_T=tail_T,
-            entropy_T=-(np.exp(logprobs_TV) * logprobs_TV).sum(1),
+            entropy_T=-(probs_TV * logprobs_TV).sum(1),
+            draws_TK=draws_TK,
         )
 
     def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:

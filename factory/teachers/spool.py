@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import Array, Generation, HiddenStates, Logprobs
+from factory.records import LOGPROB_ARRAYS, Array, Generation, HiddenStates, Logprobs
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
 HEAD = struct.Struct("<I")  # bytes of the JSON head
 MAGIC = b"FGEN"
 SEGMENT_BYTES = 64 * 1024 * 1024
+PROMPT = "prompt."  # before the names of the arrays that belong to the prompt's tokens
 TEXTS = (
     "prompt_id",
     "attempt",
@@ -162,11 +163,13 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     """A generation as a head and the buffers that follow it."""
     arrays = {"prompt_token_ids": generation.prompt_token_ids, "completion_token_ids": generation.completion_token_ids}
     head: dict[str, Any] = {name: getattr(generation, name) for name in TEXTS}
-    if generation.logprobs is not None:
-        arrays |= {name: getattr(generation.logprobs, name) for name in Logprobs.__slots__}
+    for prefix, logprobs in (("", generation.logprobs), (PROMPT, generation.prompt_logprobs)):
+        arrays |= {} if logprobs is None else {prefix + name: array for name, array in logprobs.arrays().items()}
     if generation.hidden_states is not None:
-        arrays["bits_NLH"] = generation.hidden_states.bits_NLH
-        head["layers"] = generation.hidden_states.layers
+        states = generation.hidden_states
+        arrays["bits_NLH"] = states.bits_NLH
+        arrays |= {} if states.positions_N is None else {"positions_N": states.positions_N}
+        head["layers"] = states.layers
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     head["arrays"] = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     text = json.dumps(head).encode()
@@ -182,12 +185,17 @@ def unpack(payload: Array) -> Generation:
         size = np.dtype(dtype).itemsize * int(np.prod(shape))
         arrays[name] = np.frombuffer(payload[position : position + size].data, dtype).reshape(shape)
         position += size
-    logprobs = Logprobs(*(arrays[name] for name in Logprobs.__slots__)) if "topk_TK" in arrays else None
-    states = HiddenStates(tuple(head["layers"]), arrays["bits_NLH"]) if "bits_NLH" in arrays else None
+    layers, bits_NLH = tuple(head.get("layers", ())), arrays.get("bits_NLH")
     return Generation(
         **{name: head[name] for name in TEXTS},
         prompt_token_ids=arrays["prompt_token_ids"],
         completion_token_ids=arrays["completion_token_ids"],
-        logprobs=logprobs,
-        hidden_states=states,
+        logprobs=_unpack_logprobs(arrays, ""),
+        prompt_logprobs=_unpack_logprobs(arrays, PROMPT),
+        hidden_states=None if bits_NLH is None else HiddenStates(layers, bits_NLH, arrays.get("positions_N")),
     )
+
+
+def _unpack_logprobs(arrays: dict[str, Array], prefix: str) -> Logprobs | None:
+    found = {name: arrays[prefix + name] for name in LOGPROB_ARRAYS if prefix + name in arrays}
+    return Logprobs(**found) if found else None

@@ -14,7 +14,7 @@ from random_teacher import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus
 
 from factory.job import Job
 from factory.prepare import prepare
-from factory.records import Prompt, Sampling
+from factory.records import Prompt, Sampling, SignalSpec
 from factory.teachers.demo import demo_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,23 +136,22 @@ def as_request(prompt: Prompt, fixed_length: bool) -> dict[str, Any]:
     return {name: getattr(prompt, name) for name in names} | {"sampling": sampling, "transcript": transcript}
 
 
-def engine_setup(model: Model, spool: Path, max_num_seqs: int, **changed: Any) -> dict[str, Any]:
-    """The setup of `factory.teachers.engine.Engine`, as `factory.teachers.vllm` sends it."""
+def engine_setup(
+    model: Model, spool: Path, max_num_seqs: int, capture: str = "decode", **signals: Any
+) -> dict[str, Any]:
+    """The setup of `factory.teachers.engine.Engine`, as `factory.teachers.vllm` sends it; fields of a SignalSpec."""
     from factory.job import TeacherConfig
 
     teacher = TeacherConfig(
         model=model.folder, max_model_len=WINDOW, max_num_seqs=max_num_seqs, kv_cache_gb=0.5, reasoning="off"
     )
-    setup = {
+    return {
         "teacher": teacher.model_dump(),
         "schemas": {},
         "constrain": False,
-        "top_k": 0,
-        "layers": [],
-        "final_norm": True,
-        "capture": "decode",
+        "signals": asdict(SignalSpec(**signals)),
+        "capture": capture,
         "window": WINDOW,
         "probes": [],
         "spool": str(spool),
     }
-    return setup | changed

@@ -10,7 +10,8 @@ from random_teacher import random_teacher
 
 from factory.columns import decode_states
 from factory.job import Job
-from factory.ledger import Totals, read_ledger, read_manifest
+from factory.ledger import Totals, read_ledger
+from factory.manifest import read_manifest
 from factory.run import run
 from factory.shards import read_batches
 

@@ -24,7 +24,8 @@ from factory.columns import encode_states, flat_list
 from factory.errors import FidelityError
 from factory.fidelity import choose_rows, describe, read_row, summarize
 from factory.job import Job
-from factory.ledger import read_ledger, read_manifest, read_signals, replace_section
+from factory.ledger import read_ledger
+from factory.manifest import read_manifest, read_signals, replace_section
 from factory.records import Array, Logprobs
 from factory.run import run
 from factory.teachers.plain_forward import PlainModel, compare_row

@@ -1,0 +1,128 @@
+"""One step's logits reduced to what is kept of them: plain tensor arithmetic, a few passes over the vocabulary.
+
+B rows of a step, V ids of the vocabulary, K kept at each position. Nothing here knows of an engine.
+"""
+
+import numpy as np
+import torch
+
+from factory.records import Array, SignalSpec
+
+BLOCK = 64  # vocabulary entries in one block of the two-stage top-k
+
+
+def exact_topk(values_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest values and their indices, descending. Exact, at about half the cost of a plain topk.
+
+    The k largest values lie inside the k blocks with the largest maxima, so only those blocks are searched.
+    """
+    rows, vocab = values_BV.shape
+    blocks = vocab // BLOCK
+    if blocks < 4 * k:
+        return values_BV.topk(k)
+    whole = values_BV[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
+    best_BK = whole.amax(-1).topk(k).indices
+    values = whole.gather(1, best_BK[:, :, None].expand(-1, -1, BLOCK)).reshape(rows, k * BLOCK)
+    indices = (best_BK[:, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)).reshape(rows, k * BLOCK)
+    rest = torch.arange(blocks * BLOCK, vocab, device=values.device).expand(rows, -1)
+    values = torch.cat([values, values_BV[:, blocks * BLOCK :]], 1)
+    top = values.topk(k)
+    return top.values, torch.cat([indices, rest], 1).gather(1, top.indices)
+
+
+class Workspace:
+    """Memory for whole distributions, used again at every step: fresh pages cost more than all arithmetic on them."""
+
+    def __init__(self) -> None:
+        self.data: torch.Tensor | None = None
+
+    def take(self, like_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Three float32 buffers [B, V]; what was taken before is gone."""
+        rows, vocab = like_BV.shape
+        if self.data is None or self.data.shape[1] < rows:
+            self.data = torch.empty((3, rows, vocab), dtype=torch.float32, device=like_BV.device)
+        first, second, third = self.data[:, :rows]
+        return first, second, third
+
+
+class Distribution:
+    """One step's logits reduced: the ids that are kept, the mass outside them, the entropy (nats).
+
+    `fractions_B` in [0, 1) places the random draws of each row, where ids are drawn. Valid until the workspace is taken
+    again.
+    """
+
+    def __init__(
+        self, logits_BV: torch.Tensor, signals: SignalSpec, workspace: Workspace, fractions_B: Array | None = None
+    ) -> None:
+        self.scores_BV, weights_BV, product_BV = workspace.take(logits_BV)
+        self.scores_BV.copy_(logits_BV)
+        # an id the model rules out has -inf, and 0 * -inf is not a number: a finite floor keeps the entropy exact
+        self.scores_BV.sub_(self.scores_BV.amax(-1, keepdim=True)).clamp_min_(-1e30)
+        torch.exp(self.scores_BV, out=weights_BV)
+        total_B = weights_BV.sum(-1)
+        self.log_total_B = total_B.log()
+        self.entropy_B = self.log_total_B - torch.mul(weights_BV, self.scores_BV, out=product_BV).sum(-1) / total_B
+        self.draws_BK: torch.Tensor | None = None
+        if fractions_B is None:
+            kept_BK, self.ids_BK = exact_topk(self.scores_BV, signals.top_k)
+            self.kept_BK = kept_BK - self.log_total_B[:, None]
+            if signals.keep == "top_p":
+                self._cut_to_mass(signals.top_p)
+        else:
+            self._draw(weights_BV, signals.top_k, fractions_B)
+        # summed without the kept ids rather than as 1 - kept, which would cancel for a peaked distribution
+        held_BK = torch.where(self.ids_BK < 0, self.ids_BK[:, :1], self.ids_BK)
+        self.tail_B = weights_BV.scatter_(1, held_BK, 0.0).sum(-1).log() - self.log_total_B
+
+    def _draw(self, weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> None:
+        """Keep the ids that so many draws give, likeliest first."""
+        ids_BK, draws_BK = draw_ids(weights_BV, draws, fractions_B)
+        kept_BK = self.scores_BV.gather(1, ids_BK.clamp_min(0)) - self.log_total_B[:, None]
+        kept_BK.masked_fill_(ids_BK < 0, -torch.inf)
+        self.kept_BK, order_BK = kept_BK.sort(dim=1, descending=True, stable=True)
+        self.ids_BK, self.draws_BK = ids_BK.gather(1, order_BK), draws_BK.gather(1, order_BK)
+
+    def _cut_to_mass(self, top_p: float) -> None:
+        """Keep of the k likeliest ids as many as reach the mass `top_p`, one at least."""
+        probs_BK = self.kept_BK.exp()
+        beyond_BK = probs_BK.cumsum(1) - probs_BK >= top_p
+        beyond_BK[:, 0] = False
+        self.ids_BK = self.ids_BK.masked_fill(beyond_BK, -1)
+        self.kept_BK = self.kept_BK.masked_fill(beyond_BK, -torch.inf)
+
+    def rows(self, sampled_B: torch.Tensor) -> Array:
+        """[B, 3 + k] float32: sampled, tail, entropy, then the k log-probabilities; then the k draws, if any."""
+        sampled = self.scores_BV.gather(1, sampled_B[:, None].long()) - self.log_total_B[:, None]
+        columns = [sampled, self.tail_B[:, None], self.entropy_B[:, None], self.kept_BK]
+        columns += [] if self.draws_BK is None else [self.draws_BK.float()]
+        packed: Array = torch.cat(columns, 1).cpu().numpy()
+        return packed
+
+
+def draw_ids(weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw so often from each row, in proportion to its weights: the distinct ids, -1 after them, and their counts.
+
+    Systematic sampling: draw i falls at (i + fraction) / draws of the cumulative distribution. So an id of probability
+    p comes draws * p times in the mean over fractions, exactly, and never a whole time more or less than that.
+    """
+    cumulative_BV = weights_BV.double().cumsum_(1)
+    at_BK = torch.arange(draws, device=weights_BV.device) + torch.from_numpy(fractions_B).to(weights_BV.device)[:, None]
+    drawn_BK = torch.searchsorted(cumulative_BV, at_BK / draws * cumulative_BV[:, -1:], right=True)
+    drawn_BK = drawn_BK.clamp_max_(weights_BV.shape[1] - 1)
+    new_BK = torch.ones_like(drawn_BK)
+    new_BK[:, 1:] = drawn_BK[:, 1:] != drawn_BK[:, :-1]
+    run_BK = new_BK.cumsum(1) - 1
+    ids_BK = torch.full_like(drawn_BK, -1).scatter_(1, run_BK, drawn_BK)
+    return ids_BK, torch.zeros_like(drawn_BK).scatter_add_(1, run_BK, torch.ones_like(run_BK))
+
+
+def fractions(seeds_B: Array, index_B: Array) -> Array:
+    """A number in [0, 1) for each (seed, index), the same whatever else is in the batch: SplitMix64 of both."""
+    with np.errstate(over="ignore"):
+        mixed_B = seeds_B.astype(np.uint64) << np.uint64(32) ^ index_B.astype(np.int64).view(np.uint64)
+        mixed_B = mixed_B * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed_B = (mixed_B ^ mixed_B >> np.uint64(shift)) * np.uint64(factor)
+    parts: Array = (mixed_B ^ mixed_B >> np.uint64(31)) >> np.uint64(11)
+    return parts * 2.0**-53
