@@ -74,7 +74,7 @@ def check(ledger: Ledger, manifest: dict[str, Any], count: int, trust_remote_cod
     begun: dict[str, Any] = {"asked": count, "files": digest_files(ledger)}
     signals = read_signals(manifest)
     try:
-        if signals is None or not (signals.top_k or signals.layers):
+        if signals is None or not signals.any:
             raise NotChecked("the dataset keeps no signals")
         reference = require_reference(manifest, trust_remote_code)
         choices = choose_rows(ledger, count)

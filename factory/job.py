@@ -66,6 +66,7 @@ class TeacherConfig(Config):
     kv_cache_gb: Annotated[float, Field(gt=0)] | None = None
     reasoning: Literal["auto", "prompted", "off"] | Markers = "auto"
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    engine: dict[str, Any] = Field(default_factory=dict)
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     hang_timeout_s: Annotated[float, Field(gt=0)] = 300.0

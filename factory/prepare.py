@@ -31,6 +31,7 @@ from factory.validate import Gate
 LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
 # how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
 HOW_NOT_WHAT = (
+    "engine",  # what of it decides numbers is in the teacher's details
     "max_num_seqs",
     "in_flight",
     "gpu_memory_utilization",

@@ -325,6 +325,11 @@ class SignalSpec:
     hidden_positions: HiddenPositions = "all"
 
     @property
+    def any(self) -> bool:
+        """Whether anything is kept beside the texts."""
+        return bool(self.top_k or self.layers)
+
+    @property
     def ragged(self) -> bool:
         """Whether positions may have fewer than k ids."""
         return self.keep != "top_k" or self.positions == "answer" or self.min_entropy > 0

@@ -331,7 +331,7 @@ class CaptureExtension:
     def factory_install(self, signals: SignalSpec, decoding: bool) -> None:
         """Begin to capture. With tensor parallelism only the first worker keeps: it holds whole logits and states."""
         self.factory_capture = None
-        if signals.top_k or signals.layers:
+        if signals.any:
             self.factory_capture = Capture(self.model_runner, signals, decoding, get_tp_group().rank_in_group == 0)
             self.factory_capture.install()
 

@@ -56,9 +56,8 @@ class Engine:
         self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
         self.encoder = make_encoder(self.tokenizer, self.markers, self.teacher["chat_template_kwargs"])
         require_some_fit(self.encoder, setup["probes"], setup["window"])
-        self.llm = build_llm(self.teacher, self.markers)
+        self.llm = build_llm(self.teacher, setup["settings"], self.markers)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
-        self.captures = bool(self.signals.top_k or self.signals.layers)
         self.decoding = setup["capture"] == "decode"
         self._tell_worker("factory_install", self.signals, self.decoding)
         self.spool = SpoolWriter(Path(setup["spool"]))
@@ -81,7 +80,20 @@ class Engine:
             "max_model_len": self.window,
             "vocab_size": config.get_vocab_size(),
             "tokenizer_sha256": tokenizer_hash(self.tokenizer),
+            "settings": self._settings(),
             "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """What the engine ended up with of the settings that decide which numbers come out."""
+        config = self.llm.llm_engine.vllm_config
+        return {
+            "eager": config.model_config.enforce_eager,
+            "prefix_caching": config.cache_config.enable_prefix_caching,
+            "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+            "speculative": config.speculative_config is not None,
+            "kv_cache_dtype": str(config.cache_config.cache_dtype),
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
         }
 
     def add(self, prompt: dict[str, Any]) -> Generation | None:
@@ -166,7 +178,7 @@ class Engine:
             return failed(prompt, request.prompt_ids, f"engine_{completion.finish_reason}", "see engine.log")
         if request.completion_ids is not None:
             return self._generation(request, request.completion_ids, request.finish_reason)
-        if self.captures and not self.decoding:
+        if self.signals.any and not self.decoding:
             return self._score(prompt, request.prompt_ids, list(completion.token_ids), completion.finish_reason)
         return self._generation(request, completion.token_ids, completion.finish_reason)
 
@@ -196,7 +208,7 @@ class Engine:
         return keep_chosen(made, self.signals)
 
     def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
-        answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.captures else []
+        answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.signals.any else []
         return next((answer for answer in answers if answer), {})
 
 
@@ -246,8 +258,8 @@ def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], windo
         raise Unfit(f"teacher.max_model_len {window}: no prompt fits of {', '.join(long)}; raise it or drop the task")
 
 
-def build_llm(teacher: dict[str, Any], markers: Markers | None) -> Any:
-    """The engine, set up so that capture is right: eager, no prefix cache, no chunked prefill, guidance grammars."""
+def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Markers | None) -> Any:
+    """The engine, with settings that leave capture right, and guidance grammars."""
     from vllm import LLM
     from vllm.config.reasoning import ReasoningConfig
 
@@ -275,10 +287,6 @@ def build_llm(teacher: dict[str, Any], markers: Markers | None) -> Any:
             max_num_seqs=teacher["max_num_seqs"],
             tensor_parallel_size=teacher["tensor_parallel_size"],
             gpu_memory_utilization=teacher["gpu_memory_utilization"],
-            enforce_eager=True,  # forward hooks do not fire inside captured graphs
-            enable_prefix_caching=False,  # a cached prefix is never computed, so it has no hidden states
-            enable_chunked_prefill=False,  # a split prompt breaks per-request seeds on CPU
-            async_scheduling=False,  # the sampled ids must be there when the step ends
             structured_outputs_config={
                 "backend": "guidance",
                 "disable_any_whitespace": True,
@@ -286,6 +294,7 @@ def build_llm(teacher: dict[str, Any], markers: Markers | None) -> Any:
             },
             worker_extension_cls="factory.teachers.capture.CaptureExtension",
             **extra,
+            **settings,
         )
     except Exception as error:  # whatever vLLM raises while it starts, it would raise again
         raise Unfit(f"teacher: the engine does not start: {first_line(error)}") from error

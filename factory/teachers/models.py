@@ -10,6 +10,7 @@ from factory.errors import TeacherError
 from factory.job import Job, TeacherConfig
 from factory.records import SignalSpec
 from factory.teachers.demo import demo_teacher
+from factory.teachers.settings import require_sound
 
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -110,7 +111,8 @@ def shape_of(model: str, config: dict[str, Any]) -> ModelShape:
 
 
 def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
-    """The job's signals against the model: layers made positive, everything in range. Raises TeacherError."""
+    """The job's signals against model and engine: layers made positive, everything in range. Raises TeacherError."""
+    require_sound(job, has_cpu_engine())
     top_k = job.signals.top_k
     if top_k > shape.vocab_size:
         raise TeacherError(f"signals.top_k {top_k}: more than the model's vocabulary of {shape.vocab_size}")
@@ -155,14 +157,15 @@ def require_window(job: Job, shape: ModelShape) -> int | None:
 
 def kv_cache_gb(teacher: TeacherConfig) -> float | None:
     """The size of the engine's cache: the job's; else 1 GiB on CPU, and on a GPU what is free (None)."""
-    return teacher.kv_cache_gb or (1.0 if _has_cpu_engine() else None)
+    return teacher.kv_cache_gb or (1.0 if has_cpu_engine() else None)
 
 
 def _value_bytes(teacher: TeacherConfig, shape: ModelShape) -> int:
     return BYTES_OF_DTYPE.get(shape.dtype if teacher.dtype == "auto" else teacher.dtype, 2)
 
 
-def _has_cpu_engine() -> bool:
+def has_cpu_engine() -> bool:
+    """Whether the installed vLLM is the one for processors."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

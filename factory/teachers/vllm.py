@@ -24,7 +24,16 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from factory.errors import DatasetError, TeacherError
 from factory.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
-from factory.teachers.models import digest_model, kv_cache_gb, locate_model, read_shape, require_window, resolve_signals
+from factory.teachers.models import (
+    digest_model,
+    has_cpu_engine,
+    kv_cache_gb,
+    locate_model,
+    read_shape,
+    require_window,
+    resolve_signals,
+)
+from factory.teachers.settings import engine_settings
 from factory.teachers.spool import Place, Spool
 
 Key = tuple[str, int]  # prompt id, attempt
@@ -223,6 +232,8 @@ class VllmTeacher:
 
     def _start_once(self) -> tuple[EngineProcess, dict[str, Any]]:
         environment = dict(ENGINE_ENVIRONMENT)
+        if not self.setup["settings"].get("enforce_eager"):
+            del environment["TORCHDYNAMO_DISABLE"]
         if Path(self.setup["teacher"]["model"]).is_dir():
             environment["HF_HUB_OFFLINE"] = "1"  # nothing of a local model is on the hub
         engine = EngineProcess(self.setup, environment, self.out / "engine.log")
@@ -252,6 +263,7 @@ def start_teacher(
         "signals": asdict(signals),
         "capture": job.signals.capture if job.transcripts is None else "prefill",
         "window": require_window(job, shape),
+        "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
         "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
         "spool": str(out / ".spool"),
     }

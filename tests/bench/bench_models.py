@@ -141,12 +141,14 @@ def engine_setup(
 ) -> dict[str, Any]:
     """The setup of `factory.teachers.engine.Engine`, as `factory.teachers.vllm` sends it; fields of a SignalSpec."""
     from factory.job import TeacherConfig
+    from factory.teachers.settings import engine_settings
 
     teacher = TeacherConfig(
         model=model.folder, max_model_len=WINDOW, max_num_seqs=max_num_seqs, kv_cache_gb=0.5, reasoning="off"
     )
     return {
         "teacher": teacher.model_dump(),
+        "settings": engine_settings({}, SignalSpec(**signals).any, on_cpu=True),
         "schemas": {},
         "constrain": False,
         "signals": asdict(SignalSpec(**signals)),

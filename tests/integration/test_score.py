@@ -27,7 +27,10 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def score(folder: Path, path: Path, **transcripts: Any) -> Dataset:
-    sections = {"out": "out", "shard_rows": 8, "teacher": TEACHER, "signals": SIGNALS}
+    teacher = TEACHER | {
+        "engine": {"enable_chunked_prefill": True, "max_num_batched_tokens": 96}
+    }  # long rows in pieces
+    sections = {"out": "out", "shard_rows": 8, "teacher": teacher, "signals": SIGNALS}
     job = Job.model_validate(sections | {"transcripts": {"path": str(path), **transcripts}})
     return Dataset(folder / "scored", run(job, folder, folder / "scored"))
 

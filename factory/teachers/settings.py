@@ -1,0 +1,136 @@
+"""vLLM's own settings (`[teacher.engine]`): which may be changed, and which would make the kept signals wrong.
+
+What a job keeps is taken inside the worker, at places that some of the engine's ways of saving time leave out. Such a
+combination is refused with its reason before anything starts; a job that keeps no signals may have them all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from factory.errors import TeacherError
+from factory.job import Job
+
+Keeps = Literal["signals", "inputs", "states"]  # any at all; of prompts too; what only a hook inside the model sees
+
+PREDICTABLE: Final[dict[str, Any]] = {  # without signals, on a processor: what else costs there is not worth its price
+    "enforce_eager": True,  # compiling takes longer than most jobs
+    "enable_chunked_prefill": False,  # a split prompt breaks the seeds of single requests
+}
+SOUND: Final[dict[str, Any]] = PREDICTABLE | {"enable_prefix_caching": False, "async_scheduling": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupting:
+    """A setting that a job which keeps something cannot have, and why; it may keep the value `sound`."""
+
+    keeps: Keeps
+    sound: Any
+    reason: str
+
+
+CORRUPTING: Final = {
+    "enable_prefix_caching": Corrupting(
+        "inputs", False, "a cached prefix is not computed again, so its positions have no hidden states and no logits"
+    ),
+    "enforce_eager": Corrupting("states", True, "hooks do not fire inside compiled code and captured graphs"),
+    "async_scheduling": Corrupting("signals", False, "a step's sampled ids are not known yet when the step ends"),
+    "speculative_config": Corrupting(
+        "signals", None, "a step computes several tokens and throws some away, so rows do not belong to their tokens"
+    ),
+    "pipeline_parallel_size": Corrupting("signals", 1, "no worker has all layers; use teacher.tensor_parallel_size"),
+    "kv_sharing_fast_prefill": Corrupting("inputs", False, "the last layers are skipped for most of a prompt"),
+}
+HARMLESS: Final = frozenset(
+    {
+        "all2all_backend",
+        "attention_backend",
+        "block_size",
+        "cpu_offload_gb",
+        "disable_cascade_attn",
+        "disable_custom_all_reduce",
+        "distributed_executor_backend",
+        "download_dir",
+        "enable_chunked_prefill",
+        "enable_expert_parallel",
+        "hf_overrides",
+        "kv_cache_dtype",
+        "limit_mm_per_prompt",
+        "load_format",
+        "long_prefill_token_threshold",
+        "max_num_batched_tokens",
+        "max_parallel_loading_workers",
+        "model_impl",
+        "moe_backend",
+        "num_gpu_blocks_override",
+        "safetensors_load_strategy",
+        "scheduling_policy",
+        "tokenizer_mode",
+    }
+)
+OURS: Final = {
+    "kv_cache_memory_bytes": "teacher.kv_cache_gb",
+    "reasoning_parser": "teacher.reasoning",
+    "hf_token": "the environment variable HF_TOKEN, which no manifest holds",
+} | {
+    name: f"teacher.{name}"
+    for name in (
+        "model",
+        "tokenizer",
+        "revision",
+        "trust_remote_code",
+        "dtype",
+        "quantization",
+        "max_model_len",
+        "max_num_seqs",
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+    )
+}
+
+
+def require_sound(job: Job, on_cpu: bool) -> None:
+    """Raise TeacherError for the first setting of `[teacher.engine]` that does not go with what the job keeps."""
+    keeps = _keeps(job)
+    for name, value in job.teacher.engine.items():
+        where, known = f"teacher.engine.{name}", CORRUPTING.get(name)
+        if name in OURS:
+            raise TeacherError(f"{where}: has a place of its own; set {OURS[name]}")
+        if known is None and name not in HARMLESS:
+            allowed = ", ".join(sorted(HARMLESS | CORRUPTING.keys()))
+            raise TeacherError(f"{where}: not a setting that is known to leave signals right (known: {allowed})")
+        if name == "enable_chunked_prefill" and value and on_cpu and job.transcripts is None:
+            raise TeacherError(f"{where}: on a processor vLLM cannot split the prompt of a request that has a seed")
+        if known is not None and known.keeps in keeps and value != known.sound:
+            raise TeacherError(
+                f"{where} = {value!r}: {known.reason}; leave it out, or keep no {_name(known.keeps)} "
+                f"({keeps[known.keeps]})"
+            )
+
+
+def _keeps(job: Job) -> dict[Keeps, str]:
+    """What a job keeps, and the keys that say so."""
+    signals, kept = job.signals, dict[Keeps, str]()
+    if signals.top_k or signals.hidden_layers:
+        kept["signals"] = "signals.top_k = 0, signals.hidden_layers = []"
+    if signals.hidden_layers:
+        kept["states"] = "signals.hidden_layers = []"
+    whole = [
+        *(["signals.hidden_layers"] if signals.hidden_layers else []),
+        *(['signals.positions = "all"'] if signals.top_k and signals.positions == "all" else []),
+        *(['signals.capture = "prefill"'] if signals.top_k and signals.capture == "prefill" else []),
+        *(["[transcripts]"] if job.transcripts is not None else []),
+    ]
+    if whole:
+        kept["inputs"] = f"here {', '.join(whole)}"
+    return kept
+
+
+def _name(keeps: Keeps) -> str:
+    return {"signals": "signals", "inputs": "signals of every input token", "states": "hidden states"}[keeps]
+
+
+def engine_settings(engine: Mapping[str, Any], captures: bool, on_cpu: bool) -> dict[str, Any]:
+    """The arguments of `vllm.LLM` that a job may change: what capture needs, or vLLM's own choices without it."""
+    defaults = SOUND if captures else PREDICTABLE if on_cpu else {}
+    return defaults | dict(engine)
