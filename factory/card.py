@@ -228,6 +228,12 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
                 f"- Only the states that predict a {which[signals.hidden_positions]} are there; `positions` says which "
                 "token each was taken at."
             )
+    if signals.experts:
+        lines.append(
+            "- `experts` holds where each input token went: `expert_ids` and `expert_weights` are flat lists of "
+            "`shape` [N, L, E], for N input tokens (prompt + completion but the last), the L decoder blocks `layers` "
+            "and the E experts chosen there; weights are those the experts' outputs are multiplied with."
+        )
     for key in sorted(teacher.get("details", {})):
         lines.append(f"- {key}: `{teacher['details'][key]}`")
     return [*lines, ""]

@@ -21,7 +21,7 @@ MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
 COMPLETION: Final = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 IDS: Final = pa.list_(pa.int32())
 MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
-CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions")
+CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts")
 NO_SIGNALS: Final = SignalSpec()
 PROMPT: Final = "prompt_"  # before the names of the columns that belong to the prompt's tokens
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
@@ -87,8 +87,11 @@ class Layout:
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
+SPLIT: Final = (pa.int32(), pa.int16(), pa.uint16(), pa.float16(), pa.float32())
+
+
 def _is_split(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and kind.value_type in (pa.int32(), pa.uint16(), pa.float16(), pa.float32())
+    return pa.types.is_list(kind) and kind.value_type in SPLIT
 
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
@@ -103,6 +106,8 @@ def layouts(signals: SignalSpec) -> dict[str, Layout]:
     if signals.layers:
         hidden = HIDDEN if signals.hidden_positions == "all" else (*HIDDEN, POSITIONS)
         configs["hidden_states"] = Layout("hidden_states", "hidden_states", hidden, signals)
+    if signals.experts:
+        configs["experts"] = Layout("experts", "experts", EXPERTS, signals)
     return configs
 
 
@@ -116,6 +121,8 @@ def row_bytes(outcome: Outcome) -> int:
         size += sum(array.nbytes for array in logprobs.arrays().values()) if logprobs is not None else 0
     if generation.hidden_states is not None:
         size += generation.hidden_states.bits_NLH.nbytes
+    if generation.experts is not None:
+        size += generation.experts.ids_NLE.nbytes + generation.experts.weights_NLE.nbytes
     return size
 
 
@@ -331,5 +338,12 @@ HIDDEN: Final = (
         pa.large_binary(),
         lambda outcomes: encode_states([o.generation.hidden_states.bits_NLH for o in outcomes]),
     ),
+)
+EXPERTS: Final = (
+    _text("id", lambda o: o.prompt.id),
+    Column("layers", IDS, _values(IDS, lambda o: list(o.generation.experts.blocks))),
+    Column("shape", IDS, _values(IDS, lambda o: list(o.generation.experts.ids_NLE.shape))),
+    _array("expert_ids", lambda o: o.generation.experts.ids_NLE, np.int16),
+    _array("expert_weights", lambda o: o.generation.experts.weights_NLE, np.float16),
 )
 POSITIONS: Final = _array("positions", lambda o: o.generation.hidden_states.positions_N, np.int32)

@@ -52,7 +52,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         f"  tokens: {forecast.prompt_tokens / rows:,.0f} prompt + {forecast.completion_tokens / rows:,.0f} completion"
         f" a row; {tokens:,.0f} in all",
     ]
-    for group, size in forecast.groups.items():
+    for group, size in ((group, size) for group, size in forecast.groups.items() if size or group != "experts"):
         lines.append(f"    {group:<14}{size / held:>10.2f} bytes a token {format_bytes(size):>10}")
     told = f"{'predicted disk':<14}{forecast.bytes / held:>10.2f} bytes a token {format_bytes(forecast.bytes):>10}"
     left = f", {format_bytes(forecast.left)} of it still to be written" if forecast.committed else ""
@@ -147,10 +147,12 @@ def _prompt_bytes(job: Job) -> int:
 
 
 def state_bytes(job: Job) -> int:
-    """Bytes of hidden states a token. Raises TeacherError where the model's shape cannot be had."""
+    """Bytes of hidden states and experts a token. Raises TeacherError where the model's shape cannot be had."""
     shape = shape_of_teacher(job)
     require_window(job, shape)
-    return 2 * shape.hidden_size * len(resolve_signals(job, shape).layers)
+    signals = resolve_signals(job, shape)
+    experts = 4 * shape.layers * shape.experts_per_token if signals.experts else 0
+    return 2 * shape.hidden_size * len(signals.layers) + experts
 
 
 def _prompt_tokens(prepared: Prepared) -> float:

@@ -118,7 +118,8 @@ class SignalsConfig(Config):
 
     `keep`: the `top_k` likeliest ids at each position; of these as many as reach the mass `top_p`; or the ids that
     `top_k` random draws from the distribution give. `positions` and `min_entropy` (nats) say where, `hidden_positions`
-    the same of hidden states ("kept": those that predict a token whose distribution is kept).
+    the same of hidden states ("kept": those that predict a token whose distribution is kept). `experts`: the routing
+    of a mixture-of-experts teacher.
     `verify_rows`: how many rows are run again through transformers at the end (0: none; left out: 4 with vLLM).
     `capture`: taken while the teacher generates, or by a prefill over the finished ids afterwards.
     """
@@ -129,6 +130,7 @@ class SignalsConfig(Config):
     positions: Positions = "completion"
     min_entropy: Annotated[float, Field(ge=0, le=20)] = 0.0
     hidden_positions: HiddenPositions = "all"
+    experts: bool = False
     hidden_layers: Annotated[list[int], Field(max_length=256)] = Field(default_factory=list)
     final_norm: bool = True
     capture: Literal["decode", "prefill"] = "decode"

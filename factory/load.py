@@ -19,12 +19,29 @@ from factory.curriculum.regroup import take_table
 from factory.errors import DatasetError
 from factory.manifest import MANIFEST
 from factory.records import Array
-from factory.rows import AGAIN, IDS, Row, Tensor, import_torch, join_states, label_rows, read_rows, record_batches
+from factory.rows import (
+    AGAIN,
+    IDS,
+    Row,
+    Tensor,
+    add_experts,
+    import_torch,
+    join_states,
+    label_rows,
+    read_rows,
+    record_batches,
+)
 from factory.shards import read_batches
 
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
 BATCH_ROWS: Final = 64
 STATES_BATCH_ROWS: Final = 8  # the states of one row may take tens of MB
+NEEDED: Final = {"hidden_states": {"id", "states"}, "experts": {"id", "expert_ids"}}
+JOINS: Final = {
+    "labels": (label_rows, BATCH_ROWS),
+    "hidden_states": (join_states, STATES_BATCH_ROWS),
+    "experts": (add_experts, STATES_BATCH_ROWS),
+}  # in this order: how a config beside the rows joins them, and how many of its rows are read at a time
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
 STAGE_LABELS: Final = (
     "id",
@@ -40,33 +57,32 @@ STAGE_LABELS: Final = (
 
 
 class Rows:
-    """The rows of a dataset, in order; unless streaming, with the length and index that a torch DataLoader needs."""
+    """The rows of a dataset, in order; unless streaming, with the length and index that a torch DataLoader needs.
 
-    def __init__(
-        self, source: str, dataset: Any, hidden: Any | None, top_k: int | None, labels: Any | None = None
-    ) -> None:
-        self._source, self._dataset, self._hidden, self._top_k = source, dataset, hidden, top_k
-        self._labels = labels  # what a stage says of its rows, in the same order
+    `beside` are other configs with the same rows in the same order, by their names in JOINS.
+    """
+
+    def __init__(self, source: str, dataset: Any, beside: dict[str, Any], top_k: int | None) -> None:
+        self._source, self._dataset, self._beside, self._top_k = source, dataset, beside, top_k
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Row:
         place = operator.index(index)
-        hidden, labels = (None if part is None else [part[place]] for part in (self._hidden, self._labels))
-        return next(self._read([self._dataset[place]], hidden, labels))
+        return next(self._read([self._dataset[place]], {name: [part[place]] for name, part in self._beside.items()}))
 
     def __iter__(self) -> Iterator[Row]:
-        hidden = None if self._hidden is None else self._hidden.iter(STATES_BATCH_ROWS)
-        labels = None if self._labels is None else self._labels.iter(BATCH_ROWS)
-        return self._read(self._dataset.iter(BATCH_ROWS), hidden, labels)
+        beside = {name: part.iter(JOINS[name][1]) for name, part in self._beside.items()}
+        return self._read(self._dataset.iter(BATCH_ROWS), beside)
 
-    def _read(self, tables: Iterable[Any], hidden: Iterable[Any] | None, labels: Iterable[Any] | None) -> Iterator[Row]:
+    def _read(self, tables: Iterable[Any], beside: dict[str, Iterable[Any]]) -> Iterator[Row]:
         batches = record_batches(self._source, tables)
         rows: Iterator[Row] = (row for batch in batches for row in read_rows(self._source, batch, self._top_k))
-        if labels is not None:
-            rows = label_rows(self._source, rows, record_batches(self._source, labels))
-        return rows if hidden is None else join_states(self._source, rows, record_batches(self._source, hidden))
+        for name, (join, _) in JOINS.items():
+            if name in beside:
+                rows = join(self._source, rows, record_batches(self._source, beside[name]))
+        return rows
 
 
 class ShardRows:
@@ -91,15 +107,17 @@ def load_rows(
     streaming: bool = False,
     revision: str | None = None,
     join_hidden_states: bool = False,
+    join_experts: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Rows:
     """Open a dataset: a local directory, or `owner/name` on the Hugging Face Hub at `revision`.
 
     `join_hidden_states` gives each accepted row its hidden states, and so does `config="hidden_states"`: they mean
-    nothing without their tokens. A stage of a curriculum (`config="stage-1"`) gives the rows of the default config that
-    it points at, in its order, with its own columns beside theirs. Streaming reads the files as they are; otherwise
-    `datasets` first copies them, uncompressed, into its cache (`cache_dir`). Raises DatasetError where source, config
-    or split is not there; reading the rows raises it at one whose arrays do not agree.
+    nothing without their tokens. The same with `join_experts`, `config="experts"` and expert routing. A stage of a
+    curriculum (`config="stage-1"`) gives the rows of the default config that it points at, in its order, with its own
+    columns beside theirs. Streaming reads the files as they are; otherwise `datasets` first copies them, uncompressed,
+    into its cache (`cache_dir`). Raises DatasetError where source, config or split is not there; reading the rows
+    raises it at one whose arrays do not agree.
     """
     root = Path(source)
     if not root.is_dir() and (isinstance(source, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)):
@@ -107,33 +125,33 @@ def load_rows(
     if root.is_dir() and not (root / "README.md").is_file():
         raise DatasetError(f"{root}: no README.md, whose `configs:` say what is here; give the directory of a dataset")
     options = {"split": split, "streaming": streaming, "revision": revision, "cache_dir": cache_dir and str(cache_dir)}
-    joined = join_hidden_states or config == "hidden_states"
-    dataset = _open(source, "default" if config == "hidden_states" else config, {"id", *IDS}, options)
+    wanted = {"hidden_states": join_hidden_states, "experts": join_experts}
+    joined = [name for name, asked in wanted.items() if asked or config == name]
+    dataset = _open(source, "default" if config in wanted else config, {"id", *IDS}, options)
     if {"stage", *POINTERS} <= set(dataset.column_names):
         return _open_stage(source, dataset, joined, options)
-    hidden = _open(source, "hidden_states", {"id", "states"}, options) if joined else None
-    return Rows(str(source), dataset, hidden, _stored_top_k(source, revision))
+    beside = {name: _open(source, name, NEEDED[name], options) for name in joined}
+    return Rows(str(source), dataset, beside, _stored_top_k(source, revision))
 
 
-def _open_stage(source: str | Path, stage: Any, joined: bool, options: dict[str, Any]) -> Rows:
+def _open_stage(source: str | Path, stage: Any, joined: list[str], options: dict[str, Any]) -> Rows:
     """The default config's rows in a stage's order: by number, or shard by shard where they stream."""
-    root, labels = Path(source), stage.select_columns(list(STAGE_LABELS))
+    root, labels = Path(source), {"labels": stage.select_columns(list(STAGE_LABELS))}
+    top_k = _stored_top_k(source, options["revision"])
     if options["streaming"]:
         if not root.is_dir():
             raise DatasetError(f"{source}: a stage streams from a local directory only; leave out `streaming`")
-        hidden = ShardRows(root / "hidden_states", labels) if joined else None
-        return Rows(
-            str(source), ShardRows(root / "data", labels), hidden, _stored_top_k(source, options["revision"]), labels
-        )
+        beside = {name: ShardRows(root / name, labels["labels"]) for name in joined}
+        return Rows(str(source), ShardRows(root / "data", labels["labels"]), labels | beside, top_k)
     options = options | {"split": "train"}  # where the rows of every split of a stage are
     dataset = _open(source, "default", {"id", *IDS}, options)
     index = stage.data.column("index").to_numpy()
     if len(index) and index.max() >= len(dataset):
         raise DatasetError(f"{source}: a stage points at row {index.max()} of {len(dataset)}; {AGAIN}")
     rows = dataset.select(index, keep_in_memory=True)
-    hidden = _open(source, "hidden_states", {"id", "states"}, options) if joined else None
-    chosen = None if hidden is None else hidden.select(index, keep_in_memory=True)
-    return Rows(str(source), rows, chosen, _stored_top_k(source, options["revision"]), labels)
+    opened = {name: _open(source, name, NEEDED[name], options) for name in joined}
+    chosen = {name: part.select(index, keep_in_memory=True) for name, part in opened.items()}
+    return Rows(str(source), rows, labels | chosen, top_k)
 
 
 def _open(source: str | Path, config: str, needed: set[str], options: dict[str, Any]) -> Any:

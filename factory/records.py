@@ -172,6 +172,18 @@ class HiddenStates:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """Which E experts each of N input tokens went to in each of L blocks, int16 [N, L, E], and their weights, float16.
+
+    `blocks` are the decoder blocks that have experts, counted from 1 as hidden layers are.
+    """
+
+    blocks: tuple[int, ...]
+    ids_NLE: Array
+    weights_NLE: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """What the teacher did with one attempt at one prompt.
 
@@ -193,6 +205,7 @@ class Generation:
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     hidden_states: HiddenStates | None = None
+    experts: Experts | None = None
     failure: str | None = None
     failure_detail: str = ""
 
@@ -323,11 +336,12 @@ class SignalSpec:
     positions: Positions = "completion"
     min_entropy: float = 0.0
     hidden_positions: HiddenPositions = "all"
+    experts: bool = False
 
     @property
     def any(self) -> bool:
         """Whether anything is kept beside the texts."""
-        return bool(self.top_k or self.layers)
+        return bool(self.top_k or self.layers or self.experts)
 
     @property
     def ragged(self) -> bool:

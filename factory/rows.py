@@ -41,6 +41,9 @@ class Row:
     hidden_states: Tensor | None = None  # bfloat16 [N, L, H], the row's own memory
     layers: tuple[int, ...] = ()
     positions: Array | None = None  # int32 [N]: the tokens the states were taken at, where only some are kept
+    expert_ids: Array | None = None  # int16 [N, L, E]: where each input token went in each block with experts
+    expert_weights: Array | None = None  # float32 [N, L, E], stored as float16
+    expert_layers: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.columns[name]
@@ -171,3 +174,23 @@ def _state_values(batch: Any) -> Iterator[tuple[Any, ...]]:
     """The values of each row of a batch: id, layers, shape, dtype, states, and positions where the config has them."""
     names = [name for name in ("id", "layers", "shape", "dtype", "states", "positions") if name in batch.schema.names]
     return zip(*(batch.column(name) for name in names), strict=True)
+
+
+def add_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their expert routing, whose config has the same ids in the same order."""
+    names = ("id", "layers", "shape", "expert_ids", "expert_weights")
+    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
+    for row, value in zip_longest(rows, values):
+        ids = row and row["id"], value and value[0].as_py()
+        if row is None or ids[0] != ids[1]:
+            told = f"id {ids[1]} where the other config has {ids[0]}"
+            raise DatasetError(f"{source}: experts has {told}; both need the same ids in the same order")
+        blocks, shape = value[1].as_py(), value[2].as_py()
+        expected = [len(row.prompt_token_ids) + len(row.completion_token_ids) - 1, len(blocks)]
+        if shape[:2] != expected or {len(value[3]), len(value[4])} != {int(np.prod(shape))}:
+            told = f"experts are {shape} in {len(value[3])} ids"
+            raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected} and E; damaged")
+        expert_ids, weights = (value[at].values.to_numpy().reshape(shape) for at in (3, 4))
+        yield replace(
+            row, expert_ids=expert_ids, expert_weights=weights.astype(np.float32), expert_layers=tuple(blocks)
+        )

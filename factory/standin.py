@@ -16,6 +16,7 @@ from factory.prepare import Prepared
 from factory.quality.retry import ask_again
 from factory.records import (
     Array,
+    Experts,
     Generation,
     HiddenStates,
     Logprobs,
@@ -155,8 +156,16 @@ class StandIns:
             logprobs=draw_logprobs(rng, ids_T, self.signals, vocab) if self.signals.top_k else None,
             prompt_logprobs=draw_logprobs(rng, of_prompt, self.signals, vocab) if self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, bits_NLH) if self.signals.layers else None,
+            experts=draw_experts(rng, inputs, self.shape) if self.signals.experts else None,
         )
         return keep_chosen(made, self.signals)
+
+
+def draw_experts(rng: np.random.Generator, inputs: int, shape: ModelShape) -> Experts:
+    """Routes as if every block had experts, drawn evenly: a real router compresses a little better."""
+    size = (inputs, shape.layers, shape.experts_per_token)
+    ids_NLE = rng.integers(0, max(shape.experts, 1), size, np.int16)
+    return Experts(tuple(range(1, shape.layers + 1)), ids_NLE, rng.random(size, np.float32).astype(np.float16))
 
 
 def draw_logprobs(rng: np.random.Generator, ids_T: Array, signals: SignalSpec, vocab: int) -> Logprobs:

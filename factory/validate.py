@@ -7,7 +7,18 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from factory.errors import redact
-from factory.records import Array, Generation, HiddenStates, Logprobs, Outcome, Prompt, Record, Rejection, SignalSpec
+from factory.records import (
+    Array,
+    Experts,
+    Generation,
+    HiddenStates,
+    Logprobs,
+    Outcome,
+    Prompt,
+    Record,
+    Rejection,
+    SignalSpec,
+)
 from factory.tasks import Task
 
 FINDING_CODE = re.compile(r"([a-z][a-z0-9_]{0,63}):")
@@ -76,7 +87,8 @@ def find_damage(
     """
     asked, vocab = signals or SignalSpec(), vocab or MAX_VOCAB
     logprobs, of_prompt, states = generation.logprobs, generation.prompt_logprobs, generation.hidden_states
-    if (asked.top_k and logprobs is None) or (asked.of_prompt and of_prompt is None) or (asked.layers and not states):
+    expected = ((asked.top_k, logprobs), (asked.of_prompt, of_prompt), (asked.layers, states))
+    if any(wanted and came is None for wanted, came in (*expected, (asked.experts, generation.experts))):
         return "missing", f"the job keeps {asked.top_k} logprobs and layers {list(asked.layers)}; they did not come"
     damage = _damage_of_ids(generation, vocab)
     if damage is None and logprobs is not None:
@@ -85,6 +97,8 @@ def find_damage(
         damage = _damage_of_logprobs(of_prompt, len(generation.prompt_token_ids) - 1, asked, vocab)
     if damage is None and states is not None:
         damage = _damage_of_states(states, _input_length(generation), asked)
+    if damage is None and generation.experts is not None:
+        damage = _damage_of_experts(generation.experts, _input_length(generation))
     return damage
 
 
@@ -146,6 +160,15 @@ def _damage_of_states(states: HiddenStates, inputs: int, asked: SignalSpec) -> t
         return "misaligned", f"hidden states of {len(states.bits_NLH)} positions for {inputs} input tokens"
     if _any_nonfinite_or_blank(states):
         return "nonfinite", "a hidden state is all zero, infinite or not a number"
+    return None
+
+
+def _damage_of_experts(experts: Experts, inputs: int) -> tuple[str, str] | None:
+    shapes = experts.ids_NLE.shape, experts.weights_NLE.shape
+    if shapes[0] != shapes[1] or shapes[0][:2] != (inputs, len(experts.blocks)):
+        return "misaligned", f"experts of shape {shapes[0]} for {inputs} input tokens and {len(experts.blocks)} blocks"
+    if (experts.ids_NLE < 0).any() or not np.isfinite(experts.weights_NLE).all():
+        return "nonfinite", "the experts of a token are not known, or a weight is not a number"
     return None
 
 

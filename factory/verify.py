@@ -78,6 +78,7 @@ def _check_counts(entry: ShardEntry) -> Iterator[str]:
         yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
     rows = {file.path.split("/")[0]: file.rows for file in entry.files}
     expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
+    expected["experts"] = entry.accepted
     if rows.pop("preferences", 0) > entry.accepted:
         yield f"ledger.jsonl: shard {entry.shard}: more preference pairs than accepted rows"
     for folder, count in rows.items():
@@ -109,6 +110,8 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
         yield f"ledger.jsonl: shard {shard}: its rows have {prompt_tokens} + {completion_tokens} tokens, not as told"
     if "hidden_states" in configs:
         yield from _check_states(out, configs["hidden_states"], shard, inputs, signals)
+    if "experts" in configs:
+        yield from _check_experts(out, configs["experts"], shard, inputs)
 
 
 def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
@@ -157,5 +160,19 @@ def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int],
                 count = len(positions)
             if row["shape"][:2] != [count, len(signals.layers)]:
                 yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{count}, {len(signals.layers)}, H]"
+    if ids != list(inputs):
+        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
+
+
+def _check_experts(out: Path, layout: Layout, shard: int, inputs: dict[str, int]) -> Iterator[str]:
+    ids: list[str] = []
+    for name, batch in _batches(out, layout, shard):
+        found = batch.select(["id", "layers", "shape"]).to_pylist()
+        lengths = zip(_lengths(batch, "expert_ids").tolist(), _lengths(batch, "expert_weights").tolist(), strict=True)
+        for row, sizes in zip(found, lengths, strict=True):
+            ids.append(row["id"])
+            wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
+            if row["shape"][:2] != wanted or sizes != (size, size):
+                yield f"{name}: row {row['id']}: shape {row['shape']} and {sizes[0]} ids, expected {wanted} and E"
     if ids != list(inputs):
         yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"

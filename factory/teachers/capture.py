@@ -26,6 +26,7 @@ from vllm.distributed.parallel_state import get_tp_group
 from factory.records import SignalSpec
 from factory.teachers.distribution import Distribution, Workspace, fractions
 from factory.teachers.pages import Array, Pages
+from factory.teachers.routing import Routes, keep_routes
 
 SCORED_LOGITS = 1 << 24  # logits held at once when a prefill is scored: 64 MB in float32
 
@@ -84,6 +85,10 @@ class Capture:
         self.floats = Pages(3 + signals.top_k + draws, np.float32, np.nan)
         self.ids = Pages(signals.top_k, np.int32, 0)
         self.states: Pages | None = None
+        self.blocks: list[int] = []  # those with experts
+        self.routes: Routes = {}
+        self.expert_ids: Pages | None = None
+        self.expert_weights: Pages | None = None
         self.step: Distribution | None = None
         self.of_sampled, self.of_given = Workspace(), Workspace()  # the first may wait for its tokens meanwhile
         self.outputs: dict[int, torch.Tensor] = {}
@@ -94,6 +99,8 @@ class Capture:
             _wrap(self.runner.model, "compute_logits", self._around_logits)
             _wrap(self.runner, "_sample", self._around_sample)
         self._hook_layers()
+        if self.signals.experts and self.keeps:
+            self.blocks = keep_routes(self.runner.get_model(), self.routes)
         _wrap(self.runner, "execute_model", self._around_execute)
 
     def _around_logits(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -144,13 +151,16 @@ class Capture:
             )
         result = inner(scheduler_output, *args, **kwargs)
         outputs, self.outputs = self.outputs, {}
+        inside = bool(outputs or self.blocks)
         if not scheduler_output.total_num_scheduled_tokens:
             return result
         scores = bool(self.signals.top_k) and (self._any_scored() or (self.decoding and self.signals.of_prompt))
-        if scores or (outputs and (self.decoding or self._any_scored())):
+        if scores or (inside and (self.decoding or self._any_scored())):
             rows = self._rows_of_step(scheduler_output)
             if outputs and len(rows.row_N):
                 self._keep_states(outputs, rows)
+            if self.blocks and len(rows.row_N):
+                self._keep_experts(rows)
             if scores:
                 self._keep_scored(rows)
         return result
@@ -205,6 +215,19 @@ class Capture:
             self.states = Pages(bits.shape[1], np.uint16, 0)
         self.states.write(step.slot_N, step.position_N, bits)
 
+    def _keep_experts(self, step: StepRows) -> None:
+        ids, weights = (torch.stack([self.routes[block][part] for block in self.blocks], 1) for part in (0, 1))
+        if len(ids) <= step.row_N.max():  # tokens that were split among workers: their routes stay blank, and are told
+            return
+        where = torch.from_numpy(step.row_N).to(ids.device)
+        ids_NW = ids[where].flatten(1).to(torch.int16).cpu().numpy()
+        weights_NW = weights[where].flatten(1).to(torch.float16).cpu().numpy()
+        if self.expert_ids is None or self.expert_weights is None:
+            self.expert_ids = Pages(ids_NW.shape[1], np.int16, -1)
+            self.expert_weights = Pages(ids_NW.shape[1], np.float16, np.nan)
+        self.expert_ids.write(step.slot_N, step.position_N, ids_NW)
+        self.expert_weights.write(step.slot_N, step.position_N, weights_NW)
+
     def _batch(self) -> Batch:
         """The requests of the batch as it is now."""
         inputs = self.runner.input_batch
@@ -247,6 +270,11 @@ class Capture:
                 arrays["draws_TK"] = np.nan_to_num(floats[:, 3 + k :], nan=-1).astype(np.int16)
         if self.states is not None:
             arrays["bits_NLH"] = self.states.take(slot, inputs).reshape(-1, len(self.layers), self._hidden_size())
+        if self.expert_ids is not None and self.expert_weights is not None:
+            shape = (-1, len(self.blocks), self.expert_ids.width // len(self.blocks))
+            arrays["expert_ids_NLE"] = self.expert_ids.take(slot, inputs).reshape(shape)
+            arrays["expert_weights_NLE"] = self.expert_weights.take(slot, inputs).reshape(shape)
+            arrays["blocks"] = np.array(self.blocks, np.int32)
         self.drop(name)
         return arrays
 
@@ -256,7 +284,7 @@ class Capture:
         slot = self.slots.pop(name, None)
         if slot is None:
             return
-        for pages in (self.floats, self.ids, self.states):
+        for pages in (self.floats, self.ids, self.states, self.expert_ids, self.expert_weights):
             if pages is not None:
                 pages.drop(slot)
         self.free_slots.append(slot)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from factory.errors import redact
-from factory.records import LOGPROB_ARRAYS, Generation, HiddenStates, Logprobs, SignalSpec
+from factory.records import LOGPROB_ARRAYS, Experts, Generation, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers, split_completion
@@ -59,7 +59,10 @@ class Engine:
         self.llm = build_llm(self.teacher, setup["settings"], self.markers)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.decoding = setup["capture"] == "decode"
-        self._tell_worker("factory_install", self.signals, self.decoding)
+        try:
+            self._tell_worker("factory_install", self.signals, self.decoding)
+        except ValueError as error:  # the model has no such place
+            raise Unfit(f"teacher.model: {error}") from None
         self.spool = SpoolWriter(Path(setup["spool"]))
         self.requests: dict[str, Request] = {}
 
@@ -204,12 +207,19 @@ class Engine:
             logprobs=all_logprobs and all_logprobs.part(slice(before, None)),
             prompt_logprobs=all_logprobs.part(slice(before)) if all_logprobs and self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
+            experts=_as_experts(arrays),
         )
         return keep_chosen(made, self.signals)
 
     def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
         answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.signals.any else []
         return next((answer for answer in answers if answer), {})
+
+
+def _as_experts(arrays: dict[str, Any]) -> Experts | None:
+    if "blocks" not in arrays:
+        return None
+    return Experts(tuple(arrays["blocks"].tolist()), arrays["expert_ids_NLE"], arrays["expert_weights_NLE"])
 
 
 def failed(prompt: dict[str, Any], ids: list[int], failure: str, detail: str) -> Generation:

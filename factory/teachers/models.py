@@ -12,6 +12,8 @@ from factory.records import SignalSpec
 from factory.teachers.demo import demo_teacher
 from factory.teachers.settings import require_sound
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_topk", "moe_k")
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -25,6 +27,8 @@ class ModelShape:
     window: int | None
     kv_values_per_token: int
     dtype: str
+    experts: int = 0
+    experts_per_token: int = 0
 
 
 def locate_model(teacher: TeacherConfig) -> str:
@@ -103,6 +107,8 @@ def shape_of(model: str, config: dict[str, Any]) -> ModelShape:
             window=text.get("max_position_embeddings"),
             kv_values_per_token=width * text["num_hidden_layers"],
             dtype=dtype,
+            experts=next((int(text[name]) for name in EXPERTS if text.get(name)), 0),
+            experts_per_token=next((int(text[name]) for name in EXPERTS_PER_TOKEN if text.get(name)), 0),
         )
     except KeyError as error:
         raise TeacherError(f"teacher.model {model!r}: config.json has no {error}; not a decoder model?") from None
@@ -126,6 +132,8 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
     if len(set(layers)) < len(layers):
         raise TeacherError(f"signals.hidden_layers {job.signals.hidden_layers}: a layer is named twice")
     asked = job.signals
+    if asked.experts and not shape.experts_per_token:
+        raise TeacherError("signals.experts: the model's config.json names no experts; leave it out")
     return SignalSpec(
         top_k,
         tuple(layers),
@@ -137,6 +145,7 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
         positions=asked.positions,
         min_entropy=asked.min_entropy,
         hidden_positions=asked.hidden_positions,
+        experts=asked.experts,
     )
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from factory.job import Job
-from factory.records import Array, Generation, HiddenStates, Logprobs, Prompt, TeacherInfo, Transcript
+from factory.records import Array, Experts, Generation, HiddenStates, Logprobs, Prompt, TeacherInfo, Transcript
 from factory.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape, resolve_signals
 
 THINK_END, STOP = 256, 257
 VOCAB, LAYERS, HIDDEN = 260, 4, 16
-SHAPE = ModelShape(VOCAB, LAYERS, HIDDEN, window=None, kv_values_per_token=0, dtype="bfloat16")
+EXPERTS, EXPERTS_PER_TOKEN = 8, 2
+SHAPE = ModelShape(VOCAB, LAYERS, HIDDEN, None, 0, "bfloat16", EXPERTS, EXPERTS_PER_TOKEN)
 SPECIAL_TEXT = {THINK_END: "</think>", STOP: "<|end|>"}
 PEAK = 9.0  # logit given to the sampled id: about as sure of itself as an instruction-tuned model
 PEAK_FALLS = 1.5  # with each level: the harder, the less sure
@@ -134,6 +135,7 @@ class ScriptedTeacher:
             logprobs=self._draw_logprobs(rng, ids_T, peak) if self.signals.top_k else None,
             hidden_states=self._draw_states(rng, inputs) if self.signals.layers else None,
             prompt_logprobs=self._draw_logprobs(rng, prompt_ids[1:], peak) if self.signals.of_prompt else None,
+            experts=self._draw_experts(rng, inputs) if self.signals.experts else None,
         )
         return keep_chosen(made, self.signals)
 
@@ -178,6 +180,15 @@ class ScriptedTeacher:
             entropy_T=-(probs_TV * logprobs_TV).sum(1),
             draws_TK=draws_TK,
         )
+
+    def _draw_experts(self, rng: np.random.Generator, inputs: int) -> Experts:
+        """Of each block but the first, the likeliest experts and their softmax, renormalised."""
+        blocks = tuple(range(2, LAYERS + 1))
+        scores = rng.standard_normal((inputs, len(blocks), EXPERTS))
+        ids_NLE = np.argsort(-scores, axis=2)[:, :, :EXPERTS_PER_TOKEN]
+        weights_NLE = np.exp(np.take_along_axis(scores, ids_NLE, 2))
+        weights_NLE /= weights_NLE.sum(2, keepdims=True)
+        return Experts(blocks, ids_NLE.astype(np.int16), weights_NLE.astype(np.float16))
 
     def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:
         states = rng.standard_normal((inputs, len(self.signals.layers), HIDDEN), np.float32)

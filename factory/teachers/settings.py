@@ -111,12 +111,13 @@ def require_sound(job: Job, on_cpu: bool) -> None:
 def _keeps(job: Job) -> dict[Keeps, str]:
     """What a job keeps, and the keys that say so."""
     signals, kept = job.signals, dict[Keeps, str]()
-    if signals.top_k or signals.hidden_layers:
-        kept["signals"] = "signals.top_k = 0, signals.hidden_layers = []"
-    if signals.hidden_layers:
-        kept["states"] = "signals.hidden_layers = []"
+    inside = [name for name in ("hidden_layers", "experts") if getattr(signals, name)]
+    if signals.top_k or inside:
+        kept["signals"] = "signals.top_k = 0, signals.hidden_layers = [], signals.experts = false"
+    if inside:
+        kept["states"] = ", ".join(f"here signals.{name}" for name in inside)
     whole = [
-        *(["signals.hidden_layers"] if signals.hidden_layers else []),
+        *(f"signals.{name}" for name in inside),
         *(['signals.positions = "all"'] if signals.top_k and signals.positions == "all" else []),
         *(['signals.capture = "prefill"'] if signals.top_k and signals.capture == "prefill" else []),
         *(["[transcripts]"] if job.transcripts is not None else []),
@@ -127,7 +128,7 @@ def _keeps(job: Job) -> dict[Keeps, str]:
 
 
 def _name(keeps: Keeps) -> str:
-    return {"signals": "signals", "inputs": "signals of every input token", "states": "hidden states"}[keeps]
+    return {"signals": "signals", "inputs": "signals of every input token", "states": "hidden states or experts"}[keeps]
 
 
 def engine_settings(engine: Mapping[str, Any], captures: bool, on_cpu: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import LOGPROB_ARRAYS, Array, Generation, HiddenStates, Logprobs
+from factory.records import LOGPROB_ARRAYS, Array, Experts, Generation, HiddenStates, Logprobs
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
 HEAD = struct.Struct("<I")  # bytes of the JSON head
@@ -170,6 +170,10 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
         arrays["bits_NLH"] = states.bits_NLH
         arrays |= {} if states.positions_N is None else {"positions_N": states.positions_N}
         head["layers"] = states.layers
+    if generation.experts is not None:
+        experts = generation.experts
+        arrays |= {"expert_ids_NLE": experts.ids_NLE, "expert_weights_NLE": experts.weights_NLE}
+        head["blocks"] = experts.blocks
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     head["arrays"] = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     text = json.dumps(head).encode()
@@ -193,7 +197,14 @@ def unpack(payload: Array) -> Generation:
         logprobs=_unpack_logprobs(arrays, ""),
         prompt_logprobs=_unpack_logprobs(arrays, PROMPT),
         hidden_states=None if bits_NLH is None else HiddenStates(layers, bits_NLH, arrays.get("positions_N")),
+        experts=_unpack_experts(head, arrays),
     )
+
+
+def _unpack_experts(head: dict[str, Any], arrays: dict[str, Array]) -> Experts | None:
+    if "blocks" not in head:
+        return None
+    return Experts(tuple(head["blocks"]), arrays["expert_ids_NLE"], arrays["expert_weights_NLE"])
 
 
 def _unpack_logprobs(arrays: dict[str, Array], prefix: str) -> Logprobs | None:

@@ -10,6 +10,9 @@ import torch
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import SIZES, random_teacher
 
+from factory.load import load_rows
+from factory.verify import verify
+
 pytestmark = pytest.mark.engine
 BUILTIN = ("scheduling", "photo_edits", "summarization", "travel_booking")
 
@@ -178,7 +181,7 @@ def test_signals_are_right_for_models_built_otherwise(name: str, tmp_path: Path)
     model = tiny_model(name, tmp_path / "model")
     job = engine_job(
         teacher={"model": str(tmp_path / "model"), "dtype": "float32"},
-        signals={"top_k": 5, "hidden_layers": [0, 1, -1]},
+        signals={"top_k": 5, "hidden_layers": [0, 1, -1], "experts": name.endswith("moe")},
         tasks=[{"name": "adding", "count": 6}],
     )
     dataset = make_dataset(tmp_path, job)
@@ -193,6 +196,31 @@ def test_signals_are_right_for_models_built_otherwise(name: str, tmp_path: Path)
         norm = np.maximum(np.linalg.norm(expected, axis=-1), 1e-6)  # the padding token's embedding is zero
         error = np.linalg.norm(states[row["id"]] - expected, axis=-1) / norm
         assert error.max() < 0.004
+    if name.endswith("moe"):
+        require_right_experts(model, dataset)
+
+
+def require_right_experts(model: Any, dataset: Dataset) -> None:
+    """Each token's experts and weights in every block, against the router logits of a plain forward."""
+    assert list(verify(dataset.out)) == []
+    for row in load_rows(dataset.out, streaming=True, join_experts=True):
+        ids = np.concatenate([row.prompt_token_ids, row.completion_token_ids])[:-1].astype(np.int64)
+        with torch.inference_mode():
+            router_logits = model(torch.from_numpy(ids)[None], output_router_logits=True).router_logits
+        assert row.expert_layers == (1, 2, 3)
+        for at, logits in enumerate(router_logits):
+            weights, chosen = logits.float().softmax(-1).topk(2)
+            if model.config.norm_topk_prob:
+                weights /= weights.sum(-1, keepdim=True)
+            assert row.expert_ids is not None
+            order = np.argsort(-row.expert_weights[:, at], axis=1)
+            kept = np.take_along_axis(row.expert_weights[:, at], order, 1)
+            clear = (
+                logits.topk(3).values[:, 1] - logits.topk(3).values[:, 2]
+            ).numpy() > 1e-4  # no tie for the last place
+            assert np.array_equal(np.take_along_axis(row.expert_ids[:, at], order, 1)[clear], chosen.numpy()[clear])
+            np.testing.assert_allclose(kept, weights.numpy(), atol=1e-3)
+            assert clear.mean() > 0.95
 
 
 def tiny_model(name: str, folder: Path) -> Any:
