@@ -10,6 +10,7 @@ from factory.ledger import Ledger, Totals
 from factory.manifest import read_manifest, read_signals, write_atomically
 from factory.records import SignalSpec
 
+OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
 DECODER: Final = """
 import numpy as np
 
@@ -212,8 +213,8 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
         lines += [
             *_tell_choice(signals),
             *_tell_topk(signals),
-            "- Log-probabilities are natural logarithms of the teacher's own distribution, before temperature and any "
-            "grammar mask; `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is exact, in nats.",
+            f"- Log-probabilities are natural logarithms, of {teacher.get('details', {}).get('distribution', OWN)}.",
+            "- `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is in nats.",
         ]
     if signals.layers:
         norm = "after" if signals.final_norm else "before"

@@ -345,6 +345,16 @@ def find_final_norm(trunk: nn.Module) -> nn.Module:
     raise ValueError(f"no final norm found in {type(trunk).__name__}; set signals.final_norm = false")
 
 
+def find_missing(runner: Any) -> list[str]:
+    """Which of the places that capture is taken at a model runner does not have."""
+    needed = {
+        runner: ("model", "_sample", "execute_model", "input_batch", "discard_request_mask", "execute_model_state"),
+        getattr(runner, "model", None): ("compute_logits",),
+        getattr(runner, "input_batch", None): ("req_ids", "num_tokens_no_spec", "num_prompt_tokens", "token_ids_cpu"),
+    }
+    return [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
+
+
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     inner = getattr(owner, name)
     setattr(owner, name, lambda *args, **kwargs: around(inner, *args, **kwargs))
@@ -356,12 +366,17 @@ class CaptureExtension:
     model_runner: Any
     factory_capture: Capture | None
 
-    def factory_install(self, signals: SignalSpec, decoding: bool) -> None:
-        """Begin to capture. With tensor parallelism only the first worker keeps: it holds whole logits and states."""
+    def factory_install(self, signals: SignalSpec, decoding: bool) -> list[str]:
+        """Begin to capture, or name what this worker lacks for it.
+
+        With tensor parallelism only the first worker keeps: it holds whole logits and states.
+        """
         self.factory_capture = None
-        if signals.any:
+        missing = find_missing(self.model_runner)
+        if signals.any and not missing:
             self.factory_capture = Capture(self.model_runner, signals, decoding, get_tp_group().rank_in_group == 0)
             self.factory_capture.install()
+        return missing
 
     def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None) -> None:
         """What is asked of a request: see `Asked`; to be told before its first step."""

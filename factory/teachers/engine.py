@@ -21,11 +21,13 @@ import numpy as np
 from factory.errors import redact
 from factory.records import LOGPROB_ARRAYS, Experts, Generation, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
+from factory.teachers.flat import TOLD, read_flat, require_enough
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers, split_completion
 from factory.teachers.spool import SpoolWriter
 
 SIGN_OF_LIFE_S = 1.0
+MAX_LOGPROBS = 20  # vLLM's own limit, which a job may exceed
 MIN_ANSWER_TOKENS = 16  # a prompt that leaves less room than this in the model's window is too long
 
 
@@ -56,15 +58,24 @@ class Engine:
         self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
         self.encoder = make_encoder(self.tokenizer, self.markers, self.teacher["chat_template_kwargs"])
         require_some_fit(self.encoder, setup["probes"], setup["window"])
-        self.llm = build_llm(self.teacher, setup["settings"], self.markers)
+        self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.decoding = setup["capture"] == "decode"
-        try:
-            self._tell_worker("factory_install", self.signals, self.decoding)
-        except ValueError as error:  # the model has no such place
-            raise Unfit(f"teacher.model: {error}") from None
+        self.flat = self._install()
         self.spool = SpoolWriter(Path(setup["spool"]))
         self.requests: dict[str, Request] = {}
+
+    def _install(self) -> bool:
+        """Begin to capture; true where the engine's own logprobs must do. Raises Unfit where they would not."""
+        try:
+            answers = self._tell_worker("factory_install", self.signals, self.decoding)
+            missing: list[str] = next(filter(None, answers), [])
+            if self.signals.any and missing:
+                require_enough(self.signals, self.decoding, missing)
+                print(f"the worker has no {', '.join(missing)}: {TOLD}", flush=True)
+        except ValueError as error:  # neither worker nor model have such a place
+            raise Unfit(f"teacher.model: {error}") from None
+        return bool(self.signals.any and missing)
 
     def _tell_worker(self, method: str, *args: Any) -> list[Any]:
         answers: list[Any] = self.llm.llm_engine.collective_rpc(method, args=args)
@@ -84,6 +95,7 @@ class Engine:
             "vocab_size": config.get_vocab_size(),
             "tokenizer_sha256": tokenizer_hash(self.tokenizer),
             "settings": self._settings(),
+            **({"distribution": TOLD} if self.flat else {}),
             "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
         }
 
@@ -158,8 +170,10 @@ class Engine:
         # the budget needs an end marker of one token: any other could be spelt in several ways and be missed
         budget = thinking if self.markers is not None and self.markers.end_id is not None else None
         sampling["max_tokens"] = min(sampling["max_tokens"], room)
+        own = {"logprobs": self.signals.top_k, "flat_logprobs": True} if self.flat else {}
         return SamplingParams(
             **sampling,
+            **own,
             seed=prompt["seed"],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -183,16 +197,19 @@ class Engine:
             return self._generation(request, request.completion_ids, request.finish_reason)
         if self.signals.any and not self.decoding:
             return self._score(prompt, request.prompt_ids, list(completion.token_ids), completion.finish_reason)
-        return self._generation(request, completion.token_ids, completion.finish_reason)
+        flat = read_flat(completion.logprobs, self.signals) if self.flat else None
+        return self._generation(request, completion.token_ids, completion.finish_reason, flat)
 
-    def _generation(self, request: Request, completion_ids: Any, finish_reason: str) -> Generation:
+    def _generation(
+        self, request: Request, completion_ids: Any, finish_reason: str, flat: Logprobs | None = None
+    ) -> Generation:
         ids_T, prompt_ids = np.array(completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
         split = split_completion(self.tokenizer, ids_T, self.markers)
         if request.prompt["transcript"] is not None and split.answer_start >= len(ids_T):
             split = split_completion(self.tokenizer, ids_T, None)  # it never reasoned, or never stopped to
         arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
         found = {name: arrays[name] for name in LOGPROB_ARRAYS if name in arrays}
-        all_logprobs = Logprobs(**found) if found else None
+        all_logprobs = Logprobs(**found) if found else flat
         before = len(found["sampled_T"]) - len(ids_T) if found else 0  # of the prompt's tokens
         made = Generation(
             prompt_id=request.prompt["id"],
@@ -268,7 +285,7 @@ def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], windo
         raise Unfit(f"teacher.max_model_len {window}: no prompt fits of {', '.join(long)}; raise it or drop the task")
 
 
-def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Markers | None) -> Any:
+def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Markers | None, top_k: int) -> Any:
     """The engine, with settings that leave capture right, and guidance grammars."""
     from vllm import LLM
     from vllm.config.reasoning import ReasoningConfig
@@ -282,6 +299,7 @@ def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Marker
         extra["reasoning_config"] = ReasoningConfig(
             reasoning_parser=PARSER_NAME, reasoning_start_str=markers.start, reasoning_end_str=markers.end
         )
+    extra["max_logprobs"] = max(MAX_LOGPROBS, top_k)
     if teacher["max_model_len"] is not None:
         extra["max_model_len"] = teacher["max_model_len"]
     if teacher["kv_cache_gb"] is not None:

@@ -66,6 +66,8 @@ def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False)
         raise NotChecked(f"the {teacher['backend']} teacher has no model")
     if details.get("dtype") not in BOUNDS:
         raise NotChecked(f"no bounds are known for dtype {details.get('dtype')}")
+    if "distribution" in details:
+        raise NotChecked(f"the distributions are {details['distribution']}")
     try:
         config = TeacherConfig.model_validate(manifest["job"]["teacher"])
         model = locate_model(config)
