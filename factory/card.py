@@ -235,6 +235,12 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
             "`shape` [N, L, E], for N input tokens (prompt + completion but the last), the L decoder blocks `layers` "
             "and the E experts chosen there; weights are those the experts' outputs are multiplied with."
         )
+    if signals.attention:
+        lines.append(
+            f"- `attention` holds whole attention maps of decoder blocks {list(signals.attention)} (1 is the first) "
+            f"for {signals.attention_share:.3g} of the rows, those of at most {signals.attention_tokens} input tokens: "
+            "float16 [L, H, N, N], row i of a map how much token i looks at each; null for all other rows."
+        )
     for key in sorted(teacher.get("details", {})):
         lines.append(f"- {key}: `{teacher['details'][key]}`")
     return [*lines, ""]

@@ -21,7 +21,7 @@ MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
 COMPLETION: Final = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 IDS: Final = pa.list_(pa.int32())
 MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
-CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts")
+CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention")
 NO_SIGNALS: Final = SignalSpec()
 PROMPT: Final = "prompt_"  # before the names of the columns that belong to the prompt's tokens
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
@@ -67,7 +67,8 @@ class Layout:
     def writer_options(self) -> dict[str, Any]:
         """How Parquet stores this config (measured choices, see docs/decisions/0004-parquet-layout.md)."""
         if self.config == "hidden_states":
-            return {"compression": "none", "use_dictionary": False, "write_statistics": False}
+            # a page for each value: pyarrow copies each page, and small ones fit memory that was used before
+            return {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_batch_size": 1}
         split = {f"{c.name}.list.element" for c in self.columns if _is_split(c.type)}
         split |= {c.name for c in self.columns if c.type == pa.float32()}
         labels = [c.name for c in self.columns if c.name in LABELS]
@@ -108,22 +109,39 @@ def layouts(signals: SignalSpec) -> dict[str, Layout]:
         configs["hidden_states"] = Layout("hidden_states", "hidden_states", hidden, signals)
     if signals.experts:
         configs["experts"] = Layout("experts", "experts", EXPERTS, signals)
+    if signals.attention:
+        configs["attention"] = Layout("attention", "attention", ATTENTION, signals)
     return configs
 
 
 def row_bytes(outcome: Outcome) -> int:
-    """About how many bytes an outcome holds, to cut row groups of an even size."""
-    generation = outcome.generation
+    """About how many bytes an outcome holds in all its configs."""
+    return config_bytes(outcome, "default") + sum(_inside_bytes(outcome).values())
+
+
+def config_bytes(outcome: Outcome, config: str) -> int:
+    """About how many bytes an outcome holds in one config, to cut row groups of an even size."""
+    inside, generation = _inside_bytes(outcome), outcome.generation
+    if config in inside:
+        return inside[config]
     if generation is None:
         return 2000
     size = 4 * len(generation.text) + 2000 + generation.prompt_token_ids.nbytes
     for logprobs in (generation.logprobs, generation.prompt_logprobs):
         size += sum(array.nbytes for array in logprobs.arrays().values()) if logprobs is not None else 0
-    if generation.hidden_states is not None:
-        size += generation.hidden_states.bits_NLH.nbytes
-    if generation.experts is not None:
-        size += generation.experts.ids_NLE.nbytes + generation.experts.weights_NLE.nbytes
     return size
+
+
+def _inside_bytes(outcome: Outcome) -> dict[str, int]:
+    """Bytes of the configs beside the default one, which hold nothing else of a row."""
+    sizes, generation = dict.fromkeys(("hidden_states", "experts", "attention"), 0), outcome.generation
+    if generation is not None and generation.hidden_states is not None:
+        sizes["hidden_states"] = generation.hidden_states.bits_NLH.nbytes
+    if generation is not None and generation.experts is not None:
+        sizes["experts"] = generation.experts.ids_NLE.nbytes + generation.experts.weights_NLE.nbytes
+    if generation is not None and generation.attention is not None:
+        sizes["attention"] = generation.attention.maps_LHNN.nbytes
+    return sizes
 
 
 def flat_list(arrays: Sequence[Array], dtype: Any) -> pa.Array:
@@ -198,6 +216,10 @@ def _history(rejection: Rejection) -> list[str]:
 def _rejected_ids(name: str) -> Callable[[Rejection], Array]:
     empty = np.zeros(0, np.int32)
     return lambda outcome: getattr(outcome.generation, name) if outcome.generation else empty
+
+
+def _shape_of_maps(generation: Generation) -> tuple[int, ...]:
+    return generation.attention.maps_LHNN.shape if generation.attention else ()
 
 
 def _float(name: str, get: Callable[[Any], float | None]) -> Column:
@@ -345,5 +367,22 @@ EXPERTS: Final = (
     Column("shape", IDS, _values(IDS, lambda o: list(o.generation.experts.ids_NLE.shape))),
     _array("expert_ids", lambda o: o.generation.experts.ids_NLE, np.int16),
     _array("expert_weights", lambda o: o.generation.experts.weights_NLE, np.float16),
+)
+
+
+def _maps(outcomes: Sequence[Any]) -> pa.Array:
+    """Maps as float16, then the sentinel; null where a row has none."""
+    found = [outcome.generation.attention for outcome in outcomes]
+    values = [None if one is None else one.maps_LHNN.astype("<f2", copy=False).tobytes() + SENTINEL for one in found]
+    return pa.array(values, pa.large_binary())
+
+
+ATTENTION: Final = (
+    _text("id", lambda o: o.prompt.id),
+    Column(
+        "layers", IDS, _values(IDS, lambda o: list(o.generation.attention.blocks if o.generation.attention else ()))
+    ),
+    Column("shape", IDS, _values(IDS, lambda o: list(_shape_of_maps(o.generation)))),
+    Column("maps", pa.large_binary(), _maps),
 )
 POSITIONS: Final = _array("positions", lambda o: o.generation.hidden_states.positions_N, np.int32)

@@ -19,6 +19,9 @@ from factory.teachers.spool import SEGMENT_BYTES
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
 
+SELDOM = ("experts", "attention")  # told where a job keeps them
+
+
 def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> list[str]:
     """Readable lines about a job; `pilot` runs so many rows of each task with the real teacher first.
 
@@ -52,7 +55,9 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         f"  tokens: {forecast.prompt_tokens / rows:,.0f} prompt + {forecast.completion_tokens / rows:,.0f} completion"
         f" a row; {tokens:,.0f} in all",
     ]
-    for group, size in ((group, size) for group, size in forecast.groups.items() if size or group != "experts"):
+    for group, size in forecast.groups.items():
+        if not size and group in SELDOM:
+            continue
         lines.append(f"    {group:<14}{size / held:>10.2f} bytes a token {format_bytes(size):>10}")
     told = f"{'predicted disk':<14}{forecast.bytes / held:>10.2f} bytes a token {format_bytes(forecast.bytes):>10}"
     left = f", {format_bytes(forecast.left)} of it still to be written" if forecast.committed else ""
@@ -85,7 +90,7 @@ def upper_bound(prepared: Prepared) -> float:
     completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in plan.blocks) / max(
         len(plan.order), 1
     )
-    row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states)
+    row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states) + _attention_bytes(job)
     return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * plan.planned + plan.shards * FILE_BYTES
 
 
@@ -144,6 +149,13 @@ def _logprob_bytes(job: Job) -> int:
 
 def _prompt_bytes(job: Job) -> int:
     return _logprob_bytes(job) if job.signals.positions == "all" else 4
+
+
+def _attention_bytes(job: Job) -> float:
+    """Bytes of attention maps a row, in the mean and at most."""
+    shape = shape_of_teacher(job)
+    signals = resolve_signals(job, shape)
+    return 2.0 * len(signals.attention) * shape.heads * signals.attention_tokens**2 * signals.attention_share
 
 
 def state_bytes(job: Job) -> int:

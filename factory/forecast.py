@@ -30,8 +30,13 @@ Basis = Literal[
     "scripted teacher", "the transcripts", "reference solutions", "pilot", "committed shards", "max_tokens bound"
 ]
 Columns = Tally[tuple[str, str]]  # bytes by (folder, column); a file's frame has the column ""
-GROUPS: Final = ("texts", "ids", "logprobs", "hidden states", "experts", "rejected rows")
-FOLDER_GROUPS: Final = {"hidden_states": "hidden states", "experts": "experts", "rejected": "rejected rows"}
+GROUPS: Final = ("texts", "ids", "logprobs", "hidden states", "experts", "attention", "rejected rows")
+FOLDER_GROUPS: Final = {
+    "hidden_states": "hidden states",
+    "experts": "experts",
+    "attention": "attention",
+    "rejected": "rejected rows",
+}
 SAMPLE_ROWS, SAMPLE_TOKENS = 256, 150_000  # enough to fill Parquet's pages of 1 MB; about a second of work
 WEIGHED_SHARDS = 16
 SEEN_COLUMN_BYTES = 8  # a column with fewer bytes a row is empty in the stand-ins: it grows with the rows alone

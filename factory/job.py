@@ -4,8 +4,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from factory.config import Config, describe_problems
 from factory.errors import JobError
 from factory.records import HiddenPositions, Keep, Positions, Sampling
 
@@ -13,12 +14,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 TranscriptColumn = Literal["prompt_token_ids", "completion_token_ids", "prompt", "completion", "messages"]
 PersonalKind = Literal["email", "phone", "card", "iban", "national_id", "ip"]
-
-
-class Config(BaseModel):
-    """Base of every section: unknown keys are errors and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ScriptedFaults(Config):
@@ -113,6 +108,18 @@ class StyleConfig(Config):
     phone: bool = True
 
 
+class AttentionConfig(Config):
+    """`[signals.attention]`: whole attention maps of these decoder blocks (1 is the first, -1 the last).
+
+    Of a `share` of the rows, drawn by their ids, and of these the ones of at most `max_tokens` input tokens: a map has
+    as many numbers as tokens squared.
+    """
+
+    layers: Annotated[list[int], Field(min_length=1, max_length=256)]
+    share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    max_tokens: Annotated[int, Field(ge=2, le=8192)] = 512
+
+
 class SignalsConfig(Config):
     """`[signals]`: what is kept of the teacher's distribution and of its inside.
 
@@ -131,6 +138,7 @@ class SignalsConfig(Config):
     min_entropy: Annotated[float, Field(ge=0, le=20)] = 0.0
     hidden_positions: HiddenPositions = "all"
     experts: bool = False
+    attention: AttentionConfig | None = None
     hidden_layers: Annotated[list[int], Field(max_length=256)] = Field(default_factory=list)
     final_norm: bool = True
     capture: Literal["decode", "prefill"] = "decode"
@@ -358,36 +366,3 @@ def source_paths(job: Job) -> dict[str, Path]:
     sets = job.filters.contamination.files if job.filters.contamination is not None else []
     paths |= {f"filters.contamination.files.{number}": Path(name) for number, name in enumerate(sets)}
     return {key: path for key, path in paths.items() if path.exists()}
-
-
-def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
-    """A ValidationError on one line: where, got, allowed."""
-    return "; ".join(_describe_problem(dict(problem), model) for problem in error.errors(include_url=False))
-
-
-def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
-    whole = "file" if issubclass(model, Config) else model.__name__
-    where = ".".join(str(part) for part in problem["loc"]) or whole
-    if problem["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_at(model, problem["loc"][:-1]))) or "nothing"
-        return f"{where}: unknown key (known here: {known})"
-    if problem["type"] == "missing":
-        return f"{where}: missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], dict | list):
-        return f"{where}: {message}"
-    return f"{where}: {message}, got {problem['input']!r}"
-
-
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Names of the keys allowed at a location inside a model, as far as it can be followed."""
-    for part in location:
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return [field.alias or name for name, field in model.model_fields.items()]

@@ -24,6 +24,7 @@ from factory.rows import (
     IDS,
     Row,
     Tensor,
+    add_attention,
     add_experts,
     import_torch,
     join_states,
@@ -36,11 +37,12 @@ from factory.shards import read_batches
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
 BATCH_ROWS: Final = 64
 STATES_BATCH_ROWS: Final = 8  # the states of one row may take tens of MB
-NEEDED: Final = {"hidden_states": {"id", "states"}, "experts": {"id", "expert_ids"}}
+NEEDED: Final = {"hidden_states": {"id", "states"}, "experts": {"id", "expert_ids"}, "attention": {"id", "maps"}}
 JOINS: Final = {
     "labels": (label_rows, BATCH_ROWS),
     "hidden_states": (join_states, STATES_BATCH_ROWS),
     "experts": (add_experts, STATES_BATCH_ROWS),
+    "attention": (add_attention, STATES_BATCH_ROWS),
 }  # in this order: how a config beside the rows joins them, and how many of its rows are read at a time
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
 STAGE_LABELS: Final = (
@@ -108,12 +110,13 @@ def load_rows(
     revision: str | None = None,
     join_hidden_states: bool = False,
     join_experts: bool = False,
+    join_attention: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Rows:
     """Open a dataset: a local directory, or `owner/name` on the Hugging Face Hub at `revision`.
 
     `join_hidden_states` gives each accepted row its hidden states, and so does `config="hidden_states"`: they mean
-    nothing without their tokens. The same with `join_experts`, `config="experts"` and expert routing. A stage of a
+    nothing without their tokens. The same with `join_experts` (routing) and `join_attention` (maps). A stage of a
     curriculum (`config="stage-1"`) gives the rows of the default config that it points at, in its order, with its own
     columns beside theirs. Streaming reads the files as they are; otherwise `datasets` first copies them, uncompressed,
     into its cache (`cache_dir`). Raises DatasetError where source, config or split is not there; reading the rows
@@ -125,7 +128,7 @@ def load_rows(
     if root.is_dir() and not (root / "README.md").is_file():
         raise DatasetError(f"{root}: no README.md, whose `configs:` say what is here; give the directory of a dataset")
     options = {"split": split, "streaming": streaming, "revision": revision, "cache_dir": cache_dir and str(cache_dir)}
-    wanted = {"hidden_states": join_hidden_states, "experts": join_experts}
+    wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
     joined = [name for name, asked in wanted.items() if asked or config == name]
     dataset = _open(source, "default" if config in wanted else config, {"id", *IDS}, options)
     if {"stage", *POINTERS} <= set(dataset.column_names):

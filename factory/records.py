@@ -184,6 +184,19 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """How much each of N input tokens looks at those up to itself: float16 [L, H, N, N], L blocks, H query heads."""
+
+    blocks: tuple[int, ...]
+    maps_LHNN: Array
+
+
+def is_drawn(row_id: str, share: float) -> bool:
+    """Whether a row is among a share of all, by its id alone (a hash)."""
+    return int(content_hash(row_id, 8), 16) < share * 2**32
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """What the teacher did with one attempt at one prompt.
 
@@ -206,6 +219,7 @@ class Generation:
     prompt_logprobs: Logprobs | None = None
     hidden_states: HiddenStates | None = None
     experts: Experts | None = None
+    attention: Attention | None = None
     failure: str | None = None
     failure_detail: str = ""
 
@@ -337,16 +351,23 @@ class SignalSpec:
     min_entropy: float = 0.0
     hidden_positions: HiddenPositions = "all"
     experts: bool = False
+    attention: tuple[int, ...] = ()
+    attention_share: float = 0.0
+    attention_tokens: int = 0
 
     @property
     def any(self) -> bool:
         """Whether anything is kept beside the texts."""
-        return bool(self.top_k or self.layers or self.experts)
+        return bool(self.top_k or self.layers or self.experts or self.attention)
 
     @property
     def ragged(self) -> bool:
         """Whether positions may have fewer than k ids."""
         return self.keep != "top_k" or self.positions == "answer" or self.min_entropy > 0
+
+    def keeps_attention(self, row_id: str, inputs: int) -> bool:
+        """Whether a row of so many input tokens has attention maps."""
+        return bool(self.attention) and inputs <= self.attention_tokens and is_drawn(row_id, self.attention_share)
 
     @property
     def of_prompt(self) -> bool:

@@ -13,8 +13,8 @@ from jinja2 import DictLoader, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ValidationError
 
+from factory.config import describe_problems
 from factory.errors import TaskError, redact
-from factory.job import describe_problems
 from factory.records import Message, PlannedRow, Prompt, Sampling, content_hash, derive_seed
 from factory.sandbox import MAX_BYTES, MAX_CHARACTERS, LoudUndefined, OutOfBounds, TaskEnvironment, bounds
 from factory.tasks import JUDGE, Task

@@ -44,6 +44,8 @@ class Row:
     expert_ids: Array | None = None  # int16 [N, L, E]: where each input token went in each block with experts
     expert_weights: Array | None = None  # float32 [N, L, E], stored as float16
     expert_layers: tuple[int, ...] = ()
+    attention: Array | None = None  # float16 [L, H, N, N] of decoder blocks `attention_layers`, where the row has any
+    attention_layers: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.columns[name]
@@ -194,3 +196,24 @@ def add_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Ite
         yield replace(
             row, expert_ids=expert_ids, expert_weights=weights.astype(np.float32), expert_layers=tuple(blocks)
         )
+
+
+def add_attention(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their attention maps, where they have any."""
+    names = ("id", "layers", "shape", "maps")
+    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
+    for row, value in zip_longest(rows, values):
+        ids = row and row["id"], value and value[0].as_py()
+        if row is None or ids[0] != ids[1]:
+            told = f"id {ids[1]} where the other config has {ids[0]}"
+            raise DatasetError(f"{source}: attention has {told}; both need the same ids in the same order")
+        blocks, shape, blob = value[1].as_py(), value[2].as_py(), value[3].as_buffer()
+        if blob is None:
+            yield row
+            continue
+        inputs = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
+        if (shape[:1], shape[2:]) != ([len(blocks)], [inputs] * 2) or len(blob) != 2 * int(np.prod(shape)) + 1:
+            told = f"maps are {shape} in {len(blob)} bytes, expected [{len(blocks)}, H, {inputs}, {inputs}]"
+            raise DatasetError(f"{source}: row {row['id']}: {told}; damaged")
+        maps = np.frombuffer(blob, "<f2", count=int(np.prod(shape))).reshape(shape)
+        yield replace(row, attention=maps, attention_layers=tuple(blocks))

@@ -1,23 +1,26 @@
 """Shards: one shard's outcomes become one Parquet file for each config, each whole or not there at all.
 
 Rows are written in groups of about 12 MB, so memory stays flat at any shard size and a reader's first row comes early.
+While a group is made and written, SHA-256 and the disk work on those before it.
 """
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.columns import Layout, layouts, row_bytes
+from factory.columns import Layout, config_bytes, layouts
 from factory.errors import DatasetError
 from factory.records import Outcome, Pair, Record, SignalSpec
 
 ROW_GROUP_BYTES = 12 * 1024 * 1024
+HASH_BYTES, SYNC_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,12 @@ def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome] | 
     target, temporary = out / name, out / f".tmp-{name.replace('/', '-')}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as handle:
-            hashed = HashedFile(handle)
+        with temporary.open("wb") as handle, HashedFile(handle) as hashed:
             with pq.ParquetWriter(hashed, layout.schema, **layout.writer_options()) as writer:
-                for group in _row_groups(rows):
+                for group in _row_groups(layout, rows):
                     writer.write_table(layout.table(group))
-            handle.flush()
-            os.fsync(handle.fileno())
-        size, digest = temporary.stat().st_size, hashed.digest.hexdigest()
+            digest = hashed.finish()
+        size = temporary.stat().st_size
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -77,17 +78,72 @@ def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome] | 
 
 
 class HashedFile:
-    """A file opened for writing, as pyarrow writes one: from the first byte to the last; SHA-256 goes along."""
+    """A file opened for writing, as pyarrow writes one: from the first byte to the last; SHA-256 goes along.
+
+    While more is written, a thread hashes the last HASH_BYTES, and another brings SYNC_BYTES at a time to the disk.
+    """
 
     closed = False
 
     def __init__(self, handle: BinaryIO) -> None:
         self.handle = handle
         self.digest = hashlib.sha256()
+        self.fresh: list[bytes] = []  # not yet with the hasher
+        self.fresh_bytes = self.unsynced_bytes = 0
+        self.hasher, self.syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.hashed: Future[None] | None = None
+        self.synced: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hasher.shutdown()
+        self.syncer.shutdown()
 
     def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.handle.write(data)
+        self.fresh.append(data)
+        self.fresh_bytes += len(data)
+        self.unsynced_bytes += len(data)
+        if self.fresh_bytes >= HASH_BYTES:
+            self._hash_behind()
+        written = self.handle.write(data)
+        if self.unsynced_bytes >= SYNC_BYTES:
+            self._sync_behind()
+        return written
+
+    def _hash_behind(self) -> None:
+        """Once the hasher is done with the last bytes, give it the next; so no more than these are held."""
+        if self.hashed is not None:
+            self.hashed.result()
+        self.hashed = self.hasher.submit(self._hash, self.fresh)
+        self.fresh, self.fresh_bytes = [], 0
+
+    def _hash(self, parts: list[bytes]) -> None:
+        for part in parts:
+            self.digest.update(part)
+
+    def _sync_behind(self) -> None:
+        """Begin to bring to the disk what is written, unless the last time still goes on."""
+        if self.synced is None or self.synced.done():
+            self._check_sync()
+            self.handle.flush()
+            self.synced = self.syncer.submit(os.fdatasync, self.handle.fileno())
+            self.unsynced_bytes = 0
+
+    def _check_sync(self) -> None:
+        """Raise what a sync met. The system tells of an error once: a later fsync may know nothing of it."""
+        if self.synced is not None:
+            self.synced.result()
+
+    def finish(self) -> str:
+        """Bring everything to the disk; the digest, hex."""
+        self.handle.flush()
+        self._check_sync()
+        os.fsync(self.handle.fileno())
+        self.hasher.shutdown()
+        self._hash(self.fresh)
+        return self.digest.hexdigest()
 
     def tell(self) -> int:
         return self.handle.tell()
@@ -99,12 +155,13 @@ class HashedFile:
         """Whoever opened the file closes it."""
 
 
-def _row_groups(rows: Sequence[Outcome] | Sequence[Pair]) -> Iterator[list[Outcome | Pair]]:
+def _row_groups(layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> Iterator[list[Outcome | Pair]]:
     group: list[Outcome | Pair] = []
     size = 0
     for row in rows:
         group.append(row)
-        size += sum(map(row_bytes, row)) if isinstance(row, tuple) else row_bytes(row)
+        outcomes = row if isinstance(row, tuple) else (row,)
+        size += sum(config_bytes(outcome, layout.config) for outcome in outcomes)
         if size >= ROW_GROUP_BYTES:
             yield group
             group, size = [], 0

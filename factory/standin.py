@@ -16,6 +16,7 @@ from factory.prepare import Prepared
 from factory.quality.retry import ask_again
 from factory.records import (
     Array,
+    Attention,
     Experts,
     Generation,
     HiddenStates,
@@ -157,6 +158,9 @@ class StandIns:
             prompt_logprobs=draw_logprobs(rng, of_prompt, self.signals, vocab) if self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, bits_NLH) if self.signals.layers else None,
             experts=draw_experts(rng, inputs, self.shape) if self.signals.experts else None,
+            attention=draw_attention(rng, inputs, self.shape, self.signals)
+            if self.signals.keeps_attention(prompt.id, inputs)
+            else None,
         )
         return keep_chosen(made, self.signals)
 
@@ -166,6 +170,12 @@ def draw_experts(rng: np.random.Generator, inputs: int, shape: ModelShape) -> Ex
     size = (inputs, shape.layers, shape.experts_per_token)
     ids_NLE = rng.integers(0, max(shape.experts, 1), size, np.int16)
     return Experts(tuple(range(1, shape.layers + 1)), ids_NLE, rng.random(size, np.float32).astype(np.float16))
+
+
+def draw_attention(rng: np.random.Generator, inputs: int, shape: ModelShape, signals: SignalSpec) -> Attention:
+    """Maps whose lower half is noise: real ones compress a little better."""
+    maps_LHNN = np.tril(rng.random((len(signals.attention), shape.heads, inputs, inputs), np.float32))
+    return Attention(signals.attention, maps_LHNN.astype(np.float16))
 
 
 def draw_logprobs(rng: np.random.Generator, ids_T: Array, signals: SignalSpec, vocab: int) -> Logprobs:

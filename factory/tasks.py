@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, Field, ValidationError
 
+from factory.config import Config, describe_problems
 from factory.errors import TaskError
-from factory.job import Config, SamplingConfig, StyleConfig, describe_problems
+from factory.job import SamplingConfig, StyleConfig
 from factory.paths import real_path
 from factory.records import Sampling
 

@@ -99,6 +99,8 @@ def find_damage(
         damage = _damage_of_states(states, _input_length(generation), asked)
     if damage is None and generation.experts is not None:
         damage = _damage_of_experts(generation.experts, _input_length(generation))
+    if damage is None:
+        damage = _damage_of_attention(generation, asked)
     return damage
 
 
@@ -169,6 +171,19 @@ def _damage_of_experts(experts: Experts, inputs: int) -> tuple[str, str] | None:
         return "misaligned", f"experts of shape {shapes[0]} for {inputs} input tokens and {len(experts.blocks)} blocks"
     if (experts.ids_NLE < 0).any() or not np.isfinite(experts.weights_NLE).all():
         return "nonfinite", "the experts of a token are not known, or a weight is not a number"
+    return None
+
+
+def _damage_of_attention(generation: Generation, asked: SignalSpec) -> tuple[str, str] | None:
+    inputs, attention = _input_length(generation), generation.attention
+    if attention is None:
+        wanted = asked.keeps_attention(generation.prompt_id, inputs)
+        return ("missing", "the row is one of those whose attention is kept, and it did not come") if wanted else None
+    shape = attention.maps_LHNN.shape
+    if len(shape) != 4 or (shape[0], *shape[2:]) != (len(attention.blocks), inputs, inputs):
+        return "misaligned", f"attention of shape {shape} for {inputs} input tokens and {len(attention.blocks)} blocks"
+    if not np.isfinite(attention.maps_LHNN).all():
+        return "nonfinite", "an attention weight is not a number"
     return None
 
 

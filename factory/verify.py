@@ -78,7 +78,7 @@ def _check_counts(entry: ShardEntry) -> Iterator[str]:
         yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
     rows = {file.path.split("/")[0]: file.rows for file in entry.files}
     expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
-    expected["experts"] = entry.accepted
+    expected |= {"experts": entry.accepted, "attention": entry.accepted}
     if rows.pop("preferences", 0) > entry.accepted:
         yield f"ledger.jsonl: shard {entry.shard}: more preference pairs than accepted rows"
     for folder, count in rows.items():
@@ -112,11 +112,13 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
         yield from _check_states(out, configs["hidden_states"], shard, inputs, signals)
     if "experts" in configs:
         yield from _check_experts(out, configs["experts"], shard, inputs)
+    if "attention" in configs:
+        yield from _check_attention(out, configs["attention"], shard, inputs, signals)
 
 
 def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
     name = shard_path(layout.folder, shard)
-    skipped = ("states",)  # as large as all else together, and already proved by their checksum
+    skipped = ("states", "maps")  # as large as all else together, and already proved by their checksum
     columns = [column.name for column in layout.columns if column.name not in skipped]
     return ((name, batch) for batch in read_batches(out / name, columns))
 
@@ -174,5 +176,20 @@ def _check_experts(out: Path, layout: Layout, shard: int, inputs: dict[str, int]
             wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
             if row["shape"][:2] != wanted or sizes != (size, size):
                 yield f"{name}: row {row['id']}: shape {row['shape']} and {sizes[0]} ids, expected {wanted} and E"
+    if ids != list(inputs):
+        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
+
+
+def _check_attention(
+    out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec
+) -> Iterator[str]:
+    ids: list[str] = []
+    for name, batch in _batches(out, layout, shard):
+        for row in batch.to_pylist():
+            ids.append(row["id"])
+            count, (blocks, *_, second, third) = inputs.get(row["id"], 0), row["shape"] or (0, 0, 0)
+            wanted = (len(signals.attention), count) if signals.keeps_attention(row["id"], count) else (0, 0)
+            if (blocks, second) != wanted or second != third:
+                yield f"{name}: row {row['id']}: maps of shape {row['shape']}, expected of {wanted[1]} tokens"
     if ids != list(inputs):
         yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"

@@ -96,8 +96,8 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         ("colour = 1\n" + SMALLEST, "colour: unknown key (known here: difficulty, filters, judge, "),
         (
             SMALLEST + "[signals]\ntopk = 5",
-            "signals.topk: unknown key (known here: capture, experts, final_norm, hidden_layers, hidden_positions, "
-            "keep, min_entropy, positions, top_k, top_p, verify_rows)",
+            "signals.topk: unknown key (known here: attention, capture, experts, final_norm, hidden_layers, "
+            "hidden_positions, keep, min_entropy, positions, top_k, top_p, verify_rows)",
         ),
         (
             SMALLEST + "level = 5",

@@ -1,8 +1,11 @@
 """Shards: a file is whole or not there, and what is written is what was given."""
 
 import hashlib
+import os
 import subprocess
 import sys
+import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +13,43 @@ import pyarrow.parquet as pq
 import pytest
 from dataset_support import SIGNALS, make_record, make_rejection, outcomes_by_folder, read_tree, some_outcomes
 
-from factory.columns import layouts
+from factory.columns import decode_states, layouts
 from factory.errors import DatasetError
-from factory.records import HiddenStates, SignalSpec
-from factory.shards import ROW_GROUP_BYTES, file_digest, read_batches, read_schema, write_shard
+from factory.records import HiddenStates, Record, SignalSpec
+from factory.shards import (
+    HASH_BYTES,
+    ROW_GROUP_BYTES,
+    SYNC_BYTES,
+    HashedFile,
+    file_digest,
+    read_batches,
+    read_schema,
+    write_shard,
+)
 
 WRITE_ON_SMALL_DISKS = """
-import resource, sys
+import resource, sys, threading
 from pathlib import Path
 from dataset_support import SIGNALS, some_outcomes
+from test_shards import long_records
 from factory.errors import DatasetError
 from factory.shards import write_shard
 
-for limit in sys.argv[2:]:
+outcomes = {"short": some_outcomes, "long": long_records}[sys.argv[2]]()
+for limit in sys.argv[3:]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     try:
-        write_shard(Path(sys.argv[1]) / limit, 0, some_outcomes(), SIGNALS)
+        write_shard(Path(sys.argv[1]) / limit, 0, outcomes, SIGNALS)
     except DatasetError as error:
-        print(error)
+        print(error, threading.active_count())
 """
+
+
+def long_records() -> list[Record]:
+    """Nine rows with hidden states of 4 MiB: three row groups, and more than is brought to the disk at once."""
+    rng = np.random.default_rng(0)
+    states = [HiddenStates((1,), rng.integers(0, 2**16, (1024, 1, 2048), np.uint16)) for _ in range(9)]
+    return [make_record(number, hidden_states=row) for number, row in enumerate(states)]
 
 
 def test_a_shard_is_one_file_for_each_config_and_the_ledger_gets_their_proofs(tmp_path: Path) -> None:
@@ -68,29 +89,75 @@ def test_the_same_outcomes_make_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_cut_near_twelve_megabytes(tmp_path: Path) -> None:
-    row = HiddenStates((1,), np.ones((1024, 1, 2048), np.uint16))  # 4 MiB
-    records = [make_record(number, hidden_states=row) for number in range(7)]
-    write_shard(tmp_path, 0, records, SignalSpec(top_k=3, layers=(1,)))
+    write_shard(tmp_path, 0, long_records(), SignalSpec(top_k=3, layers=(1,)))
     file = pq.ParquetFile(tmp_path / "hidden_states/train-00000.parquet")
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    assert [group.num_rows for group in groups] == [3, 3, 1]
-    assert all(abs(group.total_byte_size - ROW_GROUP_BYTES) < 0.05 * ROW_GROUP_BYTES for group in groups[:2])
+    assert [group.num_rows for group in groups] == [3, 3, 3]
+    assert all(abs(group.total_byte_size - ROW_GROUP_BYTES) < 0.05 * ROW_GROUP_BYTES for group in groups)
     read = [
         i for b in read_batches(tmp_path / "hidden_states/train-00000.parquet", ["id"]) for i in b["id"].to_pylist()
     ]
-    assert read == [f"id{number}" for number in range(7)]
+    assert read == [f"id{number}" for number in range(9)]
+    beside = pq.read_metadata(tmp_path / "data/train-00000.parquet")
+    assert (beside.num_row_groups, beside.num_rows) == (1, 9), "states are not in this file and do not cut its groups"
 
 
-def test_a_disk_that_fills_up_leaves_no_part_of_a_file(tmp_path: Path) -> None:
-    write_shard(tmp_path / "whole", 0, some_outcomes(), SIGNALS)
-    complete, limits = read_tree(tmp_path / "whole"), ["0", "100", "2000", "5000"]
-    command = [sys.executable, "-c", WRITE_ON_SMALL_DISKS, str(tmp_path), *limits]
+def test_a_long_file_has_its_digest_and_every_number(tmp_path: Path) -> None:
+    records, threads = long_records(), threading.active_count()
+    (file,) = (f for f in write_shard(tmp_path, 0, records, SIGNALS) if f.path.startswith("hidden_states/"))
+    data = (tmp_path / file.path).read_bytes()
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
+    values = [
+        value for batch in read_batches(tmp_path / file.path, ["states"]) for value in batch["states"].to_pylist()
+    ]
+    for record, value in zip(records, values, strict=True):
+        states = record.generation.hidden_states
+        assert states is not None
+        np.testing.assert_array_equal(decode_states(value, states.bits_NLH.shape), states.bits_NLH)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "limits"), [("short", ["0", "100", "2000", "5000"]), ("long", ["6000000", "14000000", "37500000"])]
+)
+def test_a_disk_that_fills_up_leaves_no_part_of_a_file_and_no_thread(
+    tmp_path: Path, outcomes: str, limits: list[str]
+) -> None:
+    write_shard(tmp_path / "whole", 0, some_outcomes() if outcomes == "short" else long_records(), SIGNALS)
+    complete = read_tree(tmp_path / "whole")
+    command = [sys.executable, "-c", WRITE_ON_SMALL_DISKS, str(tmp_path), outcomes, *limits]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     told = "shard 0 cannot be written: File too large; committed shards are whole"
-    assert done.stdout.splitlines() == [f"{tmp_path / limit}: {told}" for limit in limits]
+    assert done.stdout.splitlines() == [f"{tmp_path / limit}: {told} 1" for limit in limits]
     for limit in limits:
         for name, digest in read_tree(tmp_path / limit).items():
             assert digest in ("", complete.get(name)), f"{limit}: {name} is there, and not whole"
+
+
+def test_an_error_of_the_disk_behind_the_writer_is_raised(tmp_path: Path) -> None:
+    reader, pipe = os.pipe()  # nothing brings a pipe to a disk
+    thread = threading.Thread(target=_drain, args=(reader,))
+    thread.start()
+    with os.fdopen(pipe, "wb") as handle, HashedFile(handle) as hashed:
+        hashed.write(bytes(SYNC_BYTES))
+        assert hashed.synced is not None
+        assert isinstance(hashed.synced.exception(timeout=60), OSError)
+        with (tmp_path / "file").open("wb") as file:
+            os.dup2(file.fileno(), pipe)  # a later fsync succeeds
+        with pytest.raises(OSError, match="Invalid argument"):
+            hashed.finish()
+    thread.join()
+
+
+def test_the_writer_holds_few_bytes_however_long_the_file(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as handle, HashedFile(handle) as hashed:
+        tracemalloc.start()
+        for number in range(20):
+            hashed.write(bytes([number]) * HASH_BYTES)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert hashed.finish() == file_digest(tmp_path / "file")
+    assert held < 4 * HASH_BYTES
 
 
 def test_a_file_where_a_folder_belongs_is_told_and_left_as_it_is(tmp_path: Path) -> None:
@@ -143,3 +210,9 @@ def test_a_schema_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_digest(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def _drain(reader: int) -> None:
+    while os.read(reader, 1 << 20):
+        pass
+    os.close(reader)

@@ -24,9 +24,10 @@ from torch import nn
 from vllm.distributed.parallel_state import get_tp_group
 
 from factory.records import SignalSpec
+from factory.teachers.attention import AttentionKeeper
 from factory.teachers.distribution import Distribution, Workspace, fractions
-from factory.teachers.pages import Array, Pages
-from factory.teachers.routing import Routes, keep_routes
+from factory.teachers.pages import Array, Pages, StepRows
+from factory.teachers.routing import ExpertKeeper
 
 SCORED_LOGITS = 1 << 24  # logits held at once when a prefill is scored: 64 MB in float32
 
@@ -39,6 +40,7 @@ class Asked:
     prompt: int
     seed: int
     last_id: int | None = None
+    attends: bool = False  # whether its attention is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +52,11 @@ class Batch:
     prompt_B: Array
     seed_B: Array
     last_id_B: Array  # -1 where the request generates
+    attends_B: Array
 
 
-NO_BATCH = Batch([], *(np.zeros(0, np.int64) for _ in range(4)))
-
-
-@dataclass(frozen=True, slots=True)
-class StepRows:
-    """N tokens of one step that belong to requests that are kept: row in the step's tensors, number of the request in
-    the batch, its slot, absolute position of the token."""
-
-    row_N: Array
-    request_N: Array
-    slot_N: Array
-    position_N: Array
+NO_NUMBERS = np.zeros(0, np.int64)
+NO_BATCH = Batch([], NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, np.zeros(0, np.bool_))
 
 
 class Capture:
@@ -85,10 +78,8 @@ class Capture:
         self.floats = Pages(3 + signals.top_k + draws, np.float32, np.nan)
         self.ids = Pages(signals.top_k, np.int32, 0)
         self.states: Pages | None = None
-        self.blocks: list[int] = []  # those with experts
-        self.routes: Routes = {}
-        self.expert_ids: Pages | None = None
-        self.expert_weights: Pages | None = None
+        self.experts: ExpertKeeper | None = None
+        self.attention: AttentionKeeper | None = None
         self.step: Distribution | None = None
         self.of_sampled, self.of_given = Workspace(), Workspace()  # the first may wait for its tokens meanwhile
         self.outputs: dict[int, torch.Tensor] = {}
@@ -99,8 +90,13 @@ class Capture:
             _wrap(self.runner.model, "compute_logits", self._around_logits)
             _wrap(self.runner, "_sample", self._around_sample)
         self._hook_layers()
+        model, attention = self.runner.get_model(), self.signals.attention
         if self.signals.experts and self.keeps:
-            self.blocks = keep_routes(self.runner.get_model(), self.routes)
+            self.experts = ExpertKeeper(model)
+        if attention:
+            if get_tp_group().world_size > 1:
+                raise ValueError("no worker has all heads where tensors are split; leave signals.attention out")
+            self.attention = AttentionKeeper(model, attention, self.signals.attention_tokens, self.runner.device)
         _wrap(self.runner, "execute_model", self._around_execute)
 
     def _around_logits(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -151,7 +147,7 @@ class Capture:
             )
         result = inner(scheduler_output, *args, **kwargs)
         outputs, self.outputs = self.outputs, {}
-        inside = bool(outputs or self.blocks)
+        inside = bool(outputs or self.experts or self._batch().attends_B.any())
         if not scheduler_output.total_num_scheduled_tokens:
             return result
         scores = bool(self.signals.top_k) and (self._any_scored() or (self.decoding and self.signals.of_prompt))
@@ -159,8 +155,10 @@ class Capture:
             rows = self._rows_of_step(scheduler_output)
             if outputs and len(rows.row_N):
                 self._keep_states(outputs, rows)
-            if self.blocks and len(rows.row_N):
-                self._keep_experts(rows)
+            if self.experts is not None and len(rows.row_N):
+                self.experts.keep(rows)
+            if self.attention is not None:
+                self.attention.keep(rows, self._batch().attends_B)
             if scores:
                 self._keep_scored(rows)
         return result
@@ -215,19 +213,6 @@ class Capture:
             self.states = Pages(bits.shape[1], np.uint16, 0)
         self.states.write(step.slot_N, step.position_N, bits)
 
-    def _keep_experts(self, step: StepRows) -> None:
-        ids, weights = (torch.stack([self.routes[block][part] for block in self.blocks], 1) for part in (0, 1))
-        if len(ids) <= step.row_N.max():  # tokens that were split among workers: their routes stay blank, and are told
-            return
-        where = torch.from_numpy(step.row_N).to(ids.device)
-        ids_NW = ids[where].flatten(1).to(torch.int16).cpu().numpy()
-        weights_NW = weights[where].flatten(1).to(torch.float16).cpu().numpy()
-        if self.expert_ids is None or self.expert_weights is None:
-            self.expert_ids = Pages(ids_NW.shape[1], np.int16, -1)
-            self.expert_weights = Pages(ids_NW.shape[1], np.float16, np.nan)
-        self.expert_ids.write(step.slot_N, step.position_N, ids_NW)
-        self.expert_weights.write(step.slot_N, step.position_N, weights_NW)
-
     def _batch(self) -> Batch:
         """The requests of the batch as it is now."""
         inputs = self.runner.input_batch
@@ -235,9 +220,14 @@ class Capture:
             names = list(inputs.req_ids)
             prompts = inputs.num_prompt_tokens[: len(names)].tolist()
             known = [self.asked.get(name) or Asked(prompt, 0) for name, prompt in zip(names, prompts, strict=True)]
-            last_ids = [-1 if one.last_id is None else one.last_id for one in known]
-            parts = ([self._slot(name) for name in names], [o.prompt for o in known], [o.seed for o in known], last_ids)
-            self.batch = Batch(names, *(np.array(part, np.int64) for part in parts))
+            self.batch = Batch(
+                names,
+                slot_B=np.array([self._slot(name) for name in names], np.int64),
+                prompt_B=np.array([one.prompt for one in known], np.int64),
+                seed_B=np.array([one.seed for one in known], np.int64),
+                last_id_B=np.array([-1 if one.last_id is None else one.last_id for one in known], np.int64),
+                attends_B=np.array([one.attends for one in known], np.bool_),
+            )
         return self.batch
 
     def _slot(self, name: str) -> int:
@@ -270,11 +260,9 @@ class Capture:
                 arrays["draws_TK"] = np.nan_to_num(floats[:, 3 + k :], nan=-1).astype(np.int16)
         if self.states is not None:
             arrays["bits_NLH"] = self.states.take(slot, inputs).reshape(-1, len(self.layers), self._hidden_size())
-        if self.expert_ids is not None and self.expert_weights is not None:
-            shape = (-1, len(self.blocks), self.expert_ids.width // len(self.blocks))
-            arrays["expert_ids_NLE"] = self.expert_ids.take(slot, inputs).reshape(shape)
-            arrays["expert_weights_NLE"] = self.expert_weights.take(slot, inputs).reshape(shape)
-            arrays["blocks"] = np.array(self.blocks, np.int32)
+        arrays |= {} if self.experts is None else self.experts.take(slot, inputs)
+        if self.attention is not None and name in self.asked and self.asked[name].attends:
+            arrays |= self.attention.take(slot, inputs)
         self.drop(name)
         return arrays
 
@@ -284,9 +272,9 @@ class Capture:
         slot = self.slots.pop(name, None)
         if slot is None:
             return
-        for pages in (self.floats, self.ids, self.states, self.expert_ids, self.expert_weights):
-            if pages is not None:
-                pages.drop(slot)
+        for kept in (self.floats, self.ids, self.states, self.experts, self.attention):
+            if kept is not None:
+                kept.drop(slot)
         self.free_slots.append(slot)
         self.batch = NO_BATCH
 
@@ -378,10 +366,10 @@ class CaptureExtension:
             self.factory_capture.install()
         return missing
 
-    def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None) -> None:
+    def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None, attends: bool) -> None:
         """What is asked of a request: see `Asked`; to be told before its first step."""
         if self.factory_capture:
-            self.factory_capture.begin(name, Asked(prompt, seed, last_id))
+            self.factory_capture.begin(name, Asked(prompt, seed, last_id, attends))
 
     def factory_take(self, name: str, tokens: int, inputs: int) -> dict[str, Array]:
         """Arrays of a finished request; an empty dict from a worker that does not keep any."""

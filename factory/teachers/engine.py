@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from factory.errors import redact
-from factory.records import LOGPROB_ARRAYS, Experts, Generation, HiddenStates, Logprobs, SignalSpec
+from factory.records import LOGPROB_ARRAYS, Attention, Experts, Generation, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.flat import TOLD, read_flat, require_enough
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
@@ -155,9 +155,10 @@ class Engine:
             inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": inputs}, params)
         except ValueError as error:
             return failed(prompt, ids, "refused_by_engine", " ".join(str(error).split()))
-        if completion_ids is not None or self.signals.keep == "sampled":
+        attends = self.signals.keeps_attention(prompt["id"], len(ids))
+        if completion_ids is not None or self.signals.keep == "sampled" or attends:
             last_id = None if completion_ids is None else int(completion_ids[-1])
-            self._tell_worker("factory_begin", inner, len(ids), prompt["seed"], last_id)
+            self._tell_worker("factory_begin", inner, len(ids), prompt["seed"], last_id, attends)
         self.requests[name] = Request(inner, prompt, ids, completion_ids, why)
         return None
 
@@ -225,6 +226,7 @@ class Engine:
             prompt_logprobs=all_logprobs.part(slice(before)) if all_logprobs and self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
             experts=_as_experts(arrays),
+            attention=Attention(self.signals.attention, arrays["maps_LHNN"]) if "maps_LHNN" in arrays else None,
         )
         return keep_chosen(made, self.signals)
 

@@ -20,6 +20,7 @@ def require_enough(signals: SignalSpec, decoding: bool, missing: list[str]) -> N
     beyond = {
         "signals.hidden_layers": bool(signals.layers),
         "signals.experts": signals.experts,
+        "signals.attention": bool(signals.attention),
         'signals.positions = "all"': signals.of_prompt,
         'signals.keep = "sampled"': signals.keep == "sampled",
         'signals.capture = "prefill"': not decoding,

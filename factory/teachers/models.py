@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import TeacherError
-from factory.job import Job, TeacherConfig
+from factory.job import AttentionConfig, Job, TeacherConfig
 from factory.records import SignalSpec
 from factory.teachers.demo import demo_teacher
 from factory.teachers.settings import require_sound
@@ -27,6 +27,7 @@ class ModelShape:
     window: int | None
     kv_values_per_token: int
     dtype: str
+    heads: int = 0
     experts: int = 0
     experts_per_token: int = 0
 
@@ -107,6 +108,7 @@ def shape_of(model: str, config: dict[str, Any]) -> ModelShape:
             window=text.get("max_position_embeddings"),
             kv_values_per_token=width * text["num_hidden_layers"],
             dtype=dtype,
+            heads=heads,
             experts=next((int(text[name]) for name in EXPERTS if text.get(name)), 0),
             experts_per_token=next((int(text[name]) for name in EXPERTS_PER_TOKEN if text.get(name)), 0),
         )
@@ -146,7 +148,23 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
         min_entropy=asked.min_entropy,
         hidden_positions=asked.hidden_positions,
         experts=asked.experts,
+        **_resolve_attention(asked.attention, shape),
     )
+
+
+def _resolve_attention(asked: AttentionConfig | None, shape: ModelShape) -> dict[str, Any]:
+    """The fields of a SignalSpec. Raises TeacherError for a block that the model does not have."""
+    if asked is None:
+        return {}
+    blocks = tuple(block if block > 0 else shape.layers + 1 + block for block in asked.layers)
+    if not all(block and 0 < found <= shape.layers for block, found in zip(asked.layers, blocks, strict=True)):
+        raise TeacherError(
+            f"signals.attention.layers {asked.layers}: the model has {shape.layers} blocks (allowed: 1 to "
+            f"{shape.layers}, -1 for the last)"
+        )
+    if len(set(blocks)) < len(blocks):
+        raise TeacherError(f"signals.attention.layers {asked.layers}: a block is named twice")
+    return {"attention": blocks, "attention_share": asked.share, "attention_tokens": asked.max_tokens}
 
 
 def require_window(job: Job, shape: ModelShape) -> int | None:

@@ -4,6 +4,7 @@ Requests of unknown length share one growing pool of pages, so memory follows th
 per token becomes a Python object. A position that was never written stays blank and shows up when it is taken.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,17 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 PAGE = 32  # positions a page holds
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """N tokens of one step that belong to requests that are kept: row in the step's tensors, number of the request in
+    the batch, its slot, absolute position of the token."""
+
+    row_N: Array
+    request_N: Array
+    slot_N: Array
+    position_N: Array
 
 
 class Pages:

@@ -13,15 +13,25 @@ from typing import Any
 import numpy as np
 
 from factory.job import Job
-from factory.records import Array, Experts, Generation, HiddenStates, Logprobs, Prompt, TeacherInfo, Transcript
+from factory.records import (
+    Array,
+    Attention,
+    Experts,
+    Generation,
+    HiddenStates,
+    Logprobs,
+    Prompt,
+    TeacherInfo,
+    Transcript,
+)
 from factory.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape, resolve_signals
 
 THINK_END, STOP = 256, 257
 VOCAB, LAYERS, HIDDEN = 260, 4, 16
-EXPERTS, EXPERTS_PER_TOKEN = 8, 2
-SHAPE = ModelShape(VOCAB, LAYERS, HIDDEN, None, 0, "bfloat16", EXPERTS, EXPERTS_PER_TOKEN)
+HEADS, EXPERTS, EXPERTS_PER_TOKEN = 2, 8, 2
+SHAPE = ModelShape(VOCAB, LAYERS, HIDDEN, None, 0, "bfloat16", HEADS, EXPERTS, EXPERTS_PER_TOKEN)
 SPECIAL_TEXT = {THINK_END: "</think>", STOP: "<|end|>"}
 PEAK = 9.0  # logit given to the sampled id: about as sure of itself as an instruction-tuned model
 PEAK_FALLS = 1.5  # with each level: the harder, the less sure
@@ -136,6 +146,9 @@ class ScriptedTeacher:
             hidden_states=self._draw_states(rng, inputs) if self.signals.layers else None,
             prompt_logprobs=self._draw_logprobs(rng, prompt_ids[1:], peak) if self.signals.of_prompt else None,
             experts=self._draw_experts(rng, inputs) if self.signals.experts else None,
+            attention=self._draw_attention(rng, inputs)
+            if self.signals.keeps_attention(made.prompt_id, inputs)
+            else None,
         )
         return keep_chosen(made, self.signals)
 
@@ -189,6 +202,10 @@ class ScriptedTeacher:
         weights_NLE = np.exp(np.take_along_axis(scores, ids_NLE, 2))
         weights_NLE /= weights_NLE.sum(2, keepdims=True)
         return Experts(blocks, ids_NLE.astype(np.int16), weights_NLE.astype(np.float16))
+
+    def _draw_attention(self, rng: np.random.Generator, inputs: int) -> Attention:
+        weights = np.tril(np.exp(rng.standard_normal((len(self.signals.attention), HEADS, inputs, inputs), np.float32)))
+        return Attention(self.signals.attention, (weights / weights.sum(-1, keepdims=True)).astype(np.float16))
 
     def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:
         states = rng.standard_normal((inputs, len(self.signals.layers), HIDDEN), np.float32)

@@ -111,9 +111,9 @@ def require_sound(job: Job, on_cpu: bool) -> None:
 def _keeps(job: Job) -> dict[Keeps, str]:
     """What a job keeps, and the keys that say so."""
     signals, kept = job.signals, dict[Keeps, str]()
-    inside = [name for name in ("hidden_layers", "experts") if getattr(signals, name)]
+    inside = [name for name in ("hidden_layers", "experts", "attention") if getattr(signals, name)]
     if signals.top_k or inside:
-        kept["signals"] = "signals.top_k = 0, signals.hidden_layers = [], signals.experts = false"
+        kept["signals"] = "signals.top_k = 0 and nothing else of [signals]"
     if inside:
         kept["states"] = ", ".join(f"here signals.{name}" for name in inside)
     whole = [
@@ -128,7 +128,8 @@ def _keeps(job: Job) -> dict[Keeps, str]:
 
 
 def _name(keeps: Keeps) -> str:
-    return {"signals": "signals", "inputs": "signals of every input token", "states": "hidden states or experts"}[keeps]
+    names: dict[Keeps, str] = {"signals": "signals", "inputs": "signals of every input token"}
+    return names.get(keeps, "hidden states, experts or attention")
 
 
 def engine_settings(engine: Mapping[str, Any], captures: bool, on_cpu: bool) -> dict[str, Any]:

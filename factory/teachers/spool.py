@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import LOGPROB_ARRAYS, Array, Experts, Generation, HiddenStates, Logprobs
+from factory.records import LOGPROB_ARRAYS, Array, Attention, Experts, Generation, HiddenStates, Logprobs
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
 HEAD = struct.Struct("<I")  # bytes of the JSON head
@@ -174,6 +174,9 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
         experts = generation.experts
         arrays |= {"expert_ids_NLE": experts.ids_NLE, "expert_weights_NLE": experts.weights_NLE}
         head["blocks"] = experts.blocks
+    if generation.attention is not None:
+        arrays["maps_LHNN"] = generation.attention.maps_LHNN
+        head["attention"] = generation.attention.blocks
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     head["arrays"] = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     text = json.dumps(head).encode()
@@ -198,6 +201,7 @@ def unpack(payload: Array) -> Generation:
         prompt_logprobs=_unpack_logprobs(arrays, PROMPT),
         hidden_states=None if bits_NLH is None else HiddenStates(layers, bits_NLH, arrays.get("positions_N")),
         experts=_unpack_experts(head, arrays),
+        attention=Attention(tuple(head["attention"]), arrays["maps_LHNN"]) if "attention" in head else None,
     )
 
 

@@ -67,7 +67,8 @@ HOW = """
   ceil(log2(vocabulary)) bits each; stored as `list<list<uint8>>` with pyarrow's defaults, as it does. Its own
   configurations keep k = 50 or 128; here k is 20.
 - **Streaming** reads a directory of Parquet shards that lies in the page cache. **Hidden states** are 600-token rows of
-  two layers of 2,048 values; the raw write is of the same bytes to one file, with fsync.
+  two layers of 2,048 values; the raw write is of the same bytes to one file, with fsync, and the row beside it hashes
+  them too, as every committed file is. Both sides write new files.
 """
 
 

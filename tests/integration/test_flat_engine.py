@@ -11,7 +11,6 @@ import pytest
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import random_teacher
 
-from factory.errors import TeacherError
 from factory.fidelity import check_dataset
 from factory.load import load_rows
 from factory.teachers.vllm import ENGINE_ENVIRONMENT
@@ -57,8 +56,3 @@ def test_top_k_comes_from_the_engine_itself_and_the_loss_is_told(tmp_path: Path)
         found = at.any(1)
         np.testing.assert_allclose(row.topk_logprobs[at], row.sampled_logprobs[found], atol=8e-3)
     assert check_dataset(dataset.out, 2)["verdict"] == "not checked"
-
-
-def test_what_only_capture_can_give_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match=r"so signals.hidden_layers cannot be had; .* keep top-k logprobs alone"):
-        generate(tmp_path, top_k=5, hidden_layers=[1])

@@ -166,6 +166,7 @@ def test_the_final_norm_can_be_left_out(tmp_path: Any, reference: tuple[Any, Any
         assert (raw - hidden[-1]).abs().max() > 0.5
 
 
+INSIDE = {"experts": True, "attention": {"layers": [1, -1], "share": 1.0, "max_tokens": 230}}
 ARCHITECTURES = {
     "llama": ("LlamaConfig", {"head_dim": 32}),
     "qwen3_moe": (
@@ -181,7 +182,7 @@ def test_signals_are_right_for_models_built_otherwise(name: str, tmp_path: Path)
     model = tiny_model(name, tmp_path / "model")
     job = engine_job(
         teacher={"model": str(tmp_path / "model"), "dtype": "float32"},
-        signals={"top_k": 5, "hidden_layers": [0, 1, -1], "experts": name.endswith("moe")},
+        signals={"top_k": 5, "hidden_layers": [0, 1, -1]} | (INSIDE if name.endswith("moe") else {}),
         tasks=[{"name": "adding", "count": 6}],
     )
     dataset = make_dataset(tmp_path, job)
@@ -198,6 +199,20 @@ def test_signals_are_right_for_models_built_otherwise(name: str, tmp_path: Path)
         assert error.max() < 0.004
     if name.endswith("moe"):
         require_right_experts(model, dataset)
+        require_right_attention(model, dataset)
+
+
+def require_right_attention(model: Any, dataset: Dataset) -> None:
+    """The maps of two blocks, of the rows that are not too long, against a plain forward."""
+    model.set_attn_implementation("eager")
+    rows = list(load_rows(dataset.out, streaming=True, join_attention=True))
+    assert any(row.attention is not None for row in rows)
+    for row in (row for row in rows if row.attention is not None):
+        ids = np.concatenate([row.prompt_token_ids, row.completion_token_ids])[:-1].astype(np.int64)
+        with torch.inference_mode():
+            maps = model(torch.from_numpy(ids)[None], output_attentions=True).attentions
+        assert row.attention_layers == (1, 3)
+        np.testing.assert_allclose(row.attention, torch.cat([maps[0], maps[2]]).numpy(), atol=5e-4)  # float16 at 1
 
 
 def require_right_experts(model: Any, dataset: Dataset) -> None:
