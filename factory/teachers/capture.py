@@ -67,7 +67,7 @@ class Capture:
         self.runner = runner
         self.signals = signals
         self.layers = signals.layers if keeps else ()
-        self.decoding = decoding and keeps
+        self.decoding = decoding
         self.keeps = keeps
         self.compute_logits = runner.model.compute_logits
         self.asked: dict[str, Asked] = {}
@@ -86,7 +86,7 @@ class Capture:
 
     def install(self) -> None:
         """Wrap the runner and hook the layers."""
-        if self.signals.top_k and self.decoding:
+        if self.signals.top_k and self.decoding and self.keeps:
             _wrap(self.runner.model, "compute_logits", self._around_logits)
             _wrap(self.runner, "_sample", self._around_sample)
         self._hook_layers()
@@ -246,7 +246,8 @@ class Capture:
         kept.
         """
         slot = self.slots.get(name)
-        if slot is None:
+        if slot is None or not self.keeps:
+            self.drop(name)
             return {}
         arrays: dict[str, Array] = {}
         k = self.signals.top_k
