@@ -196,25 +196,52 @@ def _blocks(scenario: Scenario, person: Person, day: date) -> Iterator[tuple[str
             yield "busy_overlap", (low, high), (low - scenario.buffer, high + scenario.buffer)
 
 
-def _narrow(scenario: Scenario, person: Person, day: date, gaps: list[Span]) -> tuple[list[Span], str]:
-    """Cut one person's calendar out of the gaps: what is left, and the sentence that says so."""
-    home, offset = scenario.host.zone, _offset(day, person.zone)
-    shift = _offset(day, home) - offset
-    opens = max(person.works.start, person.not_before or "")
-    hours = (_minute(day, opens, person.zone), _minute(day, person.works.end, person.zone))
-    spans = [("works" if opens == person.works.start else "limited to", hours, hours)]
+def _cut(gaps: Sequence[Span], span: Span, shortest: int) -> list[Span]:
+    parts = [part for low, high in gaps for part in ((low, min(high, span[0])), (max(low, span[1]), high))]
+    return [part for part in parts if part[1] - part[0] >= shortest]
+
+
+def _turn(scenario: Scenario, person: Person, day: date, span: Span) -> str:
+    """A span on the organizer's clock; where a person's own is another one, each end is carried over by itself."""
+    zone, home = person.zone, scenario.host.zone
+    shift = _show_shift(_offset(day, home) - _offset(day, zone))
+    sums = (f"{_local(at, zone):%H:%M} {shift}h = {_local(at, home):%H:%M}" for at in span)
+    return _show(home, span) if shift == "+0" else ", ".join(sums)
+
+
+def _keep_hours(scenario: Scenario, person: Person, day: date, gaps: list[Span]) -> tuple[list[Span], list[str]]:
+    """Keep of the gaps what one person's hours and lunch leave; the gaps, and the lines that say so."""
+    zone, home, opens = person.zone, scenario.host.zone, max(person.works.start, person.not_before or "")
+    hours, lunches = (_minute(day, opens, zone), _minute(day, person.works.end, zone)), []
+    for code, _, span in _blocks(scenario, person, day):
+        if code == "lunch_overlap" and _local(span[0], zone).date() == day:
+            lunches.append(span)
+        elif code != "busy_overlap":
+            gaps = _cut(gaps, span, scenario.duration)
+    here, there = _offset(day, home), _offset(day, zone)
+    turn = f" to UTC{_show_shift(here)} is {_show_shift(here - there)}h" if here != there else ""
+    clock = f" UTC{_show_shift(there)}{turn}," if scenario.multi_zone else ""
+    word = "works" if opens == person.works.start else "limited to"
+    again = f", {_turn(scenario, person, day, hours)}" if turn else ""
+    lines = [f"{person.name}{clock} {word} {_show(zone, hours)}{again}, left {_show(home, *gaps)}."]
+    for span in lunches if gaps else ():
+        gaps = _cut(gaps, span, scenario.duration)
+        lines.append(f"Lunch {_turn(scenario, person, day, span)}, left {_show(home, *gaps)}.")
+    return gaps, lines
+
+
+def _keep_entries(scenario: Scenario, person: Person, day: date, gaps: list[Span]) -> tuple[list[Span], list[str]]:
+    """Keep of the gaps what one person's calendar leaves, entry by entry, until nothing is left."""
+    home, lines, shown = scenario.host.zone, [], []
     for code, bare, padded in _blocks(scenario, person, day):
-        parts = [part for low, high in gaps for part in ((low, min(high, padded[0])), (max(low, padded[1]), high))]
-        left = [part for part in parts if part[1] - part[0] >= scenario.duration]
-        if left != gaps and code in ("busy_overlap", "lunch_overlap"):
-            spans.append((code.removesuffix("_overlap"), bare, padded))
-        gaps = left
-    facts = []
-    for word, bare, padded in spans:
-        facts.append(f"{word} {_show(person.zone, bare)}" + (f" = {_show(home, bare)}" if shift else ""))
-        facts[-1] += f", padded {_show(home, padded)}" if padded != bare else ""
-    name = f"{person.name} UTC{_show_shift(offset)} {_show_shift(shift)}h" if shift else person.name
-    return gaps, f"{name}: {', '.join(facts)}; left {_show(home, *gaps)}."
+        left = _cut(gaps, padded, scenario.duration)
+        if code == "busy_overlap" and (left != gaps or _local(bare[0], person.zone).date() == day):
+            shown.append(bare)
+            if gaps:
+                pad = f", padded {scenario.buffer} = {_show(home, padded)}" if padded != bare else ""
+                lines.append(f"Cut {_turn(scenario, person, day, bare)}{pad}, left {_show(home, *left)}.")
+            gaps = left
+    return gaps, [f"{person.name} busy {_show(person.zone, *shown)}.", *lines]
 
 
 def _search(scenario: Scenario) -> tuple[int | None, list[str]]:
@@ -224,10 +251,10 @@ def _search(scenario: Scenario) -> tuple[int | None, list[str]]:
         gaps = [(_minute(day, scenario.window.start, zone), _minute(day, scenario.window.end, zone))]
         offset = f" UTC{_show_shift(_offset(day, zone))}" if scenario.multi_zone else ""
         lines.append(f"{_show_day(day)} {_show(zone, *gaps)}{offset}.")
-        for person in scenario.required:
+        for keep, person in itertools.product((_keep_hours, _keep_entries), scenario.required):
             if gaps:
-                gaps, line = _narrow(scenario, person, day, gaps)
-                lines.append(line)
+                gaps, more = keep(scenario, person, day, gaps)
+                lines += more
         for start in (start for low, high in gaps for start in range(low, high - scenario.duration + 1)):
             if _local(start, zone).minute % scenario.step == 0:
                 return start, lines
@@ -305,9 +332,10 @@ def solve(scenario: Scenario) -> tuple[str, Answer]:
     head = f"Need {need}, on the clock of {scenario.host.name}; drop shorter gaps."
     lines = [head, *found, f"First start at a multiple of {scenario.step}: {start:%Y-%m-%dT%H:%M}, end {end:%H:%M}."]
     for guest in [person for person in scenario.people if person.role == "optional"]:
-        left, line = _narrow(scenario, guest, start.date(), [(at, at + scenario.duration)])
+        left, hours = _keep_hours(scenario, guest, start.date(), [(at, at + scenario.duration)])
+        left, entries = _keep_entries(scenario, guest, start.date(), left) if left else (left, [])
         chosen += [guest] if left else []
-        lines.append(f"Optional {line} {'Add' if left else 'Leave out'}.")
+        lines += [f"Optional {hours[0]}", *hours[1:], *entries, f"{'Add' if left else 'Leave out'} {guest.name}."]
     clocks = {person.name: f"{_local(at, person.zone):%H:%M}" for person in chosen}
     turns = [_show_turn(person, start, home) for person in chosen]
     lines.append(f"Coming, local start: {', '.join(turns)}.")

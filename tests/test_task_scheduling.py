@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
@@ -118,13 +119,65 @@ def test_every_reference_answer_passes_its_check_and_its_reasoning_leads_to_it(l
         scenario, reasoning, answer = example(level, seed)
         assert TASK.check(scenario, answer) == []
         assert TASK.Answer.model_validate_json(answer.model_dump_json()) == answer
-        *_, conclusion, coming = [line for line in reasoning.splitlines() if not line.startswith("Optional")]
+        *steps, coming = reasoning.splitlines()
+        conclusion = next(line for line in steps if line.startswith("First start"))
         assert answer.start in conclusion
         assert f"end {answer.end[-5:]}." in conclusion
         assert all(attendee.name in coming for attendee in answer.attendees)
         lengths.append(len(reasoning.split()))
     assert min(lengths) >= 40
-    assert sorted(lengths)[-6] <= {"easy": 70, "medium": 160, "hard": 250}[level]
+    assert sorted(lengths)[-6] <= {"easy": 90, "medium": 300, "hard": 680}[level]
+
+
+def minutes(clock: str) -> int:
+    return int(clock[:2]) * 60 + int(clock[3:])
+
+
+def show(at: int) -> str:
+    return f"{at % 1440 // 60:02d}:{at % 60:02d}"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_sum_in_the_reasoning_is_right(level: str) -> None:
+    sums, clock = 0, r"(\d\d:\d\d)"
+    for seed in range(60):
+        reasoning = example(level, seed)[1]
+        for at, sign, hours, rest, turned in re.findall(rf"{clock} ([+-])(\d+)(?::(\d\d))?h = {clock}", reasoning):
+            assert (minutes(at) + int(f"{sign}1") * (60 * int(hours) + int(rest or 0))) % 1440 == minutes(turned)
+            sums += 1
+    assert sums >= {"easy": 0, "medium": 600, "hard": 1800}[level]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_step_of_the_reasoning_cuts_one_span_out_of_what_the_step_before_left(level: str) -> None:
+    """Read back from the text alone: hours keep what is inside them, an entry or a lunch takes its span out."""
+    cuts = 0
+    for seed in range(60):
+        scenario, reasoning, _ = example(level, seed)
+        gaps: list[list[int]] = []
+        for line in reasoning.splitlines():
+            if re.match(r"[A-Z][a-z][a-z] \d{4}-", line):
+                gaps = [[minutes(clock) for clock in re.findall(r"\d\d:\d\d", line)][:2]]
+            if line.startswith("First start"):
+                slot = [minutes(clock) for clock in re.findall(r"\d\d:\d\d", line)]
+            if line.startswith("Optional"):
+                gaps = [slot]
+            facts, _, left = line.rstrip(".").partition(", left ")
+            if not left:
+                continue
+            ends = re.findall(r"= (\d\d:\d\d)", facts.partition(", padded")[0]) or re.findall(r"\d\d:\d\d", facts)
+            low, high = (minutes(clock) for clock in ends[:2])
+            if ", padded" in facts:
+                pad = int(facts.partition(", padded ")[2].partition(" =")[0])
+                low, high = low - pad, high + pad
+                assert facts.endswith(f"= {show(low)}-{show(high)}")
+            high += 1440 * (high < low)
+            keep = [(-1440, low), (high, 2880)] if line.startswith(("Cut", "Lunch")) else [(low, high)]
+            parts = [[max(a, c), min(b, d)] for a, b in gaps for c, d in keep]
+            gaps = [[a, b] for a, b in parts if b - a >= scenario.duration]
+            assert left == (", ".join(f"{show(a)}-{show(b)}" for a, b in gaps) or "nothing"), line
+            cuts += 1
+    assert cuts >= 200
 
 
 @pytest.mark.parametrize("level", LEVELS)

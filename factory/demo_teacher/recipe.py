@@ -30,18 +30,22 @@ class Recipe:
     """How the demo teacher is trained; shares are of the whole run, in [0, 1].
 
     Curriculum: easy examples first, then all levels; without the system turn, which is the same in every row of a task,
-    for most of the run, and with it at the end. Learning rate: warm-up, constant, linear decay to zero.
+    for most of the run, and with it at the end; all tasks alike first, then mostly those that are learnt last. Learning
+    rate: warm-up, constant, linear decay to zero.
     """
 
-    steps: int = 3600
+    steps: int = 3860
     model: Mapping[str, Any] = field(default_factory=lambda: dict(MODEL))
     tokenizer_examples: int = 500  # of each task and level
     step_examples: int = 24
-    easy_only: float = 0.08  # this first part of the run sees easy examples only
+    easy_only: float = 0.075  # this first part of the run sees easy examples only
     level_weights: tuple[float, float, float] = (0.42, 0.46, 0.12)
-    with_system: float = 0.92  # from this part of the run on, examples carry their system turn
+    focus: float = 0.777  # from this part of the run on, tasks and levels come by the two weights below
+    focus_task_weights: tuple[float, float, float, float] = (0.51, 0.20, 0.17, 0.12)  # in the order of TASKS
+    focus_level_weights: tuple[float, float, float] = (0.34, 0.58, 0.08)
+    with_system: float = 0.978  # from this part of the run on, examples carry their system turn
     warmup_steps: int = 60
-    decay: float = 0.83  # the learning rate falls from this part of the run on
+    decay: float = 0.933  # the learning rate falls from this part of the run on
     learning_rate: float = 3e-3
     validation_steps: int = 200
     validation_examples: int = 12  # of each task and level
@@ -74,8 +78,11 @@ def draw_tokenizer_examples(recipe: Recipe, levels: Mapping[str, Sequence[str]])
 
 def draw_step(recipe: Recipe, step: int, levels: Mapping[str, Sequence[str]]) -> list[Draw]:
     """The examples of one step; no number comes twice. `levels` are each task's, easiest first."""
-    weights = (1.0, 0.0, 0.0) if step / recipe.steps < recipe.easy_only else recipe.level_weights
     draw = random.Random(derive_seed("step", step))
     first = recipe.tokenizer_examples + step * recipe.step_examples
     tasks = [TASKS[index % len(TASKS)] for index in range(recipe.step_examples)]
+    weights = (1.0, 0.0, 0.0) if step / recipe.steps < recipe.easy_only else recipe.level_weights
+    if step / recipe.steps >= recipe.focus:
+        tasks = draw.choices(TASKS, recipe.focus_task_weights, k=recipe.step_examples)
+        weights = recipe.focus_level_weights
     return [Draw(task, draw.choices(levels[task], weights)[0], first + index) for index, task in enumerate(tasks)]

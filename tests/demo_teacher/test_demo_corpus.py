@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -92,13 +93,24 @@ def test_no_example_comes_twice_in_a_run_and_every_task_and_level_comes() -> Non
     assert {(d.task, d.level) for d in draws} == {(t, level) for t in TASKS for level in shared_corpus().levels[t]}
 
 
-def test_easy_comes_first_and_hard_stays_rare() -> None:
+def test_easy_comes_first_then_all_tasks_alike_then_mostly_what_is_learnt_last() -> None:
     recipe, levels = Recipe(), shared_corpus().levels
-    early = chain.from_iterable(draw_step(recipe, step, levels) for step in range(int(recipe.easy_only * recipe.steps)))
-    assert {draw.level for draw in early} == {"easy"}
-    late = [d.level for step in range(recipe.steps - 200, recipe.steps) for d in draw_step(recipe, step, levels)]
-    shares = [late.count(level) / len(late) for level in ("easy", "medium", "hard")]
-    assert shares == pytest.approx(recipe.level_weights, abs=0.03)
+    easy, focus = int(recipe.easy_only * recipe.steps), round(recipe.focus * recipe.steps)
+
+    def draws(first: int, last: int) -> list[Draw]:
+        return [draw for step in range(first, last) for draw in draw_step(recipe, step, levels)]
+
+    def shares(seen: list[str], names: Sequence[str]) -> list[float]:
+        return [seen.count(name) / len(seen) for name in names]
+
+    assert {draw.level for draw in draws(0, easy)} == {"easy"}
+    parts = (
+        (draws(focus - 200, focus), (0.25,) * 4, recipe.level_weights),
+        (draws(recipe.steps - 200, recipe.steps), recipe.focus_task_weights, recipe.focus_level_weights),
+    )
+    for seen, tasks, weights in parts:
+        assert shares([draw.task for draw in seen], TASKS) == pytest.approx(tasks, abs=0.03)
+        assert shares([draw.level for draw in seen], ("easy", "medium", "hard")) == pytest.approx(weights, abs=0.03)
 
 
 def test_the_learning_rate_warms_up_holds_and_falls_to_zero() -> None:
