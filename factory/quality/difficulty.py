@@ -159,10 +159,10 @@ def _require_values(tree: ast.Expression, known: set[str]) -> None:
 
 
 def _evaluator() -> "SimpleEval":
-    """Arithmetic alone: no attributes, subscripts, texts or loops, and powers of floats only, which are bounded."""
+    """Arithmetic alone: no attributes, subscripts, texts or loops; powers are of floats, so bounded and never complex."""
     from simpleeval import DEFAULT_OPERATORS, SimpleEval
 
-    operators = {kind: DEFAULT_OPERATORS[kind] for kind in OPERATORS} | {ast.Pow: lambda a, b: float(a) ** float(b)}
+    operators = {kind: DEFAULT_OPERATORS[kind] for kind in OPERATORS} | {ast.Pow: math.pow}
     evaluator = SimpleEval(operators=operators, functions=dict(FUNCTIONS), names={})
     evaluator.nodes = {kind: handler for kind, handler in evaluator.nodes.items() if kind in NODES}
     return evaluator
