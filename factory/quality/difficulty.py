@@ -159,7 +159,7 @@ def _require_values(tree: ast.Expression, known: set[str]) -> None:
 
 
 def _evaluator() -> "SimpleEval":
-    """Arithmetic alone: no attributes, subscripts, texts or loops; powers are of floats, so bounded and never complex."""
+    """Arithmetic alone: no attributes, subscripts, texts or loops; powers are of floats: bounded, never complex."""
     from simpleeval import DEFAULT_OPERATORS, SimpleEval
 
     operators = {kind: DEFAULT_OPERATORS[kind] for kind in OPERATORS} | {ast.Pow: math.pow}
