@@ -113,7 +113,7 @@ def column_of(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 def as_columns(logprobs: Logprobs) -> dict[str, Array]:
     names = ("sampled_logprobs", "topk_ids", "topk_logprobs", "tail_logprobs", "entropy")
-    return dict(zip(names, (getattr(logprobs, name) for name in Logprobs.__slots__), strict=True))
+    return dict(zip(names, logprobs.arrays().values(), strict=True))
 
 
 def rolled(by: int) -> Fault:
