@@ -25,7 +25,7 @@ from vllm.distributed.parallel_state import get_tp_group
 
 from factory.records import SignalSpec
 from factory.teachers.attention import AttentionKeeper
-from factory.teachers.distribution import Distribution, Workspace, fractions
+from factory.teachers.distribution import Distribution, Workspace, fractions, row_width, split_rows
 from factory.teachers.pages import Array, Pages, StepRows
 from factory.teachers.routing import ExpertKeeper
 
@@ -74,9 +74,7 @@ class Capture:
         self.slots: dict[str, int] = {}
         self.free_slots: list[int] = []
         self.batch = NO_BATCH
-        draws = signals.top_k if signals.keep == "sampled" else 0
-        self.floats = Pages(3 + signals.top_k + draws, np.float32, np.nan)
-        self.ids = Pages(signals.top_k, np.int32, 0)
+        self.rows = Pages(row_width(signals), np.float32, np.nan)
         self.states: Pages | None = None
         self.experts: ExpertKeeper | None = None
         self.attention: AttentionKeeper | None = None
@@ -137,8 +135,10 @@ class Capture:
         return prompt_B - 1 if self.signals.of_prompt else np.zeros_like(prompt_B)
 
     def _write(self, step: Distribution, slot_B: Array, index_B: Array, token_B: torch.Tensor, real_B: Array) -> None:
-        self.floats.write(slot_B[real_B], index_B[real_B], step.rows(token_B)[real_B])
-        self.ids.write(slot_B[real_B], index_B[real_B], step.ids_BK.cpu().numpy()[real_B])
+        rows_BW = step.rows(token_B)
+        if not real_B.all():
+            slot_B, index_B, rows_BW = slot_B[real_B], index_B[real_B], rows_BW[real_B]
+        self.rows.write(slot_B, index_B, rows_BW)
 
     def _around_execute(self, inner: Callable[..., Any], scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if scheduler_output.preempted_req_ids:  # worth knowing: a larger cache would save the work done twice
@@ -250,15 +250,9 @@ class Capture:
             self.drop(name)
             return {}
         arrays: dict[str, Array] = {}
-        k = self.signals.top_k
-        if k:
+        if self.signals.top_k:
             count = inputs if self.signals.of_prompt else tokens
-            floats = self.floats.take(slot, count)
-            arrays |= {"sampled_T": floats[:, 0].copy(), "tail_T": floats[:, 1].copy()}
-            arrays |= {"entropy_T": floats[:, 2].copy(), "topk_TK": floats[:, 3 : 3 + k].astype(np.float16)}
-            arrays["topk_ids_TK"] = self.ids.take(slot, count)
-            if self.signals.keep == "sampled":
-                arrays["draws_TK"] = np.nan_to_num(floats[:, 3 + k :], nan=-1).astype(np.int16)
+            arrays |= split_rows(self.rows.take(slot, count), self.signals.top_k)
         if self.states is not None:
             arrays["bits_NLH"] = self.states.take(slot, inputs).reshape(-1, len(self.layers), self._hidden_size())
         arrays |= {} if self.experts is None else self.experts.take(slot, inputs)
@@ -273,7 +267,7 @@ class Capture:
         slot = self.slots.pop(name, None)
         if slot is None:
             return
-        for kept in (self.floats, self.ids, self.states, self.experts, self.attention):
+        for kept in (self.rows, self.states, self.experts, self.attention):
             if kept is not None:
                 kept.drop(slot)
         self.free_slots.append(slot)

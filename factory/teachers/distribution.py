@@ -72,7 +72,9 @@ class Distribution:
         else:
             self._draw(weights_BV, signals.top_k, fractions_B)
         # summed without the kept ids rather than as 1 - kept, which would cancel for a peaked distribution
-        held_BK = torch.where(self.ids_BK < 0, self.ids_BK[:, :1], self.ids_BK)
+        held_BK = self.ids_BK
+        if signals.keep != "top_k":  # some rows have fewer ids
+            held_BK = torch.where(held_BK < 0, held_BK[:, :1], held_BK)
         self.tail_B = weights_BV.scatter_(1, held_BK, 0.0).sum(-1).log() - self.log_total_B
 
     def _draw(self, weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> None:
@@ -92,12 +94,32 @@ class Distribution:
         self.kept_BK = self.kept_BK.masked_fill(beyond_BK, -torch.inf)
 
     def rows(self, sampled_B: torch.Tensor) -> Array:
-        """[B, 3 + k] float32: sampled, tail, entropy, then the k log-probabilities; then the k draws, if any."""
-        sampled = self.scores_BV.gather(1, sampled_B[:, None].long()) - self.log_total_B[:, None]
-        columns = [sampled, self.tail_B[:, None], self.entropy_B[:, None], self.kept_BK]
-        columns += [] if self.draws_BK is None else [self.draws_BK.float()]
+        """[B, W] float32, one array for one copy to the host; `split_rows` tells what is where."""
+        sampled_B1 = self.scores_BV.gather(1, sampled_B[:, None].long()) - self.log_total_B[:, None]
+        columns = [sampled_B1, self.tail_B[:, None], self.entropy_B[:, None], self.kept_BK]
+        columns += [self.ids_BK.to(torch.int32).view(torch.float32)]  # the same bits under another name
+        columns += [] if self.draws_BK is None else [self.draws_BK.to(torch.float32)]
         packed: Array = torch.cat(columns, 1).cpu().numpy()
         return packed
+
+
+def row_width(signals: SignalSpec) -> int:
+    """W, the values of a packed row."""
+    return 3 + (3 if signals.keep == "sampled" else 2) * signals.top_k
+
+
+def split_rows(rows_TW: Array, k: int) -> dict[str, Array]:
+    """The arrays of a `Logprobs`, by name, that T packed rows hold."""
+    arrays: dict[str, Array] = {
+        "sampled_T": rows_TW[:, 0].copy(),
+        "tail_T": rows_TW[:, 1].copy(),
+        "entropy_T": rows_TW[:, 2].copy(),
+        "topk_TK": rows_TW[:, 3 : 3 + k].astype(np.float16),
+        "topk_ids_TK": rows_TW[:, 3 + k : 3 + 2 * k].view(np.int32).copy(),
+    }
+    if rows_TW.shape[1] > 3 + 2 * k:
+        arrays["draws_TK"] = np.nan_to_num(rows_TW[:, 3 + 2 * k :], nan=-1).astype(np.int16)
+    return arrays
 
 
 def draw_ids(weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> tuple[torch.Tensor, torch.Tensor]:

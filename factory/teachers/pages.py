@@ -33,22 +33,24 @@ class Pages:
         self.blank = blank
         self.data = np.full((64, PAGE, width), blank, dtype=dtype)
         self.free = list(range(len(self.data)))
-        self.table = np.full((16, 8), -1, dtype=np.int32)  # [slot, page of the request] -> page of the pool
+        self.table = np.full((16, 8), -1, dtype=np.int64)  # [slot, page of the request] -> page of the pool
 
     def write(self, slots_B: Array, positions_B: Array, values_BW: Array) -> None:
         """Store one row for each (slot, position); a position written again is replaced."""
-        page_B, offset_B = np.divmod(positions_B, PAGE)
+        page_B, offset_B = positions_B // PAGE, positions_B % PAGE
         self._grow_table(int(slots_B.max()) + 1, int(page_B.max()) + 1)
-        missing = np.flatnonzero(self.table[slots_B, page_B] < 0)
-        for index in missing:  # one in PAGE positions at most
-            if self.table[slots_B[index], page_B[index]] < 0:
-                self.table[slots_B[index], page_B[index]] = self._allocate()
-        self.data[self.table[slots_B, page_B], offset_B] = values_BW
+        place_B = self.table[slots_B, page_B]
+        if place_B.min() < 0:  # one in PAGE positions at most
+            for index in np.flatnonzero(place_B < 0):
+                if self.table[slots_B[index], page_B[index]] < 0:
+                    self.table[slots_B[index], page_B[index]] = self._allocate()
+            place_B = self.table[slots_B, page_B]
+        self.data.reshape(-1, self.width)[place_B * PAGE + offset_B] = values_BW
 
     def take(self, slot: int, length: int) -> Array:
         """A copy of the first `length` rows of a slot, [length, width]; the slot is empty afterwards."""
         used = min(-(-length // PAGE), self.table.shape[1]) if slot < len(self.table) else 0
-        pages = self.table[slot, :used] if used else np.zeros(0, np.int32)
+        pages = self.table[slot, :used] if used else np.zeros(0, np.int64)
         pages = pages[pages >= 0]
         rows = self.data[pages].reshape(-1, self.width)[:length].copy()
         self.drop(slot)
@@ -74,6 +76,6 @@ class Pages:
     def _grow_table(self, slots: int, pages: int) -> None:
         rows, columns = self.table.shape
         if slots > rows or pages > columns:
-            table = np.full((max(slots, rows * 2 if slots > rows else rows), max(pages, columns)), -1, dtype=np.int32)
+            table = np.full((max(slots, rows * 2 if slots > rows else rows), max(pages, columns)), -1, dtype=np.int64)
             table[:rows, :columns] = self.table
             self.table = table

@@ -152,7 +152,7 @@ def task_answers(model: Model, folder: Path, rows: int) -> tuple[list[Generation
     """Answers of a model to the built-in tasks, with reasoning and grammar, as a job would have them; k = 20."""
     prompts, schemas = task_prompts(rows)
     (folder / "start").mkdir(parents=True)
-    setup = engine_setup(model, folder / "start", 32, top_k=20, constrain=True, schemas=schemas)
+    setup = engine_setup(model, folder / "start", 32, schemas=schemas, top_k=20)
     setup["teacher"]["reasoning"] = "auto"
     return generate(setup, prompts, folder, fixed=False)
 

@@ -137,9 +137,17 @@ def as_request(prompt: Prompt, fixed_length: bool) -> dict[str, Any]:
 
 
 def engine_setup(
-    model: Model, spool: Path, max_num_seqs: int, capture: str = "decode", **signals: Any
+    model: Model,
+    spool: Path,
+    max_num_seqs: int,
+    capture: str = "decode",
+    schemas: dict[str, Any] | None = None,
+    **signals: Any,
 ) -> dict[str, Any]:
-    """The setup of `factory.teachers.engine.Engine`, as `factory.teachers.vllm` sends it; fields of a SignalSpec."""
+    """The setup of `factory.teachers.engine.Engine`, as `factory.teachers.vllm` sends it; fields of a SignalSpec.
+
+    With the answers' `schemas` a grammar holds the model to them.
+    """
     from factory.job import TeacherConfig
     from factory.teachers.settings import engine_settings
 
@@ -148,9 +156,9 @@ def engine_setup(
     )
     return {
         "teacher": teacher.model_dump(),
-        "settings": engine_settings({}, SignalSpec(**signals).any, on_cpu=True),
-        "schemas": {},
-        "constrain": False,
+        "settings": engine_settings({}, captures=True, on_cpu=True),  # text alone too: all engines have the same
+        "schemas": schemas or {},
+        "constrain": bool(schemas),
         "signals": asdict(SignalSpec(**signals)),
         "capture": capture,
         "window": WINDOW,

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.records import Array, SignalSpec
-from factory.teachers.distribution import BLOCK, Distribution, Workspace, draw_ids, exact_topk, fractions
+from factory.teachers.distribution import (
+    BLOCK,
+    Distribution,
+    Workspace,
+    draw_ids,
+    exact_topk,
+    fractions,
+    row_width,
+    split_rows,
+)
 
 PLAIN = SignalSpec(top_k=5)
 
@@ -51,7 +60,23 @@ def test_every_number_is_that_of_the_whole_distribution(spread: float) -> None:
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(rows[:, 1], np.log(outside.sum(1)), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(rows[:, 2], -(np.exp(full) * full).sum(1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(rows[:, 3:], np.take_along_axis(full, ids, 1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rows[:, 3:8], np.take_along_axis(full, ids, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["top_k", "top_p", "sampled"])
+def test_a_packed_row_gives_back_every_array(keep: Any) -> None:
+    signals = SignalSpec(top_k=12, keep=keep, top_p=0.6)
+    made = reduce(draw_logits(9, 5, 70_000), signals, 0.3)
+    rows = made.rows(torch.tensor([1, 2, 3, 4, 69_999]))
+    assert rows.shape == (5, row_width(signals))
+    arrays = split_rows(rows, 12)
+    assert np.array_equal(arrays["topk_ids_TK"], made.ids_BK.numpy())
+    assert np.array_equal(arrays["topk_TK"], made.kept_BK.numpy().astype(np.float16))
+    assert np.array_equal(arrays["tail_T"], made.tail_B.numpy())
+    assert np.array_equal(arrays["entropy_T"], made.entropy_B.numpy())
+    assert ("draws_TK" in arrays) == (keep == "sampled")
+    if made.draws_BK is not None:
+        assert np.array_equal(arrays["draws_TK"], made.draws_BK.numpy())
 
 
 def test_ids_that_the_model_rules_out_do_not_spoil_a_row() -> None:
