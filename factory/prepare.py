@@ -194,15 +194,15 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
 
 
 def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
-    """Copies of the job and of the tasks' sources, as they were when the dataset was begun."""
+    """Copies of the job, as it was when the dataset was begun, and of the tasks' sources, which are still the same."""
     out = ledger.out
-    if ledger.entries and (out / "job.toml").exists():
-        return
     shutil.rmtree(out / "templates", ignore_errors=True)
     for task in prepared.tasks.values():
         target = out / "templates" / task.name
         target.mkdir(parents=True, exist_ok=True)
         for path in [task.folder / "task.toml", *task.folder.glob("*.j2"), task.schema_path]:
             shutil.copyfile(path, target / path.name)
+    if ledger.entries and (out / "job.toml").exists():
+        return
     job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     write_atomically(out / "job.toml", tomli_w.dumps(job).encode())

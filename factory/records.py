@@ -89,7 +89,8 @@ class Prompt:
     """One planned row, rendered. `id` is a hash of its content; `seed` is the one of this attempt.
 
     All samples of one prompt share `group`, the id of the first. `repaired` says that the last two messages are an
-    answer that was not accepted and what was wrong with it. Nothing is asked where there is a `transcript`.
+    answer that was not accepted and what was wrong with it. Nothing is asked where there is a `transcript`. Without
+    `keeps` no signals are kept of it: it is a judge's, whose answer becomes no row.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Prompt:
     group: str = ""
     repaired: bool = False
     transcript: Transcript | None = None
+    keeps: bool = True
 
     @property
     def request(self) -> Message:

@@ -157,7 +157,7 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         sample=getattr(module, "sample", None),
         solve=getattr(module, "solve", None),
         answer_schema=answer_schema,
-        digests={str(p.relative_to(root)): _digest(p) for p in _source_files(folder, schema_path)},
+        digests={str(p.relative_to(root)): source_digest(p) for p in _source_files(folder, schema_path)},
         warnings=tuple(_unbounded(answer_schema, schema_path)),
         style=config.style,
         judge=judge,
@@ -169,7 +169,8 @@ def _source_files(folder: Path, schema_path: Path) -> list[Path]:
     return [folder / "task.toml", *sorted(folder.glob("*.j2")), schema_path]
 
 
-def _digest(path: Path) -> str:
+def source_digest(path: Path) -> str:
+    """What a manifest keeps of one of a task's source files."""
     return blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 

@@ -14,6 +14,7 @@ from factory.ledger import LEDGER, ShardEntry, read_ledger
 from factory.manifest import MANIFEST, read_manifest, read_signals
 from factory.records import Array, SignalSpec
 from factory.shards import file_digest, read_batches, read_schema, shard_path
+from factory.tasks import source_digest
 
 
 def verify(out: Path) -> Iterator[str]:
@@ -21,7 +22,8 @@ def verify(out: Path) -> Iterator[str]:
 
     Checks that manifest and ledger are as they were written, that every committed file is there with its size and
     SHA-256, that accepted + rejected + errors = planned, that columns are as documented, that lengths agree row by row,
-    that no id is there twice, and that a curriculum is whole and made from these rows. Raises DatasetError where there
+    that no id is there twice, that the tasks' sources are those that the rows were made with, and that a curriculum is
+    whole and made from these rows. Raises DatasetError where there
     is no dataset at all.
     """
     if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
@@ -53,6 +55,7 @@ def verify(out: Path) -> Iterator[str]:
         for path in sorted((out / layout.folder).glob("*.parquet")):
             if f"{layout.folder}/{path.name}" not in committed:
                 yield f"{layout.folder}/{path.name}: not in the ledger; resume the job, which will write it again"
+    yield from _check_sources(out, manifest)
     yield from check_curriculum(out, ledger)
 
 
@@ -66,6 +69,17 @@ def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
             yield f"{file.path}: {path.stat().st_size} bytes, committed with {file.bytes} (shard {entry.shard})"
         elif file_digest(path) != file.sha256:
             yield f"{file.path}: its bytes have changed since it was committed (shard {entry.shard})"
+
+
+def _check_sources(out: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """The copies of templates and schemas beside the rows: what a reader takes for their origin."""
+    for task, described in manifest.get("tasks", {}).items():
+        for source, digest in described["files"].items():
+            name = f"templates/{task}/{Path(source).name}"
+            if not (out / name).is_file():
+                yield f"{name}: missing; resume the job, which will copy it again"
+            elif source_digest(out / name) != digest:
+                yield f"{name}: not what the rows were made with; resume the job, which will copy it again"
 
 
 def _check_counts(entry: ShardEntry) -> Iterator[str]:

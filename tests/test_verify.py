@@ -274,6 +274,19 @@ def test_an_empty_rejected_file_is_sound(workspace: Path, make_job: Callable[...
     assert len(read_ledger_lines(workspace / "out")) == 4
 
 
+@pytest.mark.parametrize("source", ["user.j2", "task.toml", "adding.py"])
+def test_a_source_that_was_changed_or_lost_is_named_and_comes_back_with_the_job(
+    sound: Path, out: Path, source: str
+) -> None:
+    name, next_step = f"templates/adding/{source}", "resume the job, which will copy it again"
+    (out / name).write_text("other", encoding="utf-8")
+    assert list(verify(out)) == [f"{name}: not what the rows were made with; {next_step}"]
+    (out / name).unlink()
+    assert list(verify(out)) == [f"{name}: missing; {next_step}"]
+    run(load_job(sound.parent / "job.toml"), sound.parent, out)
+    assert list(verify(out)) == []
+
+
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no manifest\.json"):
         list(verify(tmp_path))

@@ -73,6 +73,7 @@ class Judge:
             sampling=sampling,
             attempt=0,
             history=(),
+            keeps=False,
         )
 
     def conclude(self, record: Record, prompt: Prompt, generation: Generation) -> Outcome:

@@ -7,6 +7,8 @@ Loaded into vLLM's worker through `worker_extension_cls`, driven through `collec
     runner._sample         tells which token was sampled, after mask and temperature
     runner.execute_model   has run the layers whose outputs forward hooks have kept
 
+Routes of experts and attention maps have places of their own, inside the layers: `ExpertKeeper`, `AttentionKeeper`.
+
 Two ways lead to the same numbers. While generating, each step's logits are reduced as they come. A *scored* request
 is a prefill over ids that exist: the logits of the positions that predict its completion are computed from the step's
 final hidden states, a few hundred rows at a time, and reduced the same way.
@@ -41,6 +43,7 @@ class Asked:
     seed: int
     last_id: int | None = None
     attends: bool = False  # whether its attention is kept
+    keeps: bool = True  # whether anything is
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,11 @@ class Batch:
     seed_B: Array
     last_id_B: Array  # -1 where the request generates
     attends_B: Array
+    keeps_B: Array  # of which anything is kept at all: all but a judge's, and, where only prefills are scored, those
 
 
 NO_NUMBERS = np.zeros(0, np.int64)
-NO_BATCH = Batch([], NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, np.zeros(0, np.bool_))
+NO_BATCH = Batch([], NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, np.zeros(0, np.bool_), np.zeros(0, np.bool_))
 
 
 class Capture:
@@ -125,7 +129,7 @@ class Capture:
     def _keep_distribution(self, step: Distribution, sampled_B: torch.Tensor) -> None:
         batch = self._batch()
         # a request still inside its prompt samples nothing
-        real_B = ~self.runner.discard_request_mask.np[: len(batch.names)]
+        real_B = batch.keeps_B & ~self.runner.discard_request_mask.np[: len(batch.names)]
         if real_B.any():
             index_B = self._next_index() + self._first_index(batch.prompt_B)
             self._write(step, batch.slot_B, index_B, sampled_B, real_B)
@@ -172,9 +176,7 @@ class Capture:
         counts_B = np.array([scheduler_output.num_scheduled_tokens[name] for name in batch.names], np.int64)
         first_B = self.runner.input_batch.num_computed_tokens_cpu[: len(counts_B)].astype(np.int64)
         request_N = np.repeat(np.arange(len(counts_B)), counts_B)
-        row_N = np.arange(len(request_N))
-        if not self.decoding:
-            row_N = row_N[(batch.last_id_B >= 0)[request_N]]
+        row_N = np.flatnonzero(batch.keeps_B[request_N])
         request_N = request_N[row_N]
         within_N = row_N - (np.cumsum(counts_B) - counts_B)[request_N]
         return StepRows(row_N, request_N, batch.slot_B[request_N], first_B[request_N] + within_N)
@@ -227,6 +229,7 @@ class Capture:
                 seed_B=np.array([one.seed for one in known], np.int64),
                 last_id_B=np.array([-1 if one.last_id is None else one.last_id for one in known], np.int64),
                 attends_B=np.array([one.attends for one in known], np.bool_),
+                keeps_B=np.array([one.keeps and (self.decoding or one.last_id is not None) for one in known], np.bool_),
             )
         return self.batch
 
@@ -245,8 +248,8 @@ class Capture:
         Distributions are those of the completion, after those of the prompt's tokens but the first where these are
         kept.
         """
-        slot = self.slots.get(name)
-        if slot is None or not self.keeps:
+        slot, asked = self.slots.get(name), self.asked.get(name)
+        if slot is None or not self.keeps or (asked is not None and not asked.keeps):
             self.drop(name)
             return {}
         arrays: dict[str, Array] = {}
@@ -256,7 +259,7 @@ class Capture:
         if self.states is not None:
             arrays["bits_NLH"] = self.states.take(slot, inputs).reshape(-1, len(self.layers), self._hidden_size())
         arrays |= {} if self.experts is None else self.experts.take(slot, inputs)
-        if self.attention is not None and name in self.asked and self.asked[name].attends:
+        if self.attention is not None and asked is not None and asked.attends:
             arrays |= self.attention.take(slot, inputs)
         self.drop(name)
         return arrays
@@ -361,10 +364,10 @@ class CaptureExtension:
             self.factory_capture.install()
         return missing
 
-    def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None, attends: bool) -> None:
+    def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None, attends: bool, keeps: bool) -> None:
         """What is asked of a request: see `Asked`; to be told before its first step."""
         if self.factory_capture:
-            self.factory_capture.begin(name, Asked(prompt, seed, last_id, attends))
+            self.factory_capture.begin(name, Asked(prompt, seed, last_id, attends, keeps))
 
     def factory_take(self, name: str, tokens: int, inputs: int) -> dict[str, Array]:
         """Arrays of a finished request; an empty dict from a worker that does not keep any."""

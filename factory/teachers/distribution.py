@@ -59,9 +59,10 @@ class Distribution:
         self.scores_BV.copy_(logits_BV)
         # an id the model rules out has -inf, and 0 * -inf is not a number: a finite floor keeps the entropy exact
         self.scores_BV.sub_(self.scores_BV.amax(-1, keepdim=True)).clamp_min_(-1e30)
-        torch.exp(self.scores_BV, out=weights_BV)
+        torch.softmax(self.scores_BV, -1, out=weights_BV)  # faster than exp, but its sum is only nearly 1
         total_B = weights_BV.sum(-1)
-        self.log_total_B = total_B.log()
+        log_weight_B = total_B.log()
+        self.log_total_B = log_weight_B - weights_BV.amax(-1).log()  # the largest weight is that of score 0
         self.entropy_B = self.log_total_B - torch.mul(weights_BV, self.scores_BV, out=product_BV).sum(-1) / total_B
         self.draws_BK: torch.Tensor | None = None
         if fractions_B is None:
@@ -75,7 +76,7 @@ class Distribution:
         held_BK = self.ids_BK
         if signals.keep != "top_k":  # some rows have fewer ids
             held_BK = torch.where(held_BK < 0, held_BK[:, :1], held_BK)
-        self.tail_B = weights_BV.scatter_(1, held_BK, 0.0).sum(-1).log() - self.log_total_B
+        self.tail_B = weights_BV.scatter_(1, held_BK, 0.0).sum(-1).log() - log_weight_B
 
     def _draw(self, weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> None:
         """Keep the ids that so many draws give, likeliest first."""

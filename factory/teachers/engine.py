@@ -155,10 +155,11 @@ class Engine:
             inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": inputs}, params)
         except ValueError as error:
             return failed(prompt, ids, "refused_by_engine", " ".join(str(error).split()))
-        attends = self.signals.keeps_attention(prompt["id"], len(ids))
-        if completion_ids is not None or self.signals.keep == "sampled" or attends:
+        keeps = prompt["keeps"]
+        attends = keeps and self.signals.keeps_attention(prompt["id"], len(ids))
+        if completion_ids is not None or self.signals.keep == "sampled" or attends or not keeps:
             last_id = None if completion_ids is None else int(completion_ids[-1])
-            self._tell_worker("factory_begin", inner, len(ids), prompt["seed"], last_id, attends)
+            self._tell_worker("factory_begin", inner, len(ids), prompt["seed"], last_id, attends, keeps)
         self.requests[name] = Request(inner, prompt, ids, completion_ids, why)
         return None
 
@@ -171,7 +172,7 @@ class Engine:
         # the budget needs an end marker of one token: any other could be spelt in several ways and be missed
         budget = thinking if self.markers is not None and self.markers.end_id is not None else None
         sampling["max_tokens"] = min(sampling["max_tokens"], room)
-        own = {"logprobs": self.signals.top_k, "flat_logprobs": True} if self.flat else {}
+        own = {"logprobs": self.signals.top_k, "flat_logprobs": True} if self.flat and prompt["keeps"] else {}
         return SamplingParams(
             **sampling,
             **own,
@@ -196,9 +197,9 @@ class Engine:
             return failed(prompt, request.prompt_ids, f"engine_{completion.finish_reason}", "see engine.log")
         if request.completion_ids is not None:
             return self._generation(request, request.completion_ids, request.finish_reason)
-        if self.signals.any and not self.decoding:
+        if self.signals.any and not self.decoding and prompt["keeps"]:
             return self._score(prompt, request.prompt_ids, list(completion.token_ids), completion.finish_reason)
-        flat = read_flat(completion.logprobs, self.signals) if self.flat else None
+        flat = read_flat(completion.logprobs, self.signals) if self.flat and prompt["keeps"] else None
         return self._generation(request, completion.token_ids, completion.finish_reason, flat)
 
     def _generation(

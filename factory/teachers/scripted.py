@@ -108,7 +108,7 @@ class ScriptedTeacher:
             answer_start=start,
             finish_reason="length" if cut else "stop",
         )
-        return self._with_signals(made, rng, self._peak(prompt))
+        return self._with_signals(made, rng, self._peak(prompt)) if prompt.keeps else made
 
     def _score(self, prompt: Prompt, transcript: Transcript, rng: np.random.Generator) -> Generation:
         """A transcript as it stands, with signals that belong to its ids."""

@@ -179,7 +179,7 @@ class VllmTeacher:
 
     def _ask(self, key: Key, prompt: Prompt) -> None:
         self.in_engine[key] = prompt
-        names = ("id", "attempt", "task", "messages", "seed")
+        names = ("id", "attempt", "task", "messages", "seed", "keeps")
         told = {name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)}
         transcript = None if prompt.transcript is None else asdict(prompt.transcript)
         self.engine.send(told | {"transcript": transcript})

@@ -8,20 +8,22 @@ from conftest import write_task
 from integration_support import Dataset, engine_job
 from random_teacher import random_teacher
 
+from factory.records import Generation
 from factory.run import run
+from factory.teachers.spool import Place, Spool
 from factory.verify import verify
 
 pytestmark = pytest.mark.engine
 RUBRIC = "Grade {{ answer }} to {{ prompt }}. JSON with reasoning and score."
 
 
-def judged_dataset(folder: Path, judge: dict[str, object]) -> Dataset:
+def judged_dataset(folder: Path, judge: dict[str, object], **signals: object) -> Dataset:
     write_task(folder, judge_j2=RUBRIC)
     job = engine_job(
         samples={"n": 3, "keep": "best"},
         judge={"temperature": 1.0, "max_tokens": 600} | judge,
         tasks=[{"name": "adding", "count": 6}],
-        signals={"top_k": 5},
+        signals={"top_k": 5, "hidden_layers": [1], "verify_rows": 4} | signals,
     )
     return Dataset(folder / "dataset", run(job, folder, folder / "dataset"))
 
@@ -44,4 +46,25 @@ def test_every_sample_is_judged_and_the_best_is_kept(tmp_path: Path, own: bool) 
         assert row["agreement"] is not None
         assert row["difficulty"] is not None
     assert made.manifest["judge"]["details"]["vocab_size"] > 0
+    assert made.manifest["fidelity"]["verdict"] == "passed"
     assert not list(verify(made.out))
+
+
+@pytest.mark.parametrize("capture", ["decode", "prefill"])
+def test_nothing_is_kept_of_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
+    read: list[Generation] = []
+    inner = Spool.read
+
+    def listen(spool: Spool, place: Place) -> Generation:
+        read.append(inner(spool, place))
+        return read[-1]
+
+    monkeypatch.setattr(Spool, "read", listen)
+    made = judged_dataset(tmp_path, {}, capture=capture)
+    answers = {row["id"] for row in made.rows() + made.rows("rejected")}
+    kept = [one for one in read if one.prompt_id in answers and not one.failure]
+    verdicts = [one for one in read if one.prompt_id not in answers]
+    assert kept
+    assert verdicts
+    assert all(one.logprobs is not None and one.hidden_states is not None for one in kept)
+    assert not any(one.logprobs or one.hidden_states for one in verdicts)
