@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
     """Command line: exit code 0, or 2 and one line."""
     parser = argparse.ArgumentParser(description="Measure a demo teacher and write its model card.")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model folder (default: the shipped one)")
-    parser.add_argument("--rows", type=int, default=50, help="rows of each task and level (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=120, help="rows of each task and level (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the dataset here (default: thrown away)")
     parser.add_argument("--backend", choices=("vllm", "scripted"), default="vllm", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
