@@ -79,9 +79,11 @@ def ratios_of_cpu(pairs: Iterable[tuple[Run, Run]]) -> tuple[float, ...]:
     return tuple((variant.tokens / variant.cpu_s) / (base.tokens / base.cpu_s) for base, variant in pairs)
 
 
-def pairs_in_turn(rounds: int) -> list[tuple[bool, int]]:
-    """For each round whether the base goes first: it does in every other one."""
-    return [(number % 2 == 0, number) for number in range(rounds)]
+def between(before: Run, after: Run) -> Run:
+    """What two runs of the base around a variant's say of it at that moment: their mean."""
+    if before.tokens != after.tokens:
+        raise ValueError(f"{before.tokens} and {after.tokens} tokens: not runs of the same requests")
+    return Run((before.seconds + after.seconds) / 2, before.tokens, (before.cpu_s + after.cpu_s) / 2)
 
 
 def verdict(figures: Sequence[Figure]) -> str:

@@ -1,22 +1,22 @@
 """The race: every contestant's engine in a process of its own, one at work at a time, each beside the base it is
 compared with.
 
-All processes of a model live at once and rest while another works. A round is, for each variant, one run of the base
-and one of the variant right after each other, in alternating order; its ratio belongs to that pair alone.
+All processes of a model live at once and rest while another works. In a round every variant runs once, and the base
+before and after each: a variant is compared with the mean of the two, so a machine that becomes slower or faster does
+not move the ratio. Every other round goes through the variants backwards.
 """
 
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_figures import Figure, Run, pairs_in_turn, ratios_of_cpu, ratios_of_speed, tell
+from bench_figures import Figure, Run, between, ratios_of_cpu, ratios_of_speed, tell
 from bench_models import ROOT, WINDOW, WORK, Model, as_request, engine_setup, short_prompts
 
 from factory.records import Prompt
@@ -155,10 +155,17 @@ def race(model: Model, folder: Path, scale: Scale, profile: str = "") -> tuple[l
     with started(specs(model, folder, scale)) as contestants:
         for name, how in sorted({("bare", "text"), *((v.process, v.how) for v in VARIANTS)}):
             contestants[name].run(prompts[: scale.max_num_seqs], how, folder / "warm" / name / how)
-        for base_first, number in pairs_in_turn(scale.rounds):
-            for variant in VARIANTS if base_first else VARIANTS[::-1]:
-                pairs[variant].append(_pair(contestants, variant, prompts, folder / f"round{number}", base_first))
+        for number in range(scale.rounds):
+            place = folder / f"round{number}"
+            before = contestants["bare"].run(prompts, "text", place / "bare")
+            for variant in VARIANTS[:: -1 if number % 2 else 1]:
+                run = contestants[variant.process].run(prompts, variant.how, place / variant.process)
+                after = contestants["bare"].run(prompts, "text", place / "bare")
+                if run.tokens != before.tokens:
+                    raise SystemExit(f"bench: {variant.what}: {run.tokens} tokens, the base {before.tokens}")
+                pairs[variant].append((between(before, after), run))
                 tell_run(model, variant, *pairs[variant][-1])
+                before = after
         if profile:
             contestants[profile].run(prompts, "spool", folder / "profile", profile=True)
             print(f"profile of {profile}: {folder / 'profile' / 'profile.txt'}", file=sys.stderr)
@@ -168,19 +175,6 @@ def race(model: Model, folder: Path, scale: Scale, profile: str = "") -> tuple[l
         for base, run in pairs[v]
     ]
     return [_figure(model, variant, pairs[variant]) for variant in VARIANTS], raw
-
-
-def _pair(
-    contestants: dict[str, Contestant], variant: Variant, prompts: list[Prompt], folder: Path, base_first: bool
-) -> tuple[Run, Run]:
-    runs = {}
-    order = [("bare", "text", "base"), (variant.process, variant.how, "variant")]
-    for name, how, part in order if base_first else order[::-1]:
-        runs[part] = contestants[name].run(prompts, how, folder / variant.process / part)
-        time.sleep(0.2)
-    if runs["base"].tokens != runs["variant"].tokens:
-        raise SystemExit(f"bench: {variant.what}: {runs['variant'].tokens} tokens, the base {runs['base'].tokens}")
-    return runs["base"], runs["variant"]
 
 
 def _figure(model: Model, variant: Variant, pairs: list[tuple[Run, Run]]) -> Figure:

@@ -5,7 +5,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,15 +41,6 @@ STATES_CARD = """- config_name: hidden_states
 """
 
 
-def has_compact() -> bool:
-    """Whether this version of the factory knows the compact profile."""
-    return "compact" in {field.name for field in fields(SignalSpec)}
-
-
-def signal_spec(top_k: int, compact: bool = False) -> SignalSpec:
-    return SignalSpec(top_k, **({"compact": True} if compact else {}))  # type: ignore[arg-type]
-
-
 def read_spool(folder: Path) -> list[Generation]:
     """Every generation of a spool that is not a failure."""
     spool = Spool(folder)
@@ -76,7 +66,7 @@ def driver_time(on: str, spools: dict[int, list[Path]], prompts: list[Prompt], v
     values: dict[int, list[float]] = {k: [] for k in spools}
     for number in range(-1, rounds):  # the first is to warm up
         for k, folders in spools.items():
-            spent = write_from_spool(folders[max(number, 0)], known, signal_spec(k), vocab, work / "driver")
+            spent = write_from_spool(folders[max(number, 0)], known, SignalSpec(k), vocab, work / "driver")
             if number >= 0:
                 values[k].append(spent)
     what = "processor time of spool, checks and Parquet, a token, k = "
@@ -111,8 +101,7 @@ def byte_figures(
     records, positions = as_records(generations, prompts), count_positions(generations)
     remark = f"{positions:,} positions"
     found = [_our_bytes(on, records, positions, compact=False, bar=EXACT_BYTES, out=work / "exact")]
-    if has_compact():
-        found.append(_our_bytes(on, records, positions, compact=True, bar=COMPACT_BYTES, out=work / "compact"))
+    found.append(_our_bytes(on, records, positions, compact=True, bar=COMPACT_BYTES, out=work / "compact"))
     path = work / "distilabel.parquet"
     write_distilabel(
         path, [g.text for g in generations], name_tokens(Path(model.folder) / "tokenizer.json", generations)
@@ -123,7 +112,7 @@ def byte_figures(
 
 
 def _our_bytes(on: str, records: list[Record], positions: int, compact: bool, bar: float, out: Path) -> Figure:
-    signals = signal_spec(20, compact)
+    signals = SignalSpec(20, compact=compact)
     path = out / write_shard(out, 0, records, signals)[0].path
     names = logprob_columns(signals)
     parts = {name: column_bytes(path, {name}) / positions for name in sorted(names)}
@@ -165,7 +154,7 @@ def column_bytes(path: Path, names: set[str]) -> int:
 
 def stream_figures(on: str, records: list[Record], positions: int, rounds: int, out: Path) -> list[Figure]:
     """Million positions a second of ids and logprobs into arrays: by `load_rows`, and by `datasets` alone."""
-    first = out / write_shard(out, 0, records, signal_spec(20))[0].path
+    first = out / write_shard(out, 0, records, SignalSpec(20))[0].path
     once = count_positions([record.generation for record in records])
     for shard in range(1, -(-positions // once)):
         shutil.copyfile(first, first.with_name(f"train-{shard:05d}.parquet"))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bench_figures import Figure, Run, pairs_in_turn, ratios_of_cpu, ratios_of_speed, table, tell, verdict
+from bench_figures import Figure, Run, between, ratios_of_cpu, ratios_of_speed, table, tell, verdict
 from bench_others import PACKINGS, as_bfloat16, pack, pack_bits
 
 BASE, HALF = Run(seconds=2.0, tokens=100, cpu_s=1.0), Run(seconds=4.0, tokens=100, cpu_s=4.0)
@@ -15,8 +15,11 @@ def test_a_ratio_is_of_the_two_runs_of_one_pair() -> None:
     assert ratios_of_cpu([(BASE, HALF)]) == (0.25,)
 
 
-def test_base_and_variant_take_turns_in_going_first() -> None:
-    assert pairs_in_turn(3) == [(True, 0), (False, 1), (True, 2)]
+def test_the_base_of_a_variant_is_the_mean_of_those_around_it() -> None:
+    slow = Run(seconds=6.0, tokens=100, cpu_s=3.0)
+    assert between(BASE, slow) == Run(seconds=4.0, tokens=100, cpu_s=2.0)
+    with pytest.raises(ValueError, match="not runs of the same requests"):
+        between(BASE, Run(seconds=2.0, tokens=99))
 
 
 def test_a_figure_is_the_median_of_its_rounds_and_knows_its_bar() -> None:
