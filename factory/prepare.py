@@ -196,12 +196,13 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
 def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
     """Copies of the job, as it was when the dataset was begun, and of the tasks' sources, which are still the same."""
     out = ledger.out
-    shutil.rmtree(out / "templates", ignore_errors=True)
+    if not ledger.entries:  # a job without rows may have been corrected
+        shutil.rmtree(out / "templates", ignore_errors=True)
     for task in prepared.tasks.values():
         target = out / "templates" / task.name
         target.mkdir(parents=True, exist_ok=True)
         for path in [task.folder / "task.toml", *task.folder.glob("*.j2"), task.schema_path]:
-            shutil.copyfile(path, target / path.name)
+            write_atomically(target / path.name, path.read_bytes())
     if ledger.entries and (out / "job.toml").exists():
         return
     job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
