@@ -15,6 +15,7 @@ from factory.errors import JobError
 from factory.job import Job, TaskConfig
 from factory.records import PlannedRow, Sampling, derive_seed
 from factory.tasks import Task
+from factory.transcripts import LEVEL, TASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,11 @@ def make_plan(job: Job, tasks: dict[str, Task]) -> Plan:
     order = array("Q", range(sum(count for *_, count in blocks)))
     random.Random(job.seed).shuffle(order)
     return Plan(job.seed, job.shard_rows, job.samples.n, tuple(blocks), order)
+
+
+def plan_transcripts(job: Job, count: int) -> Plan:
+    """Every row once, in the order of the data."""
+    return Plan(job.seed, job.shard_rows, 1, ((TASK, LEVEL, 0, count),), array("Q", range(count)))
 
 
 def allocate_levels(config: TaskConfig, task: Task) -> dict[str, int]:

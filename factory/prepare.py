@@ -16,7 +16,7 @@ from factory.errors import JobError
 from factory.job import Job, StyleConfig
 from factory.ledger import Ledger
 from factory.manifest import digest_job, write_atomically
-from factory.plan import Plan, make_plan, resolve_gates, resolve_sampling
+from factory.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
 from factory.quality.contamination import digest_files, open_index
 from factory.quality.difficulty import Formula, compile_formula, known_names
 from factory.quality.filters import RowFilters, open_filters
@@ -25,7 +25,7 @@ from factory.records import PlannedRow, Prompt, Rejection, Sampling, content_has
 from factory.render import Renderer, RenderError, open_renderer, require_whole
 from factory.sources import Source, open_source
 from factory.tasks import Task, discover
-from factory.transcripts import TASK, Transcripts, open_transcripts, plan_transcripts
+from factory.transcripts import TASK, Transcripts, open_transcripts
 from factory.validate import Gate
 
 LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named

@@ -4,7 +4,6 @@ A row is, in this order of preference: `prompt_token_ids` and `completion_token_
 `completion` as texts, or as messages of which the completion is one assistant turn; `messages` that end with one.
 """
 
-from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from factory.errors import JobError
 from factory.job import Job, TranscriptsConfig
-from factory.plan import Plan
 from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript, canonical_json, content_hash
 from factory.sources import Rows, digest_rows, load_rows
 
@@ -115,11 +113,6 @@ def open_transcripts(job: Job) -> Transcripts | None:
     if not len(transcripts):
         raise JobError(f"transcripts: {job.transcripts.path} has no rows")
     return transcripts
-
-
-def plan_transcripts(job: Job, count: int) -> Plan:
-    """Every row once, in the order of the data."""
-    return Plan(job.seed, job.shard_rows, 1, ((TASK, LEVEL, 0, count),), array("Q", range(count)))
 
 
 def _turns(value: Any) -> list[Message]:
