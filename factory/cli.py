@@ -142,7 +142,7 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> int:
-    from factory.catalog import list_tasks
+    from factory.tasks.catalog import list_tasks
 
     lines, problems = list_tasks(options.workspace)
     _print(lines)
@@ -150,7 +150,7 @@ def _tasks(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from factory.catalog import scaffold
+    from factory.tasks.catalog import scaffold
 
     _print(f"wrote {path}" for path in scaffold(options.workspace, options.name))
     print(f"next: factory preview {options.name}")
@@ -158,8 +158,8 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace) -> int:
-    from factory.catalog import preview
-    from factory.show import describe_prompt
+    from factory.publish.show import describe_prompt
+    from factory.tasks.catalog import preview
 
     prompts = preview(options.workspace, options.task, options.level, options.seed, options.n)
     _print(describe_prompt(prompt, options.json) for prompt in prompts)
@@ -167,7 +167,7 @@ def _preview(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from factory.estimate import estimate
+    from factory.forecast.estimate import estimate
 
     job, out = _read_job(options)
     _print(estimate(job, options.workspace, out, options.pilot))
@@ -176,8 +176,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
     """The job, and where its dataset goes; its own paths stay inside unless the options say otherwise."""
-    from factory.job import load_job, source_paths
-    from factory.paths import require_inside
+    from factory.job.job import load_job, source_paths
+    from factory.job.paths import require_inside
 
     job = load_job(options.job)
     out = options.out or Path(job.out)
@@ -188,9 +188,9 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from factory.estimate import require_room
-    from factory.run import run
-    from factory.show import describe_totals
+    from factory.forecast.estimate import require_room
+    from factory.publish.show import describe_totals
+    from factory.runs.run import run
 
     job, out = _read_job(options)
     if options.scores != (job.transcripts is not None):
@@ -208,7 +208,7 @@ def _status(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from factory.show import describe_totals, read_totals
+    from factory.publish.show import describe_totals, read_totals
 
     totals = read_totals(options.dir)
     if options.json:
@@ -219,8 +219,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from factory.show import read_totals
-    from factory.verify import verify
+    from factory.checks.verify import verify
+    from factory.publish.show import read_totals
 
     faults = list(verify(options.dir))
     _print(faults)
@@ -231,7 +231,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _verify_fidelity(options: argparse.Namespace) -> bool:
-    from factory.fidelity import check_dataset, describe
+    from factory.checks.fidelity import check_dataset, describe
 
     section = check_dataset(options.dir, options.fidelity)
     _print([describe(section)])
@@ -241,7 +241,7 @@ def _verify_fidelity(options: argparse.Namespace) -> bool:
 def _curriculum(options: argparse.Namespace) -> int:
     from factory.curriculum.build import make_curriculum
     from factory.curriculum.mixture import load_config
-    from factory.curriculum.stages import describe_curriculum
+    from factory.dataset.stages import describe_curriculum
 
     config = load_config(options.config)
     summary = make_curriculum(options.dir, config, str(options.config or "curriculum"))
@@ -250,7 +250,7 @@ def _curriculum(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from factory.show import describe_rows
+    from factory.publish.show import describe_rows
 
     _print(describe_rows(options.dir, options.n))
     return 0

@@ -16,10 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from factory.curriculum.regroup import take_table
-from factory.errors import DatasetError
-from factory.manifest import MANIFEST
-from factory.records import Array
-from factory.rows import (
+from factory.dataset.manifest import MANIFEST
+from factory.dataset.rows import (
     AGAIN,
     IDS,
     Row,
@@ -32,7 +30,9 @@ from factory.rows import (
     read_rows,
     record_batches,
 )
-from factory.shards import read_batches
+from factory.dataset.shards import read_batches
+from factory.errors import DatasetError
+from factory.records import Array
 
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
 BATCH_ROWS: Final = 64

@@ -338,7 +338,7 @@ Pair = tuple[Record, Outcome]  # a right and a wrong answer to one prompt
 class SignalSpec:
     """What a dataset keeps beside its texts. `layers` are resolved (no negative index); `pairs`: preference pairs.
 
-    `compact`: logprobs are stored in fewer bytes, within the bounds of `factory.codec`. What `keep`, `top_p`,
+    `compact`: logprobs are stored in fewer bytes, within the bounds of `factory.dataset.codec`. What `keep`, `top_p`,
     `positions`, `min_entropy` and `hidden_positions` mean is told in docs/signals.md.
     """
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from conftest import write_task
 
+from factory.quality.validate import Gate
 from factory.records import Array, Generation, HiddenStates, Logprobs, Prompt, Sampling, SignalSpec, content_hash
-from factory.tasks import discover
+from factory.tasks.tasks import discover
 from factory.teachers.reasoning import Markers, split_completion
 from factory.teachers.scripted import STOP, THINK_END, VOCAB, decode, encode
-from factory.validate import Gate
 
 SIGNALS = SignalSpec(top_k=4, layers=(2, 4))
 HIDDEN = 8

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from factory.job import Job
+from factory.job.job import Job
 
 settings.register_profile("fixed", derandomize=True)  # the same examples in every run: for a gate that must not waver
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from factory.ledger import Ledger, hold, open_ledger
-from factory.manifest import seal
+from factory.dataset.ledger import Ledger, hold, open_ledger
+from factory.dataset.manifest import seal
 from factory.records import (
     Generation,
     HiddenStates,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from factory.tasks import builtin_root
+from factory.tasks.tasks import builtin_root
 
 SIZES: dict[str, Any] = {
     "vocab_size": 2048,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from factory.cli import build_parser
-from factory.job import load_job
+from factory.job.job import load_job
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

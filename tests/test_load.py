@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader
 
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.mixture import CurriculumConfig
+from factory.dataset.shards import write_shard
 from factory.errors import DatasetError
-from factory.job import Job
+from factory.job.job import Job
 from factory.load import Row, Rows, collate, load_rows
 from factory.records import Generation, HiddenStates, Logprobs, Outcome, Prompt, Record, Rejection, Sampling, SignalSpec
-from factory.run import run
-from factory.shards import write_shard
+from factory.runs.run import run
 
 FOLDERS = {"default": "data", "hidden_states": "hidden_states", "rejected": "rejected"}
 SIGNALS = SignalSpec(top_k=3, layers=(2, 4))

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.card import save_card
 from factory.curriculum.handoff import (
     OVER_BUDGET,
     RIGHT_BUT_LEFT_OUT,
@@ -38,12 +37,13 @@ from factory.curriculum.mixture import (
 from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, value_rows
 from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits
-from factory.curriculum.stages import FOLDER, SUMMARY, dataset_state, summary_text
+from factory.dataset.ledger import Ledger, hold, read_ledger
+from factory.dataset.manifest import read_manifest, write_atomically
+from factory.dataset.shards import ShardFile, shard_path, sync_directory
+from factory.dataset.stages import FOLDER, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
-from factory.ledger import Ledger, hold, read_ledger
-from factory.manifest import read_manifest, write_atomically
+from factory.publish.card import save_card
 from factory.records import Array
-from factory.shards import ShardFile, shard_path, sync_directory
 
 BIG_GROUP: Final = 0.25  # share of the rows from which on one group makes the splits uneven
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from factory.config import Config, describe_problems
 from factory.errors import JobError
-from factory.job import Fraction, Weight
+from factory.job.config import Config, describe_problems
+from factory.job.job import Fraction, Weight
 from factory.records import Array
 
 SPLITS: Final = ("train", "validation", "test")

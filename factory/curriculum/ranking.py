@@ -10,10 +10,10 @@ import numpy as np
 
 from factory.curriculum.mixture import CurriculumConfig
 from factory.curriculum.splits import Links
+from factory.dataset.ledger import Ledger
+from factory.dataset.shards import read_batches, read_schema, shard_path
 from factory.errors import DatasetError, JobError
-from factory.ledger import Ledger
 from factory.records import Array, Measures, SampleStats
-from factory.shards import read_batches, read_schema, shard_path
 
 MEASURES: Final = (
     "difficulty",

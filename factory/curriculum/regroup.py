@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.columns import COMPLETION, IDS, MESSAGE, Column, Layout
+from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column, Layout
+from factory.dataset.shards import ROW_GROUP_BYTES, ShardFile, file_digest, read_batches, sync_directory
 from factory.errors import DatasetError
 from factory.records import Array, SignalSpec
-from factory.shards import ROW_GROUP_BYTES, ShardFile, file_digest, read_batches, sync_directory
 
 FILE_BYTES: Final = 20 * ROW_GROUP_BYTES
 SPILL_BYTES: Final = 32 * 1024 * 1024

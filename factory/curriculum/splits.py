@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.quality.texts import normalize
 from factory.records import Array, canonical_json
+from factory.texts.texts import normalize
 
 DOCUMENT: Final = 200  # characters
 PROMPT_KEY, SCENARIO_KEY, DOCUMENT_KEY = range(3)

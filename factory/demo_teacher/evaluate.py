@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.dataset.ledger import read_ledger
+from factory.dataset.manifest import read_manifest
+from factory.dataset.shards import file_digest, read_batches, shard_path
 from factory.demo_teacher.card import PASS_RATES, WEIGHTS, describe_cells, write_card
 from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED
 from factory.demo_teacher.recipe import TASKS, Recipe
 from factory.errors import FactoryError, JobError
-from factory.job import Job
-from factory.ledger import read_ledger
-from factory.manifest import read_manifest
-from factory.run import run
-from factory.shards import file_digest, read_batches, shard_path
-from factory.tasks import builtin_root, discover
+from factory.job.job import Job
+from factory.runs.run import run
+from factory.tasks.tasks import builtin_root, discover
 from factory.teachers.demo import demo_teacher
 
 WELL_FORMED = ("check",)  # a row that was rejected here had an answer of the right form

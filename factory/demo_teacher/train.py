@@ -19,12 +19,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW, Muon
 from transformers import AutoTokenizer
 
+from factory.dataset.manifest import find_changes
 from factory.demo_teacher.corpus import Corpus, encode, texts
 from factory.demo_teacher.network import export, new_model
 from factory.demo_teacher.recipe import TASKS, Recipe, draw_step, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import PIECES, train_tokenizer
 from factory.errors import FactoryError, TeacherError
-from factory.manifest import find_changes
 
 CHECKPOINT_STEPS = 100
 MICROBATCH_TOKENS = 4096  # memory and padding; the gradient is the same but for rounding

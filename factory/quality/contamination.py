@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from factory.dataset.shards import file_digest, read_batches
 from factory.errors import DatasetError, JobError
-from factory.job import ContaminationConfig
-from factory.quality.texts import every_text
+from factory.job.job import ContaminationConfig
 from factory.records import Array
-from factory.shards import file_digest, read_batches
-from factory.sources import JsonLines
+from factory.tasks.sources import JsonLines
+from factory.texts.texts import every_text
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")

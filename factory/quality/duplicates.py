@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.job import FiltersConfig
+from factory.job.job import FiltersConfig
 from factory.quality.samples import canonical_answer
-from factory.quality.texts import normalize
 from factory.records import Array, Outcome, Record, canonical_json
+from factory.texts.texts import normalize
 
 SHINGLE_WORDS: Final = 3
 KEPT_HASHES: Final = 512  # a row with more shingles is compared by its smallest hashes: an estimate within about 0.02

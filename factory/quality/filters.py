@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from factory.errors import JobError, redact
-from factory.job import FiltersConfig, LengthConfig, PersonalKind, StyleConfig
+from factory.job.job import FiltersConfig, LengthConfig, PersonalKind, StyleConfig
 from factory.quality.contamination import Index
-from factory.quality.personal import find_personal, resolve_kinds
-from factory.quality.refusals import find_refusal
-from factory.quality.style import find_style
-from factory.quality.texts import every_text
+from factory.quality.validate import MAX_FINDING, finding_code
 from factory.records import Array, Record, Rejection
-from factory.validate import MAX_FINDING, finding_code
+from factory.texts.personal import find_personal, resolve_kinds
+from factory.texts.refusals import find_refusal
+from factory.texts.style import find_style
+from factory.texts.texts import every_text
 
 RowFilter = Callable[[Record], list[str]]
 RowFilters = tuple[RowFilter, ...]

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from factory.job import Job, JudgeConfig
-from factory.parse import parse
+from factory.job.job import Job, JudgeConfig
+from factory.quality.parse import parse
 from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling, Verdict, content_hash, derive_seed
-from factory.render import RenderError, judge_messages, open_environment
-from factory.tasks import JUDGE, Task
+from factory.tasks.render import RenderError, judge_messages, open_environment
+from factory.tasks.tasks import JUDGE, Task
 
 BEST_SCORE: Final = 5
 

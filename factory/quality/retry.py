@@ -6,7 +6,7 @@ row over the student's budget is asked again with half the tokens for reasoning.
 
 from dataclasses import replace
 
-from factory.job import Job
+from factory.job.job import Job
 from factory.records import Prompt, Rejection
 
 HOPELESS_REASONS = ("engine_crash", "contaminated")  # another answer would change nothing

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from factory.job import Job
+from factory.job.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
-from factory.tasks import Task
+from factory.tasks.tasks import Task
 
 
 class Teacher(Protocol):

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from factory.agreement import Figures, compare_logprobs, compare_states
 from factory.errors import redact
 from factory.records import LOGPROB_ARRAYS, Array, Logprobs
+from factory.teachers.agreement import Figures, compare_logprobs, compare_states
 
 CHUNK_VALUES = 2**24  # logits held at once; a vocabulary of 152k takes 110 positions at a time
 HEADROOM = 1.15  # of the weights: what loading and the allocator take beside them

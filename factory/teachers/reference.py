@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from factory.agreement import BOUNDS
 from factory.errors import TeacherError
-from factory.job import TeacherConfig
+from factory.job.job import TeacherConfig
 from factory.records import Array, Logprobs, SignalSpec
+from factory.teachers.agreement import BOUNDS
 from factory.teachers.models import digest_model, locate_model
 
 TIMEOUT_S = 3600.0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.job import Job
+from factory.job.job import Job
 from factory.records import (
     Array,
     Attention,
@@ -24,7 +24,7 @@ from factory.records import (
     TeacherInfo,
     Transcript,
 )
-from factory.tasks import Task
+from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape, resolve_signals
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from factory.errors import TeacherError
-from factory.job import Job
+from factory.job.job import Job
 
 Keeps = Literal["signals", "inputs", "states"]  # any at all; of prompts too; what only a hook inside the model sees
 

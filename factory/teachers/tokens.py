@@ -16,7 +16,7 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from factory.errors import TeacherError
-from factory.job import Job, Markers, TeacherConfig
+from factory.job.job import Job, Markers, TeacherConfig
 from factory.records import Message
 from factory.teachers.models import locate_model
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal

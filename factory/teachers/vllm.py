@@ -1,8 +1,8 @@
 """The vLLM teacher, seen from our process: it starts, feeds and supervises the engine's process and never imports it.
 
-The engine lives in one child (`factory.teachers.engine`). When it dies, it is started again with tenacity's back-off
-and every unanswered prompt is asked again, those that were in the engine one at a time: a prompt that kills the engine
-twice with nothing else in it becomes a failed generation, and no other prompt pays for it.
+The engine lives in one child (`factory.teachers.engine.process`). When it dies, it is started again with tenacity's
+back-off and every unanswered prompt is asked again, those that were in the engine one at a time: a prompt that kills
+the engine twice with nothing else in it becomes a failed generation, and no other prompt pays for it.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from typing import IO, Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from factory.errors import DatasetError, TeacherError
-from factory.job import Job
+from factory.job.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
 from factory.teachers.models import (
     digest_model,
@@ -59,7 +59,7 @@ class EngineProcess:
         events_in, events_out = os.pipe()
         with log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "factory.teachers.engine", str(events_out)],
+                [sys.executable, "-m", "factory.teachers.engine.process", str(events_out)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

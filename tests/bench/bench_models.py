@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from random_teacher import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus
 
-from factory.job import Job
-from factory.prepare import prepare
+from factory.job.job import Job
 from factory.records import Prompt, Sampling, SignalSpec
+from factory.runs.prepare import prepare
 from factory.teachers.demo import demo_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,11 +143,11 @@ def engine_setup(
     schemas: dict[str, Any] | None = None,
     **signals: Any,
 ) -> dict[str, Any]:
-    """The setup of `factory.teachers.engine.Engine`, as `factory.teachers.vllm` sends it; fields of a SignalSpec.
+    """The setup of the engine's process, as `factory.teachers.vllm` sends it; `signals` are fields of a SignalSpec.
 
     With the answers' `schemas` a grammar holds the model to them.
     """
-    from factory.job import TeacherConfig
+    from factory.job.job import TeacherConfig
     from factory.teachers.settings import engine_settings
 
     teacher = TeacherConfig(

@@ -29,12 +29,12 @@ from conftest import write_task
 from dataset_support import FACTORY, read_tree, write_job
 from random_teacher import random_teacher
 
-from factory.job import load_job
-from factory.ledger import read_ledger
+from factory.checks.verify import verify
+from factory.dataset.ledger import read_ledger
+from factory.dataset.shards import read_batches, write_shard
+from factory.job.job import load_job
 from factory.records import Outcome, Record
-from factory.run import decide, run
-from factory.shards import read_batches, write_shard
-from factory.verify import verify
+from factory.runs.run import decide, run
 
 VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
 FAULTS = "scripted = { bad_json = 0.1, truncated = 0.1, wrong = 0.1, crash = 0.1 }"
@@ -383,7 +383,7 @@ def working_engines(process: "subprocess.Popen[bytes]", out: Path) -> Iterator[i
 
 
 def engines_of(process_id: int) -> list[int]:
-    command = ["pgrep", "-P", str(process_id), "-f", "factory.teachers.engine"]
+    command = ["pgrep", "-P", str(process_id), "-f", "factory.teachers.engine.process"]
     return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
 
 

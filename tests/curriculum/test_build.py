@@ -20,9 +20,9 @@ from factory.curriculum import build, regroup
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.mixture import SPLITS, CurriculumConfig, TabledConfig
 from factory.errors import DatasetError, JobError
-from factory.job import load_job
+from factory.job.job import load_job
 from factory.load import load_rows
-from factory.run import run
+from factory.runs.run import run
 
 READING = """
 import random

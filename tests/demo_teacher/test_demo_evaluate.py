@@ -17,8 +17,8 @@ from factory.demo_teacher.corpus import EVALUATION_SEED
 from factory.demo_teacher.evaluate import evaluate, evaluation_job, main, read_cells, wilson
 from factory.demo_teacher.recipe import MODEL, TASKS
 from factory.errors import JobError, TeacherError
-from factory.run import run
-from factory.tasks import builtin_root
+from factory.runs.run import run
+from factory.tasks.tasks import builtin_root
 
 LEVELS = ("easy", "medium", "hard")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from factory.dataset.shards import file_digest
 from factory.demo_teacher.card import count_parameters
 from factory.demo_teacher.recipe import MODEL, TASKS, Recipe
 from factory.demo_teacher.tokenizer import CHAT_TEMPLATE
 from factory.errors import TeacherError
-from factory.shards import file_digest
 from factory.teachers import demo
 from factory.teachers.demo import FOLDER, demo_teacher
 

@@ -19,15 +19,15 @@ import pytest
 import torch
 from integration_support import engine_job, make_dataset
 
-from factory.agreement import BOUNDS
-from factory.columns import encode_states, flat_list
+from factory.checks.fidelity import choose_rows, describe, read_row, summarize
+from factory.dataset.columns import encode_states, flat_list
+from factory.dataset.ledger import read_ledger
+from factory.dataset.manifest import read_manifest, read_signals, replace_section
 from factory.errors import FidelityError
-from factory.fidelity import choose_rows, describe, read_row, summarize
-from factory.job import Job
-from factory.ledger import read_ledger
-from factory.manifest import read_manifest, read_signals, replace_section
+from factory.job.job import Job
 from factory.records import Array, Logprobs
-from factory.run import run
+from factory.runs.run import run
+from factory.teachers.agreement import BOUNDS
 from factory.teachers.plain_forward import PlainModel, compare_row
 from factory.teachers.reference import KeptRow, require_reference
 

@@ -11,19 +11,19 @@ import pytest
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import random_teacher
 
-from factory.fidelity import check_dataset
+from factory.checks.fidelity import check_dataset
+from factory.checks.verify import verify
 from factory.load import load_rows
 from factory.teachers.vllm import ENGINE_ENVIRONMENT
-from factory.verify import verify
 
 pytestmark = pytest.mark.engine
 TEACHER = {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 8, "max_model_len": 2048}
 
 
 LACKING = """
-import factory.teachers.capture
+import factory.teachers.engine.capture
 
-factory.teachers.capture.find_missing = lambda runner: ["_sample"]
+factory.teachers.engine.capture.find_missing = lambda runner: ["_sample"]
 """
 
 

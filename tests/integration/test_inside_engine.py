@@ -155,11 +155,11 @@ def take(folder: Path) -> None:
 
 
 class Keeper:
-    """What `factory.teachers.capture` does with the two keepers, no more."""
+    """What `factory.teachers.engine.capture` does with the two keepers, no more."""
 
     def __init__(self, runner: Any, folder: Path) -> None:
-        from factory.teachers.attention import AttentionKeeper, find_attention
-        from factory.teachers.routing import ExpertKeeper
+        from factory.teachers.engine.attention import AttentionKeeper, find_attention
+        from factory.teachers.engine.routing import ExpertKeeper
 
         self.runner, self.folder = runner, folder
         self.keepers: list[Any] = []
@@ -173,8 +173,8 @@ class Keeper:
         self.inner, runner.execute_model = runner.execute_model, self.step
 
     def step(self, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-        from factory.teachers.attention import AttentionKeeper
-        from factory.teachers.pages import StepRows
+        from factory.teachers.engine.attention import AttentionKeeper
+        from factory.teachers.engine.pages import StepRows
 
         result = self.inner(scheduled, *args, **kwargs)
         if scheduled.total_num_scheduled_tokens:

@@ -9,9 +9,9 @@ import torch
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import random_teacher
 
-from factory.fidelity import check_dataset
+from factory.checks.fidelity import check_dataset
+from factory.checks.verify import verify
 from factory.load import Row, load_rows
-from factory.verify import verify
 
 pytestmark = pytest.mark.engine
 DRAWS, LEAST = 16, 7.0  # nats: about the median of the random teacher

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from factory.forecast import forecast_from_pilot, make_forecast
-from factory.job import Job
-from factory.prepare import prepare
-from factory.run import run
+from factory.forecast.forecast import forecast_from_pilot, make_forecast
+from factory.job.job import Job
+from factory.runs.prepare import prepare
+from factory.runs.run import run
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]

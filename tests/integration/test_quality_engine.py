@@ -8,10 +8,10 @@ from conftest import write_task
 from integration_support import Dataset, engine_job
 from random_teacher import random_teacher
 
+from factory.checks.verify import verify
 from factory.records import Generation
-from factory.run import run
+from factory.runs.run import run
 from factory.teachers.spool import Place, Spool
-from factory.verify import verify
 
 pytestmark = pytest.mark.engine
 RUBRIC = "Grade {{ answer }} to {{ prompt }}. JSON with reasoning and score."

@@ -9,8 +9,8 @@ import pytest
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import random_teacher
 
-from factory.job import Job
-from factory.run import run
+from factory.job.job import Job
+from factory.runs.run import run
 
 pytestmark = pytest.mark.engine
 SIGNALS = {"top_k": 20, "hidden_layers": [0, 2, -1]}

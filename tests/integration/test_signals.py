@@ -10,8 +10,8 @@ import torch
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import SIZES, random_teacher
 
+from factory.checks.verify import verify
 from factory.load import load_rows
-from factory.verify import verify
 
 pytestmark = pytest.mark.engine
 BUILTIN = ("scheduling", "photo_edits", "summarization", "travel_booking")

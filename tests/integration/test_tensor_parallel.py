@@ -8,9 +8,9 @@ import pytest
 from integration_support import engine_job, make_dataset
 from random_teacher import random_teacher
 
-from factory.fidelity import check_dataset
+from factory.checks.fidelity import check_dataset
+from factory.checks.verify import verify
 from factory.load import load_rows
-from factory.verify import verify
 
 pytestmark = pytest.mark.engine
 

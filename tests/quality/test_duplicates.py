@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.job import FiltersConfig
+from factory.job.job import FiltersConfig
 from factory.quality.duplicates import (
     KEPT_HASHES,
     MISSED,
@@ -28,7 +28,7 @@ from factory.quality.duplicates import (
     split_words,
 )
 from factory.records import Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict, content_hash
-from factory.tasks import discover
+from factory.tasks.tasks import discover
 
 ROOT = Path(__file__).parent.parent.parent
 EXACT = FiltersConfig(duplicates=True)

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import JobError
-from factory.job import ContaminationConfig, FiltersConfig, StyleConfig
+from factory.job.job import ContaminationConfig, FiltersConfig, StyleConfig
 from factory.quality.contamination import open_index
 from factory.quality.filters import RowFilters, apply, find_loop, open_filters, repeated_share
-from factory.quality.refusals import find_refusal
 from factory.records import Record, Rejection, SignalSpec, Verdict, canonical_json
-from factory.tasks import Task, discover
+from factory.tasks.tasks import Task, discover
 from factory.teachers.scripted import STOP, THINK_END, encode
+from factory.texts.refusals import find_refusal
 
 TASKS = discover(Path(__file__).parent.parent.parent).tasks
 CELLS = [(name, level) for name, task in sorted(TASKS.items()) for level in task.levels]

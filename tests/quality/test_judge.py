@@ -10,11 +10,11 @@ from conftest import write_task
 from dataset_support import make_generation, make_prompt, read_table
 
 from factory.errors import JobError
-from factory.job import Job, JudgeConfig
+from factory.job.job import Job, JudgeConfig
 from factory.quality.judge import VERDICT_SCHEMA, Judge, judge_id, open_judges
 from factory.records import Generation, Prompt, Record, Rejection
-from factory.run import run
-from factory.tasks import discover
+from factory.runs.run import run
+from factory.tasks.tasks import discover
 
 MakeJob = Callable[..., Job]
 RUBRIC = "Grade {{ answer }} to {{ prompt }} ({{ level }}, {{ scenario.a }}): {{ reasoning or 'none' }}{{ style.tone }}"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from dataset_support import make_generation, make_prompt
 
-from factory.job import Job
+from factory.job.job import Job
 from factory.quality.retry import MAX_ANSWER, MAX_FINDINGS, ask_again, describe_findings
 from factory.records import Message, Prompt, Rejection, Sampling
 

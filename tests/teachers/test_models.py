@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from factory.errors import TeacherError
-from factory.job import Job
+from factory.job.job import Job
 from factory.records import SignalSpec
 from factory.teachers.models import locate_model, read_shape, require_window, resolve_signals, shape_of
 

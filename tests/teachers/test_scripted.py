@@ -10,13 +10,13 @@ import pytest
 from conftest import SCHEMA, write_task
 
 from factory.errors import TeacherError
-from factory.job import Job
-from factory.prepare import prepare
+from factory.job.job import Job
+from factory.quality.validate import find_damage
 from factory.records import Attempt, Generation, Logprobs, Prompt
-from factory.tasks import load_task
+from factory.runs.prepare import prepare
+from factory.tasks.tasks import load_task
 from factory.teachers import open_teacher
 from factory.teachers.scripted import SHAPE, STOP, THINK_END, VOCAB, ScriptedTeacher, decode, encode, invent_answer
-from factory.validate import find_damage
 
 MakeJob = Callable[..., Job]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from factory.errors import TeacherError
-from factory.job import Job
+from factory.job.job import Job
 from factory.teachers.models import ModelShape, resolve_signals
 from factory.teachers.settings import CORRUPTING, HARMLESS, OURS, SOUND, engine_settings, require_sound
 

@@ -1,0 +1,235 @@
+"""Fidelity: do the signals in a dataset's files agree with a plain transformers forward over the stored token ids?
+
+A few committed rows are read back from Parquet, as any user would read them, and run again by
+`factory.teachers.reference`. What comes of it is a section of the manifest: the rows, the worst figures, the bounds, a
+verdict. A model that transformers cannot hold is no fault: the section then says `not checked`, and why.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from factory.dataset.codec import SCALARS, STORED, find_damage, read_topk
+from factory.dataset.columns import PROMPT, decode_states, logprob_columns
+from factory.dataset.ledger import Ledger, read_ledger
+from factory.dataset.manifest import read_manifest, read_signals, replace_section
+from factory.dataset.shards import read_batches, shard_path
+from factory.errors import DatasetError, FidelityError
+from factory.job.job import Job
+from factory.records import Array, Logprobs, SignalSpec, content_hash
+from factory.teachers.agreement import BOUNDS, LEAST, Figures, exceeded, worst_of
+from factory.teachers.reference import KeptRow, NotChecked, forward_rows, require_reference
+
+SECTION: Final = "fidelity"
+DEFAULT_ROWS: Final = 4
+ID_COLUMNS: Final = ("prompt_token_ids", "completion_token_ids")
+Choice = tuple[int, str]  # shard, id of a row
+
+
+def rows_to_verify(job: Job) -> int:
+    """How many rows the job wants checked; a scripted teacher has no model to check them with."""
+    asked = job.signals.verify_rows
+    return asked if asked is not None else DEFAULT_ROWS if job.teacher.backend == "vllm" else 0
+
+
+def check_run(ledger: Ledger, job: Job) -> str | None:
+    """Check a run's dataset, unless these files have passed before, and keep the result in the manifest.
+
+    The line for the terminal; None where nothing was to be done.
+    """
+    count, manifest = rows_to_verify(job), read_manifest(ledger.out)
+    before = manifest.get(SECTION, {})
+    passed = before.get("verdict") == "passed" and before["asked"] >= count
+    if not count or (passed and before["files"] == digest_files(ledger)):
+        return None
+    section = check(ledger, manifest, count, job.teacher.trust_remote_code)
+    replace_section(ledger.out, SECTION, section)
+    return describe(section)
+
+
+def require_passed(out: Path) -> None:
+    """Raise FidelityError where the check of a dataset failed."""
+    section = read_manifest(out).get(SECTION, {})
+    if section.get("verdict") == "failed":
+        raise FidelityError(
+            f"{out}: {describe(section)}; committed shards stay as they are, but do not train on these signals: "
+            f"`factory verify {out} --fidelity 16` checks more rows, docs/signals.md says what each figure tells"
+        )
+
+
+def check_dataset(out: Path, count: int) -> dict[str, Any]:
+    """The section of `count` rows of a finished or unfinished dataset, which stays as it is.
+
+    Code that comes with a model is not run here, whatever the manifest says: a dataset may be anyone's.
+    Raises DatasetError where there is no dataset or it cannot be read.
+    """
+    return check(read_ledger(out), read_manifest(out), count)
+
+
+def check(ledger: Ledger, manifest: dict[str, Any], count: int, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The section of up to `count` rows of a dataset. Raises DatasetError where its files cannot be read."""
+    begun: dict[str, Any] = {"asked": count, "files": digest_files(ledger)}
+    signals = read_signals(manifest)
+    try:
+        if signals is None or not signals.any:
+            raise NotChecked("the dataset keeps no signals")
+        reference = require_reference(manifest, trust_remote_code)
+        choices = choose_rows(ledger, count)
+        if not choices:
+            raise NotChecked("no row was accepted")
+        rows = [read_row(ledger.out, choice, signals) for choice in choices]
+        answer = forward_rows(reference, signals, rows)
+    except NotChecked as reason:
+        return begun | {"verdict": "not checked", "reason": " ".join(str(reason).split())}
+    return begun | summarize(rows, answer, reference["dtype"])
+
+
+def digest_files(ledger: Ledger) -> str:
+    """One name for all committed files, so that a result is known to be about them."""
+    return content_hash([[f.path, f.sha256] for _, entry in sorted(ledger.entries.items()) for f in entry.files])
+
+
+def choose_rows(ledger: Ledger, count: int) -> list[Choice]:
+    """Up to `count` accepted rows, the same every time: spread over the shards, the tasks and the lengths."""
+    shards = [shard for shard, entry in sorted(ledger.entries.items()) if entry.accepted]
+    spread = sorted({shards[i * (len(shards) - 1) // max(1, count - 1)] for i in range(count)}) if shards else []
+    left = {shard: list(_list_rows(ledger.out, shard)) for shard in spread}
+    seen: Counter[str] = Counter()
+    chosen: list[Choice] = []
+    while len(chosen) < count and any(left.values()):
+        for shard in [shard for shard in spread if left[shard]][: count - len(chosen)]:
+            rarest = min(seen[task] for _, task, _ in left[shard])
+            rows = sorted(row for row in left[shard] if seen[row[1]] == rarest)
+            row = rows[len(chosen) * (len(rows) - 1) // max(1, count - 1)]  # from short to long
+            left[shard].remove(row)
+            seen[row[1]] += 1
+            chosen.append((shard, row[2]))
+    return chosen
+
+
+def _list_rows(out: Path, shard: int) -> Iterator[tuple[int, str, str]]:
+    """Tokens, task and id of a shard's accepted rows."""
+    for batch in read_batches(_data(out, shard), ["id", "task", *ID_COLUMNS]):
+        lengths = [np.diff(batch.column(name).offsets.to_numpy()) for name in ID_COLUMNS]
+        names = (batch.column(name).to_pylist() for name in ("task", "id"))
+        yield from zip((lengths[0] + lengths[1]).tolist(), *names, strict=True)
+
+
+def _data(out: Path, shard: int, folder: str = "data") -> Path:
+    return out / shard_path(folder, shard)
+
+
+def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
+    """One row as the files hold it. Raises DatasetError where its arrays do not fit its tokens."""
+    columns = [*ID_COLUMNS, *(column.name for column in logprob_columns(signals))]
+    row = _find(_data(out, choice[0]), choice[1], ["task", *columns])
+    arrays = {name: row[name].values.to_numpy() for name in columns}
+    prompt, completion = (arrays[name] for name in ID_COLUMNS)
+    try:
+        logprobs = _read_logprobs(arrays, "", len(completion), signals) if signals.top_k else None
+        if logprobs is not None and signals.of_prompt:
+            logprobs = _join(_read_logprobs(arrays, PROMPT, len(prompt) - 1, signals), logprobs)
+        inputs = len(prompt) + len(completion) - 1
+        bits, positions = _read_states(out, choice, inputs, signals) if signals.layers else (None, None)
+    except ValueError as error:
+        told = f"row {choice[1]}: its signals do not fit its tokens ({error})"
+        raise DatasetError(f"{_data(out, choice[0])}: {told}; run `factory verify {out}`") from None
+    return KeptRow(choice[1], row["task"].as_py(), prompt, completion, logprobs, bits, positions)
+
+
+def _find(path: Path, name: str, columns: list[str]) -> dict[str, Any]:
+    """The values of one row, as Arrow scalars."""
+    for batch in read_batches(path, ["id", *columns]):
+        ids = batch.column("id").to_pylist()
+        if name in ids:
+            return {column: batch.column(column)[ids.index(name)] for column in columns}
+    raise DatasetError(f"{path}: has no row {name}; run `factory verify {path.parent.parent}`")
+
+
+def _read_logprobs(arrays: dict[str, Array], prefix: str, tokens: int, signals: SignalSpec) -> Logprobs:
+    """The distributions of a row, out of its columns that begin so. Raises ValueError where they do not fit."""
+    names = [name for name in STORED if prefix + name in arrays]
+    flat = {name: (arrays[prefix + name], np.array([0, len(arrays[prefix + name])])) for name in names}
+    for _, told in find_damage(flat, np.array([tokens]), signals.top_k):
+        raise ValueError(prefix + told)
+    topk = read_topk(flat, signals.top_k)
+    sampled, tail, entropy = (flat[name][0] for name in SCALARS)
+    return Logprobs(sampled, topk["topk_ids"], topk["topk_logprobs"], tail, entropy)
+
+
+def _join(prompt: Logprobs, completion: Logprobs) -> Logprobs:
+    parts = prompt.arrays(), completion.arrays()
+    return Logprobs(**{name: np.concatenate([part[name] for part in parts]) for name in parts[1]})
+
+
+def _read_states(out: Path, choice: Choice, inputs: int, signals: SignalSpec) -> tuple[Array, Array | None]:
+    """uint16 [N, L, H], and the positions where only some are kept. Raises ValueError where N or L is another."""
+    columns = ["shape", "states", *(["positions"] if signals.hidden_positions != "all" else [])]
+    row = _find(_data(out, choice[0], "hidden_states"), choice[1], columns)
+    positions = row["positions"].values.to_numpy() if "positions" in row else None
+    if positions is not None:
+        if len(positions) and not 0 <= positions.min() <= positions.max() < inputs:
+            raise ValueError(f"hidden states at positions up to {positions.max()} of {inputs}")
+        inputs = len(positions)
+    shape, layers = row["shape"].as_py(), len(signals.layers)
+    if shape[:2] != [inputs, layers]:
+        raise ValueError(f"hidden states are {shape}, expected [{inputs}, {layers}, H]")
+    return decode_states(row["states"].as_py(), shape), positions
+
+
+def summarize(rows: list[KeptRow], answer: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """What the manifest keeps: every figure is that of the worst row (and layer), so one bad row is not averaged away.
+
+    `layers` has the same of each kept layer by itself.
+    """
+    parts: list[dict[str, Any]] = answer["rows"]
+    layers = {name: worst_of(part["layers"][name] for part in parts) for name in parts[0]["layers"]}
+    each = [worst_of([part["logprobs"], *part["layers"].values()]) for part in parts]
+    figures = worst_of(each)
+    past = exceeded(figures, dtype)
+    return {
+        "verdict": "failed" if past else "passed",
+        "exceeded": past,
+        "rows": [
+            {"id": row.id, "task": row.task, "tokens": row.tokens, "exceeded": exceeded(own, dtype)}
+            for row, own in zip(rows, each, strict=True)
+        ],
+        "figures": _round(figures),
+        "layers": {name: _round(one) for name, one in layers.items()},
+        "bounds": {name: bound for name, bound in BOUNDS[dtype].items() if name in figures},
+        "dtype": dtype,
+        "device": answer["device"],
+        "versions": answer["versions"],
+    }
+
+
+def _round(figures: Figures) -> Figures:
+    """Four digits that mean something; a cosine's are those of its distance from 1."""
+    return {
+        name: 1 - float(f"{1 - value:.4g}") if name in LEAST else float(f"{value:.4g}")
+        for name, value in figures.items()
+    }
+
+
+def describe(section: dict[str, Any]) -> str:
+    """One line of a section: for the terminal, the card and an error."""
+    if section["verdict"] == "not checked":
+        return f"fidelity: not checked: {section['reason']}"
+    rows, figures, bounds = section["rows"], section["figures"], section["bounds"]
+    engine = f"a plain transformers {section['versions']['transformers']} forward in {section['dtype']}"
+    if section["verdict"] == "passed":
+        told = ", ".join(_tell(name, figures[name]) for name in bounds if name not in LEAST or name.endswith("min"))
+        return f"fidelity: passed: {len(rows)} rows agree with {engine} ({told})"
+    name = section["exceeded"][0]
+    bad = sum(bool(row["exceeded"]) for row in rows)
+    allowed = f"{'at least' if name in LEAST else 'at most'} {bounds[name]:g}"
+    others = f", and so for {len(section['exceeded']) - 1} more figures" if section["exceeded"][1:] else ""
+    told = f"{_tell(name, figures[name])}, allowed {allowed}{others}"
+    return f"fidelity: failed: {bad} of {len(rows)} rows do not agree with {engine}: {told}"
+
+
+def _tell(name: str, value: float) -> str:
+    return f"{name} {value:.6g}" if name in LEAST else f"{name} {value:.2g}"

@@ -1,0 +1,209 @@
+"""Verification: is a dataset exactly what was committed, and does every row's arrays belong to its tokens?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.dataset.codec import STORED, Flat, find_damage
+from factory.dataset.columns import PROMPT, Layout, layouts
+from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
+from factory.dataset.manifest import MANIFEST, read_manifest, read_signals
+from factory.dataset.shards import file_digest, read_batches, read_schema, shard_path
+from factory.dataset.stages import check_curriculum
+from factory.errors import DatasetError
+from factory.records import Array, SignalSpec
+from factory.tasks.tasks import source_digest
+
+
+def verify(out: Path) -> Iterator[str]:
+    """Everything that is wrong with a dataset, as lines that name the file; nothing when it is sound.
+
+    Checks that manifest and ledger are as they were written, that every committed file is there with its size and
+    SHA-256, that accepted + rejected + errors = planned, that columns are as documented, that lengths agree row by row,
+    that no id is there twice, that the tasks' sources are those that the rows were made with, and that a curriculum is
+    whole and made from these rows. Raises DatasetError where there
+    is no dataset at all.
+    """
+    if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
+        raise DatasetError(f"{out}: no {MANIFEST} and no {LEDGER}, so not a dataset; `factory run` makes one")
+    try:
+        manifest, ledger = read_manifest(out), read_ledger(out)
+        signals = read_signals(manifest)
+    except DatasetError as error:
+        yield f"{error}; `factory run JOB --repair` mends it"
+        return
+    if not (out / LEDGER).read_bytes().endswith(b"\n"):
+        yield f"{LEDGER}: its last line is torn; resume the job, which will write it again"
+    if signals is None:
+        if ledger.entries:
+            yield "manifest.json: has no signals section, yet shards are committed"
+        return
+    rows = sum(entry.planned for entry in ledger.entries.values())
+    if len(ledger.entries) == ledger.plan["shards"] and rows != ledger.plan["planned"]:
+        yield f"ledger.jsonl: {rows} rows committed, {ledger.plan['planned']} planned"
+    seen: dict[str, int] = {}
+    for shard, entry in sorted(ledger.entries.items()):
+        damage = list(check_files(out, entry))
+        yield from damage
+        yield from _check_counts(entry)
+        if not damage:
+            yield from _check_rows(out, shard, entry, signals, seen)
+    committed = {file.path for entry in ledger.entries.values() for file in entry.files}
+    for layout in layouts(signals).values():
+        for path in sorted((out / layout.folder).glob("*.parquet")):
+            if f"{layout.folder}/{path.name}" not in committed:
+                yield f"{layout.folder}/{path.name}: not in the ledger; resume the job, which will write it again"
+    yield from _check_sources(out, manifest)
+    yield from check_curriculum(out, ledger)
+
+
+def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
+    """What is wrong with the files of one committed shard, by size and checksum alone."""
+    for file in entry.files:
+        path = out / file.path
+        if not path.is_file():
+            yield f"{file.path}: missing (shard {entry.shard})"
+        elif path.stat().st_size != file.bytes:
+            yield f"{file.path}: {path.stat().st_size} bytes, committed with {file.bytes} (shard {entry.shard})"
+        elif file_digest(path) != file.sha256:
+            yield f"{file.path}: its bytes have changed since it was committed (shard {entry.shard})"
+
+
+def _check_sources(out: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """The copies of templates and schemas beside the rows: what a reader takes for their origin."""
+    for task, described in manifest.get("tasks", {}).items():
+        for source, digest in described["files"].items():
+            name = f"templates/{task}/{Path(source).name}"
+            if not (out / name).is_file():
+                yield f"{name}: missing; resume the job, which will copy it again"
+            elif source_digest(out / name) != digest:
+                yield f"{name}: not what the rows were made with; resume the job, which will copy it again"
+
+
+def _check_counts(entry: ShardEntry) -> Iterator[str]:
+    if entry.accepted + entry.rejected + entry.errors != entry.planned:
+        yield f"ledger.jsonl: shard {entry.shard}: accepted + rejected + errors is not planned"
+    cells = [sum(counts) for counts in zip(*entry.cells.values(), strict=True)]
+    if cells != [entry.accepted, entry.rejected, entry.errors]:
+        yield f"ledger.jsonl: shard {entry.shard}: its counts by task and level add up to {cells}"
+    if sum(entry.reasons.values()) != entry.rejected + entry.errors:
+        yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
+    rows = {file.path.split("/")[0]: file.rows for file in entry.files}
+    expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
+    expected |= {"experts": entry.accepted, "attention": entry.accepted}
+    if rows.pop("preferences", 0) > entry.accepted:
+        yield f"ledger.jsonl: shard {entry.shard}: more preference pairs than accepted rows"
+    for folder, count in rows.items():
+        if expected.get(folder) != count:
+            yield f"ledger.jsonl: shard {entry.shard}: {folder} has {count} rows, expected {expected.get(folder)}"
+
+
+def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, seen: dict[str, int]) -> Iterator[str]:
+    configs = layouts(signals)
+    for layout in configs.values():
+        name = shard_path(layout.folder, shard)
+        columns = {column.name: str(column.type) for column in layout.columns}
+        if read_schema(out / name) != columns:
+            yield f"{name}: columns are not those of this format"
+            return
+    inputs: dict[str, int] = {}
+    prompt_tokens = completion_tokens = 0
+    for config in ("default", "rejected"):
+        for name, batch in _batches(out, configs[config], shard):
+            ids = batch.column("id").to_pylist()
+            yield from (f"{name}: id {i} is there twice (also in shard {seen[i]})" for i in ids if i in seen)
+            seen.update(dict.fromkeys(ids, shard))
+            prompt_tokens += int(_lengths(batch, "prompt_token_ids").sum())
+            completion_tokens += int(_lengths(batch, "completion_token_ids").sum())
+            if config == "default":
+                yield from _check_alignment(name, batch, signals)
+                inputs |= dict(zip(ids, _input_lengths(batch).tolist(), strict=True))
+    if (prompt_tokens, completion_tokens) != (entry.prompt_tokens, entry.completion_tokens):
+        yield f"ledger.jsonl: shard {shard}: its rows have {prompt_tokens} + {completion_tokens} tokens, not as told"
+    if "hidden_states" in configs:
+        yield from _check_states(out, configs["hidden_states"], shard, inputs, signals)
+    if "experts" in configs:
+        yield from _check_experts(out, configs["experts"], shard, inputs)
+    if "attention" in configs:
+        yield from _check_attention(out, configs["attention"], shard, inputs, signals)
+
+
+def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
+    name = shard_path(layout.folder, shard)
+    skipped = ("states", "maps")  # as large as all else together, and already proved by their checksum
+    columns = [column.name for column in layout.columns if column.name not in skipped]
+    return ((name, batch) for batch in read_batches(out / name, columns))
+
+
+def _lengths(batch: Any, name: str) -> Array:
+    offsets = batch.column(name).offsets.to_numpy()
+    lengths: Array = offsets[1:] - offsets[:-1]
+    return lengths
+
+
+def _input_lengths(batch: Any) -> Array:
+    return _lengths(batch, "prompt_token_ids") + _lengths(batch, "completion_token_ids") - 1
+
+
+def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str]:
+    tokens, before = _lengths(batch, "completion_token_ids"), _lengths(batch, "prompt_token_ids") - 1
+    for prefix, lengths in (("", tokens), (PROMPT, before)) if signals.of_prompt else (("", tokens),):
+        for row, told in find_damage(_flat(batch, prefix), lengths, signals.top_k):
+            yield f"{name}: row {batch.column('id')[row]}: {prefix}{told}"
+    starts = batch.column("answer_start").to_numpy()
+    for row in np.flatnonzero((starts < 0) | (starts >= tokens)):
+        yield f"{name}: row {batch.column('id')[int(row)]}: answer_start {starts[row]} is outside its tokens"
+
+
+def _flat(batch: Any, prefix: str) -> Flat:
+    """The columns of the distributions as they lie: values, and offsets [B + 1]."""
+    columns = {name: batch.column(prefix + name) for name in STORED if prefix + name in batch.schema.names}
+    cuts = {name: column.offsets.to_numpy() for name, column in columns.items()}
+    return {n: (columns[n].values.to_numpy()[cut[0] : cut[-1]], cut - cut[0]) for n, cut in cuts.items()}
+
+
+def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec) -> Iterator[str]:
+    ids: list[str] = []
+    for name, batch in _batches(out, layout, shard):
+        for row in batch.to_pylist():
+            ids.append(row["id"])
+            count, positions = inputs.get(row["id"]), row.get("positions")
+            if positions is not None and count is not None:
+                if positions != sorted(set(positions) & set(range(count))):
+                    yield f"{name}: row {row['id']}: positions are not ascending in 0 to {count - 1}"
+                count = len(positions)
+            if row["shape"][:2] != [count, len(signals.layers)]:
+                yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{count}, {len(signals.layers)}, H]"
+    if ids != list(inputs):
+        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
+
+
+def _check_experts(out: Path, layout: Layout, shard: int, inputs: dict[str, int]) -> Iterator[str]:
+    ids: list[str] = []
+    for name, batch in _batches(out, layout, shard):
+        found = batch.select(["id", "layers", "shape"]).to_pylist()
+        lengths = zip(_lengths(batch, "expert_ids").tolist(), _lengths(batch, "expert_weights").tolist(), strict=True)
+        for row, sizes in zip(found, lengths, strict=True):
+            ids.append(row["id"])
+            wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
+            if row["shape"][:2] != wanted or sizes != (size, size):
+                yield f"{name}: row {row['id']}: shape {row['shape']} and {sizes[0]} ids, expected {wanted} and E"
+    if ids != list(inputs):
+        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
+
+
+def _check_attention(
+    out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec
+) -> Iterator[str]:
+    ids: list[str] = []
+    for name, batch in _batches(out, layout, shard):
+        for row in batch.to_pylist():
+            ids.append(row["id"])
+            count, (blocks, *_, second, third) = inputs.get(row["id"], 0), row["shape"] or (0, 0, 0)
+            wanted = (len(signals.attention), count) if signals.keeps_attention(row["id"], count) else (0, 0)
+            if (blocks, second) != wanted or second != third:
+                yield f"{name}: row {row['id']}: maps of shape {row['shape']}, expected of {wanted[1]} tokens"
+    if ids != list(inputs):
+        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"

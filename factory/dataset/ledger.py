@@ -1,0 +1,298 @@
+"""The ledger: what is planned, what is committed, what is left; and the manifest that gives the rows their meaning.
+
+`ledger.jsonl` has a line for the plan and then one for each committed shard. A shard's line is written last, after its
+files are whole and in place, so its existence means that the shard is whole; a line torn by a crash counts as absent.
+`manifest.json` holds everything that decides what the rows are: a run with another manifest may not add to them.
+"""
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.dataset.manifest import MANIFEST, reconcile_manifest, seal, write_atomically
+from factory.dataset.shards import ShardFile
+from factory.errors import DatasetError
+from factory.records import Outcome, Record, canonical_json
+
+LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One committed shard. `cells` counts [accepted, rejected, errors] by "task/level".
+
+    `scrubbed` counts what was replaced in its scenarios, by kind of personal data.
+    """
+
+    shard: int
+    planned: int
+    accepted: int
+    rejected: int
+    errors: int
+    reasons: dict[str, int]
+    cells: dict[str, list[int]]
+    prompt_tokens: int
+    completion_tokens: int
+    scrubbed: dict[str, int]
+    files: tuple[ShardFile, ...]
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over committed shards."""
+
+    planned: int = 0
+    shards: int = 0
+    committed_shards: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    bytes: int = 0
+    pairs: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    scrubbed: Counter[str] = field(default_factory=Counter)
+    cells: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return self.accepted + self.rejected + self.errors
+
+    @property
+    def left(self) -> int:
+        return self.planned - self.done
+
+    def add(self, entry: ShardEntry) -> None:
+        self.committed_shards += 1
+        self.accepted += entry.accepted
+        self.rejected += entry.rejected
+        self.errors += entry.errors
+        self.prompt_tokens += entry.prompt_tokens
+        self.completion_tokens += entry.completion_tokens
+        self.bytes += sum(file.bytes for file in entry.files)
+        self.pairs += sum(file.rows for file in entry.files if file.path.startswith("preferences/"))
+        self.reasons.update(entry.reasons)
+        self.scrubbed.update(entry.scrubbed)
+        for cell, counts in entry.cells.items():
+            before = self.cells.get(cell, [0, 0, 0])
+            self.cells[cell] = [a + b for a, b in zip(before, counts, strict=True)]
+
+
+def summarize_shard(
+    shard: int, outcomes: Sequence[Outcome], files: Sequence[ShardFile], scrubbed: Mapping[str, int] | None = None
+) -> ShardEntry:
+    """The ledger's line for a finished shard; `scrubbed` counts what was replaced in the scenarios of its prompts."""
+    kinds = [_kind(outcome) for outcome in outcomes]
+    cells: dict[str, list[int]] = {}
+    for outcome, kind in zip(outcomes, kinds, strict=True):
+        counts = cells.setdefault(f"{outcome.prompt.task}/{outcome.prompt.level}", [0, 0, 0])
+        counts[kind] += 1
+    generations = [outcome.generation for outcome in outcomes if outcome.generation is not None]
+    reasons = Counter(f"{o.stage}/{o.reason}" for o in outcomes if not isinstance(o, Record))
+    return ShardEntry(
+        shard=shard,
+        planned=len(outcomes),
+        accepted=kinds.count(0),
+        rejected=kinds.count(1),
+        errors=kinds.count(2),
+        reasons=dict(sorted(reasons.items())),
+        cells=dict(sorted(cells.items())),
+        scrubbed=dict(sorted((scrubbed or {}).items())),
+        prompt_tokens=sum(len(g.prompt_token_ids) for g in generations),
+        completion_tokens=sum(len(g.completion_token_ids) for g in generations),
+        files=tuple(files),
+    )
+
+
+def _kind(outcome: Outcome) -> int:
+    return 0 if isinstance(outcome, Record) else 1 if outcome.kind == "rejected" else 2
+
+
+class Ledger:
+    """The ledger of one output directory. Open it with `open_ledger` to run, with `read_ledger` to look."""
+
+    def __init__(self, out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]) -> None:
+        self.out = out
+        self.plan = plan
+        self.entries = entries
+        self.totals = Totals(planned=plan["planned"], shards=plan["shards"])
+        for entry in entries.values():
+            self.totals.add(entry)
+
+    def pending(self) -> Iterator[int]:
+        """Numbers of the shards that are not committed yet, in order."""
+        return (shard for shard in range(self.plan["shards"]) if shard not in self.entries)
+
+    def commit(self, entry: ShardEntry) -> None:
+        """Make a shard count. Its files must be in place."""
+        assert entry.accepted + entry.rejected + entry.errors == entry.planned
+        assert entry.shard not in self.entries
+        with (self.out / LEDGER).open("ab") as handle:
+            handle.write(_line(entry))
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.entries[entry.shard] = entry
+        self.totals.add(entry)
+
+    def finish(self) -> None:
+        """Put the lines in shard order, so that the same job leaves the same bytes however it was interrupted."""
+        assert self.totals.left == 0
+        write_ledger(self.out, self.plan, self.entries)
+
+
+def write_ledger(out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]) -> None:
+    """Replace the whole ledger in one step, its lines in shard order."""
+    lines = [_line(plan), *(_line(entries[shard]) for shard in sorted(entries))]
+    write_atomically(out / LEDGER, b"".join(lines))
+
+
+def _line(value: ShardEntry | dict[str, Any]) -> bytes:
+    body = asdict(value) if isinstance(value, ShardEntry) else value
+    return (canonical_json(seal(body)) + "\n").encode()
+
+
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Make an output directory and hold it against a second run for as long as the context lasts.
+
+    Raises DatasetError where it cannot be written, holds something else, or is in use.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
+            _require_vacant(out)
+        lock = (out / LOCK).open("a+")
+    except OSError as error:
+        raise DatasetError(f"{out}: cannot be written: {error.strerror}; choose another `out` or mend it") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise DatasetError(f"{out}: a run is at work here already (process {holder}); wait or stop it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Ledger:
+    """Begin or resume the dataset in a directory that is held. Raises DatasetError where another job made it."""
+    anew = _is_unspent(out)
+    reconcile_manifest(out, manifest, anew)
+    if anew or not (out / LEDGER).exists():
+        write_atomically(out / LEDGER, _line(plan))
+    return read_ledger(out, mend=True)
+
+
+def require_manifest(out: Path) -> None:
+    """Raise DatasetError where there is a ledger but no manifest."""
+    if (out / LEDGER).exists() and not (out / MANIFEST).exists():
+        raise DatasetError(f"{out}: {MANIFEST} is gone; `factory run JOB --repair` writes it")
+
+
+def _is_unspent(out: Path) -> bool:
+    """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
+    if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):
+        return False
+    return not read_ledger(out).entries
+
+
+def _require_vacant(out: Path) -> None:
+    strangers = sorted(p.name for p in out.iterdir() if p.name != LOCK and not p.name.startswith(".tmp-"))
+    if strangers:
+        raise DatasetError(
+            f"{out}: not empty and not a dataset of the factory (has {strangers[0]}); choose another `out`"
+        )
+
+
+def read_ledger(out: Path, mend: bool = False) -> Ledger:
+    """The ledger of a dataset; `mend` also cuts a torn last line off the file.
+
+    Raises DatasetError where there is none, or where any line but a torn last one is not what was written.
+    """
+    plan, entries, complaints = scan_ledger(out)
+    if complaints or plan is None:
+        raise DatasetError(complaints[0])
+    if mend:
+        _cut_torn_line(out / LEDGER)
+    return Ledger(out, plan, entries)
+
+
+def _cut_torn_line(path: Path) -> None:
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry], list[str]]:
+    """What is intact of a ledger: its plan, its entries; and a complaint for each line that is not.
+
+    Raises DatasetError where there is no ledger at all.
+    """
+    path = out / LEDGER
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
+    plan: dict[str, Any] | None = None
+    entries: dict[int, ShardEntry] = {}
+    complaints: list[str] = []
+    lines = data.split(b"\n")[:-1]  # what follows the last newline is a torn line
+    for number, line in enumerate(lines, start=1):
+        try:
+            if number == 1:
+                plan = _parse_plan(path, line)
+            else:
+                entry = _parse_entry(path, number, line)
+                _require_new(path, number, entry.shard, entries, plan)
+                entries[entry.shard] = entry
+        except DatasetError as error:
+            complaints.append(str(error))
+    return plan, entries, complaints if lines else [f"{path}: empty; it should begin with the plan"]
+
+
+def _require_new(
+    path: Path, number: int, shard: int, entries: dict[int, ShardEntry], plan: dict[str, Any] | None
+) -> None:
+    if shard in entries or (plan is not None and shard not in range(plan["shards"])):
+        raise DatasetError(f"{path}:{number}: damaged: shard {shard} is there twice or was never planned")
+
+
+def _parse_plan(path: Path, line: bytes) -> dict[str, Any]:
+    plan = _parse_line(path, 1, line)
+    if not all(type(plan.get(key)) is int for key in ("planned", "shards")):
+        raise DatasetError(f"{path}:1: damaged: not a plan")
+    return plan
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DatasetError(f"{path}:{number}: damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}:{number}: damaged: not a JSON object")
+    if _line(value) != line + b"\n":
+        raise DatasetError(f"{path}:{number}: damaged: changed since it was written")
+    del value["sum"]
+    return value
+
+
+def _parse_entry(path: Path, number: int, line: bytes) -> ShardEntry:
+    value = _parse_line(path, number, line)
+    try:
+        files = tuple(ShardFile(**file) for file in value.pop("files"))
+        entry = ShardEntry(**value, files=files)
+        Totals().add(entry)  # what cannot be added up was not written by us
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path}:{number}: damaged: not a shard's entry ({error})") from None
+    return entry

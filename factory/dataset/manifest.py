@@ -1,0 +1,119 @@
+"""The manifest: everything that decides what a dataset's rows are, written once and held against every later run."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from factory.dataset.shards import sync_directory
+from factory.errors import DatasetError
+from factory.records import SignalSpec, canonical_json, content_hash
+
+MANIFEST = "manifest.json"
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own checksum as `sum`, so that any changed byte in it shows."""
+    body = {key: item for key, item in value.items() if key != "sum"}
+    return body | {"sum": content_hash(body)}
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of a dataset. Raises DatasetError where there is none or it is damaged."""
+    try:
+        text = (out / MANIFEST).read_bytes().decode("utf-8")
+        manifest = json.loads(text)
+    except FileNotFoundError:
+        raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{out / MANIFEST}: damaged: {error}") from None
+    if not isinstance(manifest, dict):
+        raise DatasetError(f"{out / MANIFEST}: damaged: not a JSON object")
+    if _manifest_text(manifest) != text:
+        raise DatasetError(f"{out / MANIFEST}: damaged: changed since it was written")
+    del manifest["sum"]
+    return manifest
+
+
+def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
+    """The signals that a dataset's rows have; None before its teacher has started. Raises DatasetError."""
+    if "signals" not in manifest:
+        return None
+    kept = manifest["signals"]
+    try:
+        if not {"top_k", "layers", "final_norm", "pairs"} <= kept.keys():
+            raise ValueError("incomplete")
+        return TypeAdapter(SignalSpec).validate_python(kept)
+    except (AttributeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise DatasetError(f"{MANIFEST}: damaged: signals is not what was written ({told})") from None
+
+
+def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) -> None:
+    """Write the manifest of a new dataset, or check that a resumed one is the same job; sections may come later.
+
+    `anew` writes it in place of whatever is there.
+    Raises DatasetError with every difference, and leaves the directory untouched.
+    """
+    path = out / MANIFEST
+    before = read_manifest(out) if path.exists() and not anew else {}
+    require_same_job(out, before, manifest)
+    if manifest.keys() - before.keys():
+        write_atomically(path, _manifest_text(before | manifest).encode())
+
+
+def replace_section(out: Path, name: str, value: Any) -> None:
+    """Put one section of a dataset's manifest in place of what it was."""
+    write_atomically(out / MANIFEST, _manifest_text(read_manifest(out) | {name: value}).encode())
+
+
+def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raise DatasetError with the differences between two manifests, in the sections that both have."""
+    manifest = json.loads(canonical_json(manifest))  # as it would be read back: tuples are lists
+    shared = before.keys() & manifest.keys()
+    changes = list(find_changes({k: before[k] for k in shared}, {k: manifest[k] for k in shared}))
+    if changes:
+        told = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
+        raise DatasetError(
+            f"{out}: made by another job, cannot resume: {told}; undo the change or choose another `out`"
+        )
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    return json.dumps(seal(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def digest_job(manifest: dict[str, Any]) -> str:
+    """One name for all that decides which rows a job makes."""
+    return content_hash([manifest.get(section) for section in ("job", "tasks", "sources")])
+
+
+def find_changes(before: Any, after: Any, where: str = "") -> Iterator[str]:
+    """Every place where two JSON values differ, as `path: old -> new`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from find_changes(before.get(key), after.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from find_changes(old, new, f"{where}.{index}")
+    elif before != after:
+        yield f"{where}: {json.dumps(before)} -> {json.dumps(after)}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step: readers see the old text or the new one, never a part.
+
+    A file that holds these bytes already is left alone.
+    """
+    if path.is_file() and path.read_bytes() == data:
+        return
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)

@@ -1,0 +1,219 @@
+"""Rows: what the files hold of a row, as arrays and tensors, once its lengths agree."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, Final
+
+import numpy as np
+
+from factory.dataset.codec import COUNTS, SCALARS, STORED, Flat, find_damage, read_topk
+from factory.dataset.columns import PROMPT
+from factory.errors import DatasetError
+from factory.records import Array
+
+Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
+
+IDS: Final = ("prompt_token_ids", "completion_token_ids")
+ARRAYS: Final = (*IDS, *STORED, *(PROMPT + name for name in STORED))
+AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One row. P prompt tokens, T completion tokens, k kept ids, L layers, H hidden size, N = P + T - 1.
+
+    Entry t of a signal belongs to completion token t; entry i of `hidden_states` is taken at token i of prompt and
+    completion (the last sampled token was never an input). Logprobs are natural logs. A signal that the dataset does
+    not have is None. Arrays are read-only views of the batch that was read: copy them to keep a few rows of many.
+    """
+
+    columns: dict[str, Any]  # every column that is no array; `row["task"]` reads it too
+    prompt_token_ids: Array  # int32 [P]
+    completion_token_ids: Array  # int32 [T]
+    topk_ids: Array | None = None  # int32 [T, k]; -1 where a position has fewer than k
+    topk_logprobs: Array | None = None  # float32 [T, k], stored as float16 or compact; -inf where there is no id
+    topk_draws: Array | None = None  # uint16 [T, k], how often each id was drawn, where ids are drawn
+    sampled_logprobs: Array | None = None  # float32 [T]
+    tail_logprobs: Array | None = None  # float32 [T], log of the mass outside the kept ids
+    entropy: Array | None = None  # float32 [T], nats
+    prompt: "PromptSignals | None" = None  # the same of the prompt's tokens but the first, where they are kept
+    hidden_states: Tensor | None = None  # bfloat16 [N, L, H], the row's own memory
+    layers: tuple[int, ...] = ()
+    positions: Array | None = None  # int32 [N]: the tokens the states were taken at, where only some are kept
+    expert_ids: Array | None = None  # int16 [N, L, E]: where each input token went in each block with experts
+    expert_weights: Array | None = None  # float32 [N, L, E], stored as float16
+    expert_layers: tuple[int, ...] = ()
+    attention: Array | None = None  # float16 [L, H, N, N] of decoder blocks `attention_layers`, where the row has any
+    attention_layers: tuple[int, ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.columns[name]
+
+    @property
+    def predicting_states(self) -> Tensor | None:
+        """The hidden states that predict the completion, [T, L, H]: entry t is taken at position P - 1 + t.
+
+        Where only some positions are kept, those of them that predict a completion token.
+        """
+        first = len(self.prompt_token_ids) - 1
+        if self.hidden_states is None or self.positions is None:
+            return None if self.hidden_states is None else self.hidden_states[first:]
+        return self.hidden_states[int(np.searchsorted(self.positions, first)) :]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptSignals:
+    """The distributions at a row's prompt: entry i belongs to prompt token i + 1, as nothing predicts the first."""
+
+    topk_ids: Array
+    topk_logprobs: Array
+    sampled_logprobs: Array
+    tail_logprobs: Array
+    entropy: Array
+    topk_draws: Array | None = None
+
+
+def import_torch() -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise DatasetError("tensors need torch, which is not installed; `pip install torch`") from error
+    return torch
+
+
+def record_batches(source: str, tables: Iterable[Any]) -> Iterator[Any]:
+    """The record batches of Arrow tables, as they lie: to join them would copy."""
+    try:
+        for table in tables:
+            yield from table.to_batches()
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{source}: cannot be read: {' '.join(str(error).split())}; run `factory verify`") from error
+
+
+def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
+    """The rows of one record batch; numbers are views and never touched one by one."""
+    present = [name for name in ARRAYS if name in batch.schema.names]
+    flat = {name: _flatten(batch.column(name)) for name in present}
+    columns = batch.select([name for name in batch.schema.names if name not in present]).to_pylist()
+    tokens, before = np.diff(flat["completion_token_ids"][1]), np.diff(flat["prompt_token_ids"][1]) - 1
+    before = np.maximum(before, 0)
+    k = top_k or _find_top_k(flat, tokens)
+    parts: dict[str, tuple[dict[str, Array], list[int]]] = {}
+    for prefix, lengths in (("", tokens), (PROMPT, before)):
+        stored = {name: flat[prefix + name] for name in STORED if prefix + name in flat}
+        for bad, told in find_damage(stored, lengths, k):
+            raise DatasetError(f"{source}: row {columns[bad]['id']}: {prefix}{told}; damaged")
+        parts[prefix] = _read_logprobs(stored, k) if stored else {}, np.cumsum([0, *lengths]).tolist()
+    ids = {name: (flat[name][0], flat[name][1].tolist()) for name in IDS}
+    for i, texts in enumerate(columns):
+        cut: dict[str, dict[str, Any]] = {
+            prefix: {name: array[ends[i] : ends[i + 1]] for name, array in arrays.items()}
+            for prefix, (arrays, ends) in parts.items()
+        }
+        arrays: dict[str, Any] = {name: values[ends[i] : ends[i + 1]] for name, (values, ends) in ids.items()}
+        prompt = PromptSignals(**cut[PROMPT]) if cut[PROMPT] else None
+        yield Row(texts, **arrays, **cut[""], prompt=prompt)
+
+
+def _read_logprobs(stored: Flat, k: int) -> dict[str, Array]:
+    """The columns of a batch's distributions, [positions] or [positions, k] each."""
+    return {name: stored[name][0] for name in SCALARS} | read_topk(stored, k)
+
+
+def _find_top_k(flat: Flat, tokens: Array) -> int:
+    """k by the first row that has a token, or, where positions differ, by the position with most ids."""
+    if COUNTS in flat:
+        return max(1, int(flat[COUNTS][0].max(initial=1)))
+    offsets = next((flat[name][1] for name in ("topk_ids", "topk_id_places") if name in flat), None)
+    filled = np.flatnonzero(tokens)[:1].tolist()
+    if offsets is None or not filled:
+        return 1
+    return max(1, int((offsets[filled[0] + 1] - offsets[filled[0]]) // tokens[filled[0]]))
+
+
+def _flatten(column: Any) -> tuple[Array, Array]:
+    """The values and the offsets of a list column: views, but for float16, which becomes float32."""
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
+    return values.astype(np.float32) if values.dtype == np.float16 else values, offsets - offsets[0]
+
+
+def label_rows(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with what their stage says of them."""
+    for row, label in zip(rows, (label for batch in batches for label in batch.to_pylist()), strict=True):
+        if row["id"] != label["id"]:
+            raise DatasetError(f"{source}: stage row {label['id']} points at {row['id']}; {AGAIN}")
+        yield replace(row, columns=row.columns | label)
+
+
+def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    torch = import_torch()
+    states = (value for batch in batches for value in _state_values(batch))
+    for row, value in zip_longest(rows, states):
+        ids = row and row["id"], value and value[0].as_py()
+        if row is None or ids[0] != ids[1]:
+            told = f"id {ids[1]} where the other config has {ids[0]}"
+            raise DatasetError(f"{source}: hidden_states has {told}; both need the same ids in the same order")
+        (layers, shape, dtype), blob = (label.as_py() for label in value[1:4]), value[4].as_buffer()
+        count = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
+        positions = value[5].values.to_numpy() if len(value) > 5 else None
+        if positions is not None:
+            if (np.diff(np.concatenate([[-1], positions, [count]])) <= 0).any():
+                told = f"positions are not ascending in 0 to {count - 1}"
+                raise DatasetError(f"{source}: row {row['id']}: {told}; damaged")
+            count = len(positions)
+        if dtype != "bfloat16" or shape[:2] != [count, len(layers)] or len(blob) != 2 * int(np.prod(shape)) + 1:
+            told = f"hidden states are {dtype} {shape} in {len(blob)} bytes"
+            expected = f"bfloat16 [{count}, {len(layers)}, H] in 2 bytes a value and 1 more"
+            raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected}; damaged")
+        # One copy: a value may begin at an odd byte, and writing to a tensor over a read-only file map is a crash.
+        flat = torch.frombuffer(bytearray(blob), dtype=torch.bfloat16, count=int(np.prod(shape)))
+        yield replace(row, hidden_states=flat.reshape(shape), layers=tuple(layers), positions=positions)
+
+
+def _state_values(batch: Any) -> Iterator[tuple[Any, ...]]:
+    """The values of each row of a batch: id, layers, shape, dtype, states, and positions where the config has them."""
+    names = [name for name in ("id", "layers", "shape", "dtype", "states", "positions") if name in batch.schema.names]
+    return zip(*(batch.column(name) for name in names), strict=True)
+
+
+def add_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their expert routing, whose config has the same ids in the same order."""
+    names = ("id", "layers", "shape", "expert_ids", "expert_weights")
+    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
+    for row, value in zip_longest(rows, values):
+        ids = row and row["id"], value and value[0].as_py()
+        if row is None or ids[0] != ids[1]:
+            told = f"id {ids[1]} where the other config has {ids[0]}"
+            raise DatasetError(f"{source}: experts has {told}; both need the same ids in the same order")
+        blocks, shape = value[1].as_py(), value[2].as_py()
+        expected = [len(row.prompt_token_ids) + len(row.completion_token_ids) - 1, len(blocks)]
+        if shape[:2] != expected or {len(value[3]), len(value[4])} != {int(np.prod(shape))}:
+            told = f"experts are {shape} in {len(value[3])} ids"
+            raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected} and E; damaged")
+        expert_ids, weights = (value[at].values.to_numpy().reshape(shape) for at in (3, 4))
+        yield replace(
+            row, expert_ids=expert_ids, expert_weights=weights.astype(np.float32), expert_layers=tuple(blocks)
+        )
+
+
+def add_attention(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their attention maps, where they have any."""
+    names = ("id", "layers", "shape", "maps")
+    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
+    for row, value in zip_longest(rows, values):
+        ids = row and row["id"], value and value[0].as_py()
+        if row is None or ids[0] != ids[1]:
+            told = f"id {ids[1]} where the other config has {ids[0]}"
+            raise DatasetError(f"{source}: attention has {told}; both need the same ids in the same order")
+        blocks, shape, blob = value[1].as_py(), value[2].as_py(), value[3].as_buffer()
+        if blob is None:
+            yield row
+            continue
+        inputs = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
+        if (shape[:1], shape[2:]) != ([len(blocks)], [inputs] * 2) or len(blob) != 2 * int(np.prod(shape)) + 1:
+            told = f"maps are {shape} in {len(blob)} bytes, expected [{len(blocks)}, H, {inputs}, {inputs}]"
+            raise DatasetError(f"{source}: row {row['id']}: {told}; damaged")
+        maps = np.frombuffer(blob, "<f2", count=int(np.prod(shape))).reshape(shape)
+        yield replace(row, attention=maps, attention_layers=tuple(blocks))

@@ -1,0 +1,153 @@
+"""Stages: what `curriculum/curriculum.json` says of a dataset's curriculum, and whether its files are still that."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from factory.dataset.ledger import Ledger
+from factory.dataset.manifest import seal
+from factory.dataset.shards import file_digest, read_batches
+from factory.errors import DatasetError
+from factory.records import content_hash
+
+FOLDER, SUMMARY = "curriculum", "curriculum.json"
+AGAIN: Final = "`factory curriculum` makes it anew"
+
+
+def dataset_state(ledger: Ledger) -> str:
+    """One name for the rows of a dataset as they are: it changes with any byte of any shard."""
+    entries = [ledger.entries[shard] for shard in sorted(ledger.entries)]
+    return content_hash([ledger.plan, [[file.path, file.sha256] for entry in entries for file in entry.files]])
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The text of curriculum.json: sorted, with a checksum of its own."""
+    return json.dumps(seal(summary), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_summary(out: Path) -> dict[str, Any] | None:
+    """What curriculum.json says, None where there is no curriculum. Raises DatasetError where it is damaged."""
+    path = out / FOLDER / SUMMARY
+    try:
+        text = path.read_bytes().decode("utf-8")
+        summary = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: damaged: {error}; {AGAIN}") from None
+    if not isinstance(summary, dict) or summary_text(summary) != text:
+        raise DatasetError(f"{path}: damaged: changed since it was written; {AGAIN}")
+    del summary["sum"]
+    return summary
+
+
+def current_summary(ledger: Ledger) -> dict[str, Any] | None:
+    """What the card may tell: the curriculum of these very rows, None where it is older, damaged or not there."""
+    try:
+        summary = read_summary(ledger.out)
+    except DatasetError:
+        return None
+    return summary if summary and summary["dataset"]["state"] == dataset_state(ledger) else None
+
+
+def card_configs(summary: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Every config of a curriculum with its splits, those without a row left out."""
+    for stage in [*summary["stages"], summary["hand_off"] | {"name": "hand-off"}]:
+        splits = [split for split, rows in stage["rows"].items() if rows]
+        if splits:
+            yield stage["name"], splits
+
+
+def check_curriculum(out: Path, ledger: Ledger) -> Iterator[str]:
+    """Everything that is wrong with a dataset's curriculum, as lines that name the file."""
+    try:
+        summary = read_summary(out)
+    except DatasetError as error:
+        yield str(error)
+        return
+    if summary is None:
+        if (out / FOLDER).exists():
+            yield f"{FOLDER}: has no {SUMMARY}; {AGAIN}"
+        return
+    if summary["dataset"]["state"] != dataset_state(ledger):
+        yield f"{FOLDER}/{SUMMARY}: made from an older state of the dataset; {AGAIN}"
+    for file in summary["files"]:
+        yield from _check_file(out, file)
+    known = {file["path"] for file in summary["files"]}
+    for path in sorted((out / FOLDER).rglob("*.parquet")):
+        if (name := path.relative_to(out).as_posix()) not in known:
+            yield f"{name}: not in {SUMMARY}; {AGAIN}"
+    for config, splits in card_configs(summary):
+        for split in splits:
+            stage = next(s for s in [*summary["stages"], summary["hand_off"]] if s.get("name", "hand-off") == config)
+            begin = f"{FOLDER}/{config}/{split}-"
+            rows = sum(file["rows"] for file in summary["files"] if file["path"].startswith(begin))
+            if rows != stage["rows"][split]:
+                yield f"{FOLDER}/{SUMMARY}: {config} has {stage['rows'][split]} {split} rows, its files {rows}; {AGAIN}"
+
+
+def _check_file(out: Path, file: dict[str, Any]) -> Iterator[str]:
+    path, name = out / file["path"], file["path"]
+    if not path.is_file():
+        yield f"{name}: missing; {AGAIN}"
+    elif path.stat().st_size != file["bytes"]:
+        yield f"{name}: {path.stat().st_size} bytes, written with {file['bytes']}; {AGAIN}"
+    elif file_digest(path) != file["sha256"]:
+        yield f"{name}: its bytes have changed since it was written; {AGAIN}"
+    elif (rows := sum(batch.num_rows for batch in read_batches(path, ["id"]))) != file["rows"]:
+        yield f"{name}: {rows} rows, expected {file['rows']}; {AGAIN}"
+
+
+def describe_range(stage: dict[str, Any]) -> str:
+    """The values of a stage's rows, from easy to hard."""
+    if stage["easiest"] is None:
+        return "no value"
+    ends = (stage["easiest"][0], stage["hardest"][0])
+    return " to ".join(f"{end:.3g}" if abs(end) < 1000 else f"{end:,.0f}" for end in ends)
+
+
+def describe_curriculum(out: Path, summary: dict[str, Any]) -> list[str]:
+    """A curriculum as a table for people, and how to load its first stage."""
+    by, names = summary["by"], sorted({task for stage in summary["stages"] for task in stage["tasks"]})
+    head = ["stage", by, "train", "validation", "test", "train tokens", "hand off", *names]
+    rows = [_describe_stage(stage, names) for stage in summary["stages"]]
+    hand_off = summary["hand_off"]
+    lines = [f"{out}: {len(rows)} stages by {by} of {summary['dataset']['rows']:,} accepted rows"]
+    lines += _align([head, *rows], left=2)
+    total, over = sum(hand_off["rows"].values()), sum(hand_off["reasons"].values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(hand_off["reasons"].items()))
+    lines.append(f"  hand-off: {over:,} of {total:,} prompts" + (f" ({reasons})" if reasons else ""))
+    told = {
+        "too_long": "rows over student.max_tokens",
+        "in_no_stage": "rows in no stage",
+        "unanswered": "prompts never answered",
+    }
+    dropped = [f"{count:,} {told[name]}" for name, count in summary["dropped"].items() if count]
+    lines += [f"  left out: {', '.join(dropped)}"] if dropped else []
+    if summary["without_value"]:
+        lines.append(f"  no value: {summary['without_value']:,} rows, sorted as hardest")
+    lines += [f"  note: {warning}" for warning in summary["warnings"]]
+    first = next((name for name, splits in card_configs(summary) if "train" in splits), "hand-off")
+    return [*lines, f'  load_dataset("{out}", "{first}")']
+
+
+def _describe_stage(stage: dict[str, Any], tasks: list[str]) -> list[str]:
+    rows = stage["rows"]
+    total = sum(rows.values())
+    share = f"{stage['hand_off'] / total:.0%}" if total else "-"
+    counts = [sum(stage["tasks"].get(task, {"rows": {}})["rows"].values()) for task in tasks]
+    numbers = [f"{n:,}" for n in (rows["train"], rows["validation"], rows["test"], stage["tokens"]["train"])]
+    return [stage["name"], describe_range(stage), *numbers, share, *(f"{count:,}" for count in counts)]
+
+
+def _align(rows: list[list[str]], left: int) -> list[str]:
+    """Rows as columns of even width, the first `left` of them aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            f"{cell:<{w}}" if i < left else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

@@ -1,0 +1,187 @@
+"""What a job will take, before anything is spent: rows by task and level, tokens, bytes a token, disk; and whether
+the disk can hold it."""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+from factory.dataset.ledger import SPOOL
+from factory.errors import DatasetError
+from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
+from factory.job.job import Job
+from factory.job.paths import real_path
+from factory.records import Prompt
+from factory.runs.prepare import Prepared, describe_job, prepare
+from factory.runs.room import FILE_BYTES
+from factory.teachers.models import require_window, resolve_signals
+from factory.teachers.spool import SEGMENT_BYTES
+
+CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
+
+
+SELDOM = ("experts", "attention")  # told where a job keeps them
+
+
+def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> list[str]:
+    """Readable lines about a job; `pilot` runs so many rows of each task with the real teacher first.
+
+    Raises a FactoryError for what `run` would refuse before it starts an engine.
+    """
+    prepared = prepare(job, workspace)
+    state_bytes(job)  # refuses what the model cannot do, before any work
+    plan, digest = prepared.plan, describe_job(prepared)["digest"]
+    lines = [f"job {digest}: {plan.planned:,} rows in {plan.shards:,} shards of {plan.shard_prompts * plan.samples:,}"]
+    for task, levels in plan.counts().items():
+        gate = "check" if prepared.gates[task].check else "schema"
+        told = ", ".join(f"{level} {count:,}" for level, count in levels.items())
+        if prepared.transcripts is not None:
+            lines.append(f"  {told} transcripts, scored as they stand")
+            continue
+        most = prepared.sampling[task].max_tokens
+        lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
+    forecast = make_forecast(prepared, workspace, out, pilot)
+    return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+
+
+def _forecast_lines(forecast: Forecast) -> list[str]:
+    basis = note_bases(forecast.bases)
+    accepted = f"{forecast.accepted:.0%} of the rows accepted"
+    if "reference solutions" in forecast.bases.values():
+        accepted = "every row taken as accepted (--pilot N measures how many are)"
+    tokens = forecast.prompt_tokens + forecast.completion_tokens
+    rows, held = max(forecast.rows, 1), max(tokens, 1)
+    lines = [
+        f"  predicted from: {'; '.join((basis, *forecast.notes))}; {accepted}",
+        f"  tokens: {forecast.prompt_tokens / rows:,.0f} prompt + {forecast.completion_tokens / rows:,.0f} completion"
+        f" a row; {tokens:,.0f} in all",
+    ]
+    for group, size in forecast.groups.items():
+        if not size and group in SELDOM:
+            continue
+        lines.append(f"    {group:<14}{size / held:>10.2f} bytes a token {format_bytes(size):>10}")
+    told = f"{'predicted disk':<14}{forecast.bytes / held:>10.2f} bytes a token {format_bytes(forecast.bytes):>10}"
+    left = f", {format_bytes(forecast.left)} of it still to be written" if forecast.committed else ""
+    return [*lines, f"    {told}{left}"]
+
+
+def _disk_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str]:
+    job = prepared.job
+    free, most = shutil.disk_usage(_existing(out)).free, upper_bound(prepared)
+    lines = [
+        f"  bytes a completion token, before compression: {_logprob_bytes(job)} ids and logprobs"
+        f" (k={job.signals.top_k}) + {state_bytes(job)} hidden states",
+        f"  disk: at most {format_bytes(most)}, if every answer ran to max_tokens and compressed to nothing less; "
+        f"free: {format_bytes(free)}",
+    ]
+    need = forecast.left + working_bytes(prepared, forecast, out)
+    if need > free:
+        lines.append(
+            f"  warning: the disk may not hold it: {format_bytes(need)} are needed with the room to work in; "
+            f"fewer hidden layers or a smaller top_k save the most"
+        )
+    return lines
+
+
+def upper_bound(prepared: Prepared) -> float:
+    """Bytes that no run of a job exceeds: every answer at max_tokens, nothing compressed."""
+    plan, job = prepared.plan, prepared.job
+    states = state_bytes(job)
+    prompt = _prompt_tokens(prepared)
+    completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in plan.blocks) / max(
+        len(plan.order), 1
+    )
+    row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states) + _attention_bytes(job)
+    return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * plan.planned + plan.shards * FILE_BYTES
+
+
+def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
+    """Room that a run needs beside its dataset: answers on the spool, and one shard's temporary file."""
+    plan, job = prepared.plan, prepared.job
+    prompt, completion = forecast.prompt_tokens / forecast.rows, forecast.completion_tokens / forecast.rows
+    states = state_bytes(job)
+    row = (
+        2000
+        + prompt * (_prompt_bytes(job) + states)
+        + completion * (_logprob_bytes(job) + 4 * CHARACTERS_A_TOKEN + states)
+    )
+    shard = row * plan.shard_size(0) + FILE_BYTES
+    if job.teacher.backend == "scripted":
+        return shard
+    rows = min(plan.planned, plan.shard_size(0) + job.teacher.feed_depth)
+    spool = row * rows + min(row * plan.planned, 2.0 * SEGMENT_BYTES)  # a segment goes when all of it is committed
+    return shard + max(0.0, spool - sum(path.stat().st_size for path in (out / SPOOL).glob("*.gen")))
+
+
+def require_room(job: Job, workspace: Path, out: Path) -> str | None:
+    """Raise DatasetError where the disk cannot hold what is left of a job; a warning where only its bound does not fit.
+
+    A job whose upper bound fits is not looked at any closer.
+    """
+    prepared = prepare(job, workspace)
+    free = shutil.disk_usage(_existing(out)).free
+    if 2 * upper_bound(prepared) + 4 * SEGMENT_BYTES <= free:
+        return None
+    forecast = make_forecast(prepared, workspace, out)
+    work = working_bytes(prepared, forecast, out)
+    if not forecast.left or forecast.left + work <= free:
+        return None
+    basis = note_bases(forecast.bases)
+    told = (
+        f"{out}: the disk cannot hold what is left of this job: {format_bytes(forecast.left)} to be written "
+        f"({basis}) and {format_bytes(work)} to work in, {format_bytes(free)} free"
+    )
+    if forecast.is_bound:
+        return f"warning: {told}; the run stops in order if it is so; `factory plan --pilot N` predicts"
+    raise DatasetError(
+        f"{told}; nothing was started: free some, choose another `out`, keep fewer hidden layers or a smaller top_k, "
+        f"or start all the same with --no-disk-check"
+    )
+
+
+def _logprob_bytes(job: Job) -> int:
+    """Bytes of a token's id and distribution, before compression."""
+    signals = resolve_signals(job, shape_of_teacher(job))
+    if not signals.top_k:
+        return 4
+    entry = 6 + (2 if signals.keep == "sampled" else 0)
+    return 4 + entry * signals.top_k + 12 + (2 if signals.ragged else 0)
+
+
+def _prompt_bytes(job: Job) -> int:
+    return _logprob_bytes(job) if job.signals.positions == "all" else 4
+
+
+def _attention_bytes(job: Job) -> float:
+    """Bytes of attention maps a row, in the mean and at most."""
+    shape = shape_of_teacher(job)
+    signals = resolve_signals(job, shape)
+    return 2.0 * len(signals.attention) * shape.heads * signals.attention_tokens**2 * signals.attention_share
+
+
+def state_bytes(job: Job) -> int:
+    """Bytes of hidden states and experts a token. Raises TeacherError where the model's shape cannot be had."""
+    shape = shape_of_teacher(job)
+    require_window(job, shape)
+    signals = resolve_signals(job, shape)
+    experts = 4 * shape.layers * shape.experts_per_token if signals.experts else 0
+    return 2 * shape.hidden_size * len(signals.layers) + experts
+
+
+def _prompt_tokens(prepared: Prepared) -> float:
+    prompts = [prepared.render(row) for row in islice(prepared.plan.rows(0), 64)]
+    lengths = [sum(len(m["content"]) for m in p.messages) for p in prompts if isinstance(p, Prompt)]
+    a_token = 1.0 if prepared.job.teacher.backend == "scripted" else CHARACTERS_A_TOKEN
+    return sum(lengths) / max(len(lengths), 1) / a_token
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(real_path(path).parent)
+
+
+def format_bytes(size: float) -> str:
+    """A size for people: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"

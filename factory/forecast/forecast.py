@@ -1,0 +1,307 @@
+"""The forecast: how many tokens and bytes a job will come to, from real files that are written and weighed.
+
+Best are the shards that the job has committed already. Before there are any, a sample of its rows goes through the real
+`write_shard` as stand-ins; a pilot (`factory plan --pilot N`) corrects every column by what the real teacher wrote.
+"""
+
+import tempfile
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Final, Literal
+
+from factory.dataset.codec import STORED
+from factory.dataset.columns import PROMPT
+from factory.dataset.ledger import Ledger, read_ledger
+from factory.dataset.shards import column_bytes, read_batches, write_shard
+from factory.errors import DatasetError, JobError
+from factory.forecast.standin import ANY_LEVEL, Cell, Measured, StandIns
+from factory.job.job import Job
+from factory.records import Outcome, Record
+from factory.runs.prepare import Prepared, describe_job, prepare
+from factory.runs.run import choose_kept, run
+from factory.teachers.models import ModelShape, locate_model, read_shape, resolve_signals
+from factory.teachers.scripted import SHAPE
+from factory.teachers.tokens import open_counter
+
+Basis = Literal[
+    "scripted teacher", "the transcripts", "reference solutions", "pilot", "committed shards", "max_tokens bound"
+]
+Columns = Tally[tuple[str, str]]  # bytes by (folder, column); a file's frame has the column ""
+GROUPS: Final = ("texts", "ids", "logprobs", "hidden states", "experts", "attention", "rejected rows")
+FOLDER_GROUPS: Final = {
+    "hidden_states": "hidden states",
+    "experts": "experts",
+    "attention": "attention",
+    "rejected": "rejected rows",
+}
+SAMPLE_ROWS, SAMPLE_TOKENS = 256, 150_000  # enough to fill Parquet's pages of 1 MB; about a second of work
+WEIGHED_SHARDS = 16
+SEEN_COLUMN_BYTES = 8  # a column with fewer bytes a row is empty in the stand-ins: it grows with the rows alone
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a whole job comes to, with what is committed of it; `bases` tells by task where the numbers come from."""
+
+    rows: int
+    accepted: float
+    prompt_tokens: float
+    completion_tokens: float
+    groups: dict[str, float]
+    bases: dict[str, Basis]
+    committed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.groups.values())
+
+    @property
+    def left(self) -> float:
+        """Bytes that are still to be written."""
+        return max(0.0, self.bytes - self.committed)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether some of it is no prediction: nothing is known of a task's answers but their limit."""
+        return "max_tokens bound" in self.bases.values()
+
+
+@dataclass(slots=True)
+class Weighed:
+    """Rows that were written to real files: how many, their tokens, and the bytes of every column."""
+
+    rows: int = 0
+    files: int = 0
+    accepted: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    columns: Columns = field(default_factory=Tally)
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self.rows += 1
+            self.accepted += isinstance(outcome, Record)
+            if outcome.generation is not None:
+                self.prompt_tokens += len(outcome.generation.prompt_token_ids)
+                self.completion_tokens += len(outcome.generation.completion_token_ids)
+
+
+def make_forecast(prepared: Prepared, workspace: Path, out: Path, pilot: int | None = None) -> Forecast:
+    """The forecast of a job on the best basis there is; `pilot` runs so many rows of each task first."""
+    ledger = committed_ledger(prepared, out)
+    if pilot is not None:
+        forecast = _forecast_pilot(prepared, workspace, pilot)
+        return forecast if ledger is None else replace(forecast, committed=ledger.totals.bytes)
+    if ledger is not None:
+        return _forecast_committed(prepared, ledger)
+    weighed, how = weigh_stand_ins(prepared, {})
+    bases = {name: _basis(prepared, name) for name in prepared.gates}
+    notes = () if how is None else (f"tokens counted with {how}",)
+    return _whole(prepared, weighed, weighed.columns, bases, notes)
+
+
+def shape_of_teacher(job: Job) -> ModelShape:
+    """The shape of the job's model. Raises TeacherError where it cannot be had."""
+    if job.teacher.backend == "scripted":
+        return SHAPE
+    model = locate_model(job.teacher)
+    return read_shape(model, job.teacher.revision)
+
+
+def committed_ledger(prepared: Prepared, out: Path) -> Ledger | None:
+    """The ledger in `out` where this very job has committed shards; None where it has not, or where it is damaged."""
+    try:
+        ledger = read_ledger(out)
+    except DatasetError:
+        return None
+    return ledger if ledger.entries and ledger.plan.get("digest") == describe_job(prepared)["digest"] else None
+
+
+def _basis(prepared: Prepared, name: str) -> Basis:
+    if prepared.job.teacher.backend == "scripted":
+        return "scripted teacher"
+    if prepared.transcripts is not None:
+        return "the transcripts"
+    return "max_tokens bound" if prepared.tasks[name].solve is None else "reference solutions"
+
+
+def _whole(
+    prepared: Prepared,
+    sample: Weighed,
+    columns: Mapping[tuple[str, str], float],
+    bases: dict[str, Basis],
+    notes: tuple[str, ...],
+) -> Forecast:
+    """A sample drawn out to the job: columns grow with the rows, the frames of files with the shards."""
+    plan = prepared.plan
+    share, shards = plan.planned / max(sample.rows, 1), plan.shards / max(sample.files, 1)
+    groups = dict.fromkeys(GROUPS, 0.0)
+    for (folder, column), size in columns.items():
+        groups[_group(folder, column)] += size * (share if column else shards)
+    tokens = sample.prompt_tokens * share, sample.completion_tokens * share
+    return Forecast(plan.planned, sample.accepted / max(sample.rows, 1), *tokens, groups, bases, notes=notes)
+
+
+def _group(folder: str, column: str) -> str:
+    if folder in FOLDER_GROUPS:
+        return FOLDER_GROUPS[folder]
+    if column.removeprefix(PROMPT) in STORED:
+        return "logprobs"
+    return "ids" if folder == "data" and column.endswith("_token_ids") else "texts"
+
+
+def _forecast_committed(prepared: Prepared, ledger: Ledger) -> Forecast:
+    """What is committed, drawn out to all rows: every shard is the same mixture."""
+    totals, plan = ledger.totals, prepared.plan
+    share = plan.planned / totals.done
+    columns: Columns = Tally()
+    entries = list(ledger.entries.values())
+    for entry in entries[:: max(1, len(entries) // WEIGHED_SHARDS)]:
+        for file in entry.files:
+            columns.update(_file_columns(ledger.out, file.path))
+    scale = totals.bytes / max(columns.total(), 1)
+    groups = dict.fromkeys(GROUPS, 0.0)
+    for (folder, column), size in columns.items():
+        groups[_group(folder, column)] += size * scale * share
+    bases: dict[str, Basis] = dict.fromkeys(prepared.gates, "committed shards")
+    tokens = totals.prompt_tokens * share, totals.completion_tokens * share
+    notes = (f"{totals.committed_shards:,} of {plan.shards:,} shards are committed, {totals.bytes:,} bytes",)
+    return Forecast(plan.planned, totals.accepted / totals.done, *tokens, groups, bases, totals.bytes, notes)
+
+
+def _file_columns(out: Path, name: str) -> Columns:
+    """Bytes of one file by column. A file that is not there weighs nothing: a run will say so."""
+    try:
+        found = column_bytes(out / name)
+    except DatasetError:
+        return Tally()
+    return Tally({(name.partition("/")[0], column): size for column, size in found.items()})
+
+
+def weigh_stand_ins(
+    prepared: Prepared, measured: Mapping[Cell, Measured], rows: int = SAMPLE_ROWS
+) -> tuple[Weighed, str | None]:
+    """The first rows of a job as stand-ins, written in the job's own shards; and how their tokens were counted."""
+    job = prepared.job
+    shape = shape_of_teacher(job)
+    signals = resolve_signals(job, shape)
+    counter = None if job.teacher.backend == "scripted" else open_counter(job)
+    stand_ins = StandIns(prepared, shape, signals, counter, measured)
+    weighed = Weighed()
+    with tempfile.TemporaryDirectory(prefix="factory-plan-") as name:
+        for shard in range(prepared.plan.shards):
+            outcomes = list(_take(stand_ins.outcomes(prepared.plan.rows(shard)), weighed, rows))
+            chosen, pairs = choose_kept(prepared, outcomes)
+            weighed.add(chosen)
+            weighed.files += 1
+            for file in write_shard(Path(name), shard, chosen, signals, pairs):
+                weighed.columns.update(_file_columns(Path(name), file.path))
+                (Path(name) / file.path).unlink()
+            weighed.columns["hidden_states", "states"] += _rest_of_states(chosen, shape)
+            if _is_enough(weighed, rows):
+                break
+    return weighed, counter.how if counter else None
+
+
+def _take(outcomes: Iterator[Outcome], weighed: Weighed, rows: int) -> Iterator[Outcome]:
+    """Whole prompts of a shard, until the sample is large enough."""
+    so_far = Weighed(weighed.rows, 0, 0, weighed.prompt_tokens, weighed.completion_tokens)
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.prompt.group):
+        samples = list(group)
+        so_far.add(samples)
+        yield from samples
+        if _is_enough(so_far, rows):
+            return
+
+
+def _is_enough(weighed: Weighed, rows: int) -> bool:
+    return weighed.rows >= rows or weighed.completion_tokens >= SAMPLE_TOKENS
+
+
+def _rest_of_states(outcomes: Iterable[Outcome], shape: ModelShape) -> int:
+    """Bytes of the accepted rows' hidden states that stand-ins leave out; they are not compressed, so this is exact."""
+    kept = [o.generation.hidden_states for o in outcomes if isinstance(o, Record) and o.generation.hidden_states]
+    return sum(2 * s.bits_NLH.size // s.bits_NLH.shape[2] * (shape.hidden_size - s.bits_NLH.shape[2]) for s in kept)
+
+
+def _forecast_pilot(prepared: Prepared, workspace: Path, count: int) -> Forecast:
+    """Run a few rows of each task with the real teacher; what they made is thrown away."""
+    if prepared.transcripts is not None:
+        raise JobError("--pilot: transcripts are scored as they stand and their tokens are known; leave --pilot out")
+    small = _pilot_job(prepared.job, count)
+    with tempfile.TemporaryDirectory(prefix="factory-pilot-") as name:
+        out = Path(name) / "out"
+        run(small, workspace, out)
+        return forecast_from_pilot(prepared, prepare(small, workspace), out)
+
+
+def forecast_from_pilot(prepared: Prepared, pilot: Prepared, out: Path) -> Forecast:
+    """Stand-ins of the whole job, corrected column by column by what the first rows of `pilot` came to in `out`."""
+    ledger, real = read_ledger(out), Weighed()
+    for entry in ledger.entries.values():
+        for file in entry.files:
+            real.columns.update(_file_columns(out, file.path))
+    totals, measured = ledger.totals, measure_rows(out)
+    drawn, _ = weigh_stand_ins(pilot, measured, totals.done)
+    whole, _ = weigh_stand_ins(prepared, measured)
+    columns = correct(real.columns, totals.done, drawn, whole)
+    bases: dict[str, Basis] = dict.fromkeys(prepared.gates, "pilot")
+    attempts = sum(m.attempts * m.rows for (_, level), m in measured.items() if level == ANY_LEVEL) / max(
+        totals.done, 1
+    )
+    told = f"{totals.done:,} rows, {totals.accepted:,} accepted, {attempts:.3g} attempts a row"
+    return _whole(prepared, whole, columns, bases, (told,))
+
+
+def _pilot_job(job: Job, count: int) -> Job:
+    tasks = [task.model_copy(update={"count": min(count, task.count)}) for task in job.tasks]
+    signals = job.signals.model_copy(update={"verify_rows": 0})
+    return job.model_copy(update={"tasks": tasks, "signals": signals})
+
+
+def measure_rows(out: Path) -> dict[Cell, Measured]:
+    """What the rows of a finished dataset came to, by task and level, and by task alone for a level that has none."""
+    rows: dict[Cell, list[tuple[bool, int, int]]] = {}
+    names = ["task", "level", "completion_token_ids", "attempt"]
+    for path in sorted([*out.glob("data/*.parquet"), *out.glob("rejected/*.parquet")]):
+        for batch in read_batches(path, names):
+            for row in batch.to_pylist():
+                told = path.parent.name == "data", len(row["completion_token_ids"]), row["attempt"] + 1
+                for cell in ((row["task"], row["level"]), (row["task"], ANY_LEVEL)):
+                    rows.setdefault(cell, []).append(told)
+    return {
+        cell: Measured(len(kept), *(sum(column) / len(kept) for column in zip(*kept, strict=True)))
+        for cell, kept in rows.items()
+    }
+
+
+def correct(
+    real: Mapping[tuple[str, str], float], real_rows: int, drawn: Weighed, whole: Weighed
+) -> dict[tuple[str, str], float]:
+    """Bytes of the whole sample's columns, each by what the same column of the pilot's stand-ins was wrong by."""
+    columns: dict[tuple[str, str], float] = {}
+    for (folder, column), size in real.items():
+        mine = drawn.columns[folder, column]
+        if not column:
+            columns[folder, column] = whole.columns[folder, column]
+        elif mine >= SEEN_COLUMN_BYTES * drawn.rows:
+            columns[folder, column] = size * whole.columns[folder, column] / mine * drawn.rows / max(real_rows, 1)
+        else:
+            columns[folder, column] = size * whole.rows / max(real_rows, 1)
+    return columns
+
+
+def note_bases(bases: Mapping[str, Basis]) -> str:
+    """Where a forecast's numbers come from, for people: `reference solutions (a, b), max_tokens bound (c)`."""
+    found = {
+        basis: [name for name, other in bases.items() if other == basis] for basis in dict.fromkeys(bases.values())
+    }
+    return (
+        ", ".join(f"{basis} ({', '.join(names)})" for basis, names in found.items())
+        if len(found) > 1
+        else next(iter(found))
+    )

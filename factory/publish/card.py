@@ -1,0 +1,246 @@
+"""The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside."""
+
+from typing import Any, Final
+
+from factory.checks.fidelity import SECTION, describe
+from factory.dataset.codec import BOUNDS, COLUMNS
+from factory.dataset.columns import layouts
+from factory.dataset.ledger import Ledger, Totals
+from factory.dataset.manifest import read_manifest, read_signals, write_atomically
+from factory.dataset.stages import FOLDER, card_configs, describe_range
+from factory.records import SignalSpec
+
+OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
+DECODER: Final = """
+import numpy as np
+
+
+def decode_topk(row):  # ids int32 and logprobs float32, [T, k], of one row with compact logprobs; no id: -1 and -inf
+    T, places = len(row["entropy"]), np.array(row["topk_id_places"], np.int64)
+    counts = np.array(row.get("topk_counts") or [len(places) // max(T, 1)] * T, np.int64)
+    kept = np.arange(counts.max(initial=0)) < counts[:, None]
+    ids, logprobs = np.full(kept.shape, -1, np.int32), np.full(kept.shape, -np.inf, np.float32)
+    ids[kept] = np.cumsum(np.array(row["topk_id_table"], np.int64))[places]
+    steps = np.zeros(kept.shape, np.uint16)
+    steps[:, 1:][kept[:, 1:]] = row["topk_steps"]
+    place = np.cumsum(steps, axis=1, dtype=np.uint16).astype(np.float64)
+    roots = 2 * np.log(1 - np.minimum(place, 992) / 1024)  # places 0 to 992: even in the root of the probability
+    low = 2 * np.log(1 / 32) - (place - 992) / 16  # from there on: 1/16 nat each
+    logprobs[kept] = np.where(place == 65535, -np.inf, np.where(place <= 992, roots, low))[kept]
+    first = -np.array(row["topk_first"], np.float64) / 2**17
+    logprobs[counts > 0, :1] = np.where(first < -16383, -np.inf, first)[:, None]
+    return ids, logprobs
+"""
+
+
+def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
+    """Write the card of a dataset as its ledger and manifest now are; `curriculum` is the summary of its curriculum."""
+    manifest = read_manifest(ledger.out)
+    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), curriculum)
+    write_atomically(ledger.out / "README.md", card.encode())
+
+
+def write_card(
+    totals: Totals, manifest: dict[str, Any], signals: SignalSpec, curriculum: dict[str, Any] | None = None
+) -> str:
+    """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
+
+    It holds no time and no path, so equal datasets have equal cards.
+    """
+    teacher = manifest.get("teacher", {})
+    lines = [*_front_matter(totals, signals, curriculum), "# Distillation dataset", ""]
+    model = teacher.get("model", "?")
+    state = (
+        "complete" if totals.left == 0 else f"unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
+    )
+    lines += [
+        f"Answers of `{model}` with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
+        "",
+    ]
+    lines += ["| | rows |", "|---|---:|"]
+    counts = {"accepted": totals.accepted, "rejected": totals.rejected, "errors": totals.errors}
+    lines += [f"| {name} | {count:,} |" for name, count in counts.items()]
+    lines += [
+        f"| planned | {totals.planned:,} |",
+        "",
+        *_task_table(totals),
+        *_reasons(totals),
+        *_quality(totals, manifest, signals),
+        *_meaning(teacher, signals),
+        *_fidelity(manifest),
+    ]
+    lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
+    lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
+    lines += _stage_table(curriculum) if curriculum else []
+    lines += ["Made by distillation-factory; `manifest.json` holds everything that decides what these rows are.", ""]
+    return "\n".join(lines)
+
+
+def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None) -> list[str]:
+    """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence."""
+    lines = ["---", "configs:"]
+    for name, layout in layouts(signals).items():
+        rows = {"rejected": totals.rejected + totals.errors, "preferences": totals.pairs}.get(name, totals.accepted)
+        if rows or name == "default":
+            lines += [f"- config_name: {name}", *(["  default: true"] if name == "default" else [])]
+            lines += ["  data_files:", "  - split: train", f"    path: {layout.folder}/train-*.parquet"]
+    for name, splits in card_configs(curriculum) if curriculum else ():
+        lines += [f'- config_name: "{name}"', "  data_files:"]  # quoted: YAML takes a bare `on` or `null` for no text
+        for split in splits:
+            lines += [f"  - split: {split}", f"    path: {FOLDER}/{name}/{split}-*.parquet"]
+    return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
+
+
+def _stage_table(curriculum: dict[str, Any]) -> list[str]:
+    """The stages, easy to hard, and how to load one."""
+    by, lines = curriculum["by"], ["## Curriculum", ""]
+    lines += [
+        f"| stage | {by} | train | validation | test | train tokens | tasks |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for stage in curriculum["stages"]:
+        counts = " | ".join(f"{stage['rows'][split]:,}" for split in ("train", "validation", "test"))
+        tasks = ", ".join(f"{task} {sum(part['rows'].values()):,}" for task, part in sorted(stage["tasks"].items()))
+        lines.append(
+            f"| {stage['name']} | {describe_range(stage)} | {counts} | {stage['tokens']['train']:,} | {tasks} |"
+        )
+    first = next(card_configs(curriculum))[0]
+    lines += ["", f'Each stage is a config, in training order: `load_dataset(..., "{first}", split="train")`. Its rows']
+    lines += [
+        "point at their signals: row `index` of the default config. `hand-off` tells for every prompt whether a small"
+    ]
+    return [*lines, "model should pass it on to a larger one.", ""]
+
+
+def _task_table(totals: Totals) -> list[str]:
+    lines = ["| task | level | accepted | of | share |", "|---|---|---:|---:|---:|"]
+    for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
+        task, level = cell.split("/")
+        total = accepted + rejected + errors
+        lines.append(f"| {task} | {level} | {accepted:,} | {total:,} | {accepted / total:.0%} |")
+    return [*lines, ""]
+
+
+def _reasons(totals: Totals) -> list[str]:
+    if not totals.reasons:
+        return []
+    lines = ["| rejected because | rows |", "|---|---:|"]
+    return [*lines, *(f"| `{reason}` | {count:,} |" for reason, count in _ranked(totals)), ""]
+
+
+def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> list[str]:
+    """How rows were chosen and measured, where the job says more than the gate."""
+    job = manifest.get("job", {})
+    lines = []
+    samples, filters = job.get("samples", {}), job.get("filters", {})
+    if samples.get("n", 1) > 1:
+        lines.append(f"- {samples['n']} samples of each prompt, `keep = {samples['keep']}`.")
+    if signals.pairs:
+        lines.append(f"- Config `preferences`: {totals.pairs:,} pairs of a right and a wrong answer (TRL's format).")
+    if on := [name for name, value in sorted(filters.items()) if value]:
+        lines.append(f"- Filters: {', '.join(on)}.")
+    if "judge" in manifest:
+        lines.append(f"- Judged by `{manifest['judge']['model']}`, threshold {job['judge']['threshold']:g}.")
+    if "difficulty" in job:
+        lines.append(f"- `difficulty` is `{job['difficulty']['formula']}`.")
+    if totals.scrubbed:
+        told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(totals.scrubbed.items()))
+        lines.append(f"- Personal data replaced in the inputs, by kind: {told}. Names are not recognised.")
+    return ["## How rows were chosen", "", *lines, ""] if lines else []
+
+
+def _ranked(totals: Totals) -> list[tuple[str, int]]:
+    return sorted(totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _fidelity(manifest: dict[str, Any]) -> list[str]:
+    """What became of the self-test, where the job asked for one."""
+    if not manifest.get(SECTION):
+        return []
+    lines = ["## Self-test", "", f"- {describe(manifest[SECTION])}"]
+    return [*lines, "- Figures, bounds and row ids are in `manifest.json`, section `fidelity`; in nats, worst row.", ""]
+
+
+def _tell_choice(signals: SignalSpec) -> list[str]:
+    """Which ids are kept where, in the order in which one would ask."""
+    k = signals.top_k
+    lines = [
+        {
+            "top_k": f"- Kept of each distribution: the {k} likeliest ids, likeliest first.",
+            "top_p": f"- Kept of each distribution: the likeliest ids that together reach {signals.top_p:g} of the "
+            f"probability, {k} at most, likeliest first.",
+            "sampled": f"- Kept of each distribution: the distinct ids of {k} random draws from it, likeliest first. "
+            f"`topk_draws` says how often each came: divided by {k}, an unbiased estimate of its probability.",
+        }[signals.keep]
+    ]
+    if signals.positions == "answer":
+        lines.append("- Distributions are kept of the answer alone: from token `answer_start` on.")
+    if signals.min_entropy:
+        lines.append(f"- Distributions are kept where their entropy is {signals.min_entropy:g} nats or more.")
+    if signals.ragged:
+        lines.append(
+            "- `topk_counts` says how many ids each token has; the flat lists hold them token after token. Where it is "
+            "0, `tail_logprobs` is 0: all mass is outside."
+        )
+    if signals.of_prompt:
+        lines.append(
+            "- `prompt_topk_ids` and the other columns that begin so are the same of the prompt's tokens but the first."
+        )
+    return lines
+
+
+def _tell_topk(signals: SignalSpec) -> list[str]:
+    if not signals.compact:
+        k, told = signals.top_k, "- `topk_ids` and `topk_logprobs` are flat lists"
+        shape = f" of length T * {k} (reshape to [T, {k}]), T the length of `completion_token_ids`"
+        return [f"{told}{'' if signals.ragged else shape}."]
+    told = ", ".join(f"`{name}`" for name in COLUMNS)
+    return [
+        f"- Logprobs are stored compactly: {told} hold the ids (exactly) and their "
+        f"log-probabilities ({BOUNDS['topk_logprobs']}).",
+        "- `factory.load` decodes them, and so do these lines of NumPy:",
+        "",
+        "```python",
+        *DECODER.strip().splitlines(),
+        "```",
+        "",
+    ]
+
+
+def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
+    lines = ["## What the numbers mean", ""]
+    if signals.top_k:
+        lines += [
+            *_tell_choice(signals),
+            *_tell_topk(signals),
+            f"- Log-probabilities are natural logarithms, of {teacher.get('details', {}).get('distribution', OWN)}.",
+            "- `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is in nats.",
+        ]
+    if signals.layers:
+        norm = "after" if signals.final_norm else "before"
+        lines += [
+            f"- `hidden_states` holds layers {list(signals.layers)} (0 is the embeddings, i the output of block i, the "
+            f"last one {norm} the final norm) as bfloat16 [N, L, H]; row i belongs to token i of prompt + completion, "
+            "N is one less than their lengths: the last token was never an input.",
+        ]
+        if signals.hidden_positions != "all":
+            which = {"completion": "completion token", "kept": "token whose distribution is kept"}
+            lines.append(
+                f"- Only the states that predict a {which[signals.hidden_positions]} are there; `positions` says which "
+                "token each was taken at."
+            )
+    if signals.experts:
+        lines.append(
+            "- `experts` holds where each input token went: `expert_ids` and `expert_weights` are flat lists of "
+            "`shape` [N, L, E], for N input tokens (prompt + completion but the last), the L decoder blocks `layers` "
+            "and the E experts chosen there; weights are those the experts' outputs are multiplied with."
+        )
+    if signals.attention:
+        lines.append(
+            f"- `attention` holds whole attention maps of decoder blocks {list(signals.attention)} (1 is the first) "
+            f"for {signals.attention_share:.3g} of the rows, those of at most {signals.attention_tokens} input tokens: "
+            "float16 [L, H, N, N], row i of a map how much token i looks at each; null for all other rows."
+        )
+    for key in sorted(teacher.get("details", {})):
+        lines.append(f"- {key}: `{teacher['details'][key]}`")
+    return [*lines, ""]

@@ -1,0 +1,1 @@
+"""A job run: prepared, planned, and one record's whole way from prompt to ledger."""

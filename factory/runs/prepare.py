@@ -1,0 +1,209 @@
+"""Everything about a job that can be known before a teacher starts: found, checked, and described for the manifest."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from factory import __version__
+from factory.dataset.codec import BOUNDS
+from factory.dataset.columns import FORMAT_VERSION
+from factory.dataset.ledger import Ledger
+from factory.dataset.manifest import digest_job, write_atomically
+from factory.errors import JobError
+from factory.job.job import Job, StyleConfig
+from factory.quality.contamination import digest_files, open_index
+from factory.quality.difficulty import Formula, compile_formula, known_names
+from factory.quality.filters import RowFilters, open_filters
+from factory.quality.judge import Judge, open_judges
+from factory.quality.validate import Gate
+from factory.records import PlannedRow, Prompt, Rejection, Sampling, content_hash
+from factory.runs.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
+from factory.tasks.render import Renderer, RenderError, open_renderer, require_whole
+from factory.tasks.sources import Source, open_source
+from factory.tasks.tasks import Task, discover
+from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
+
+LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
+# how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
+HOW_NOT_WHAT = (
+    "engine",  # what of it decides numbers is in the teacher's details
+    "max_num_seqs",
+    "in_flight",
+    "gpu_memory_utilization",
+    "kv_cache_gb",
+    "max_restarts",
+    "start_timeout_s",
+    "hang_timeout_s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job with everything that can be known of it before a teacher starts."""
+
+    job: Job
+    tasks: dict[str, Task]
+    plan: Plan
+    sampling: dict[str, Sampling]
+    gates: dict[str, Gate]
+    renderers: dict[str, Renderer]
+    sources: dict[str, Source]
+    filters: dict[str, RowFilters]
+    judges: dict[str, Judge]
+    formula: Formula
+    transcripts: Transcripts | None = None
+
+    def render(self, row: PlannedRow) -> Prompt | Rejection:
+        """The prompt of a planned row, or its rejection where it cannot be made."""
+        if self.transcripts is not None:
+            return self.transcripts.prompt(row)
+        source = self.sources.get(row.task)
+        fields = source.scenario(row.number) if source else None
+        try:
+            return self.renderers[row.task].render(row, fields)
+        except RenderError as error:
+            prompt = self._nameless(row, fields)
+            if source is None:  # a sample or a template of the task failed: that is a fault
+                return Rejection(prompt, None, "prompt", error.reason, (str(error),), "error")
+            # a row of the user's data that does not fit is data
+            place = f"row {source.place(row.number)} of {source.config.path}: {error}"
+            return Rejection(prompt, None, "prompt", error.reason, (place,))
+
+    def _nameless(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
+        """What stands for the prompt of a row that has none; its scenario is the data as it came."""
+        name = content_hash([row.task, row.level, row.number, row.seed])
+        scenario = json.dumps(fields or {}, default=str, sort_keys=True, ensure_ascii=False)
+        return Prompt(
+            id=content_hash([name, row.sample]) if row.sample else name,
+            shard=row.shard,
+            position=row.position,
+            task=row.task,
+            level=row.level,
+            messages=(),
+            scenario=scenario,
+            seed=row.seed,
+            sampling=self.sampling[row.task],
+            sample=row.sample,
+            group=name,
+        )
+
+
+def prepare(job: Job, workspace: Path) -> Prepared:
+    """Find and check all that a job names, without starting anything. Raises JobError or TaskError with every fault."""
+    transcripts = open_transcripts(job)
+    if transcripts is not None:
+        return _prepare_scoring(job, transcripts)
+    names = [config.name for config in job.tasks]
+    tasks = {task.name: task for task in discover(workspace).get(names)}
+    require_whole(list(tasks.values()))
+    for index, config in enumerate(job.tasks):
+        if config.source is None and tasks[config.name].sample is None:
+            raise JobError(f"tasks.{index}: {config.name} has no sample(); give it a source")
+    plan = make_plan(job, tasks)
+    sampling, gates = resolve_sampling(job, tasks), resolve_gates(job, tasks)
+    prompted = job.teacher.reasoning == "prompted"
+    judges = open_judges(job, tasks)
+    if job.judge is not None and not judges:
+        told = ", ".join(names)
+        raise JobError(f"judge: no task of the job has a rubric (judge.j2): {told}; write one or leave [judge] out")
+    evaluation = _open_evaluation(job)
+    known = known_names(job.samples.n, job.signals.top_k, bool(judges))
+    return Prepared(
+        job=job,
+        tasks=tasks,
+        plan=plan,
+        sampling=sampling,
+        gates={name: Gate(tasks[name], check=gates[name] == "check") for name in names},
+        renderers={name: open_renderer(tasks[name], sampling[name], prompted) for name in names},
+        sources={
+            config.name: open_source(config.source, f"tasks.{index}.source", job.seed, config.count)
+            for index, config in enumerate(job.tasks)
+            if config.source is not None
+        },
+        filters={name: open_filters(job.filters, task.style, evaluation) for name, task in tasks.items()},
+        judges=judges,
+        formula=compile_formula(job.difficulty.formula, known),
+    )
+
+
+def _prepare_scoring(job: Job, transcripts: Transcripts) -> Prepared:
+    """A job that scores transcripts: no task is asked, and a row only has to come with sound signals."""
+    return Prepared(
+        job=job,
+        tasks={},
+        plan=plan_transcripts(job, len(transcripts)),
+        sampling={TASK: Sampling(max_tokens=job.teacher.max_model_len or LONGEST_TRANSCRIPT)},
+        gates={TASK: Gate(None, check=False)},
+        renderers={},
+        sources={},
+        filters={TASK: open_filters(job.filters, StyleConfig(), _open_evaluation(job))},
+        judges={},
+        formula=compile_formula(job.difficulty.formula, known_names(1, job.signals.top_k, False)),
+        transcripts=transcripts,
+    )
+
+
+def _open_evaluation(job: Job) -> Any:
+    contamination = job.filters.contamination
+    return open_index(contamination) if contamination is not None else None
+
+
+def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The first line of the ledger."""
+    return {
+        "digest": manifest["digest"],
+        "planned": plan.planned,
+        "shards": plan.shards,
+        "shard_rows": plan.shard_rows,
+        "counts": plan.counts(),
+    }
+
+
+def describe_job(prepared: Prepared) -> dict[str, Any]:
+    """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
+    job = prepared.job.model_dump(mode="json", exclude={"out"})
+    for teacher in filter(None, (job["teacher"], (job["judge"] or {}).get("teacher"))):
+        for name in HOW_NOT_WHAT:
+            del teacher[name]
+    del job["signals"]["verify_rows"]  # how much is checked, not what is made
+    tasks = {
+        task.name: {
+            "version": task.version,
+            "gate": "check" if prepared.gates[task.name].check else "schema",
+            "sampling": asdict(prepared.sampling[task.name]),
+            "files": task.digests,
+        }
+        for task in prepared.tasks.values()
+    }
+    sources = {name: source.digest() for name, source in prepared.sources.items()}
+    sources |= {} if prepared.transcripts is None else {TASK: prepared.transcripts.digest()}
+    contamination = prepared.job.filters.contamination
+    evaluation = digest_files(contamination) if contamination is not None else {}
+    sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
+    meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
+    meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
+    meaning |= BOUNDS if prepared.job.storage.logprobs == "compact" else {}
+    meaning |= {"logprobs": prepared.job.storage.logprobs}
+    versions = {"format": FORMAT_VERSION, "factory": __version__}
+    return sections | {"digest": digest_job(sections), "meaning": meaning, "versions": versions}
+
+
+def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
+    """Copies of the job, as it was when the dataset was begun, and of the tasks' sources, which are still the same."""
+    out = ledger.out
+    if not ledger.entries:  # a job without rows may have been corrected
+        shutil.rmtree(out / "templates", ignore_errors=True)
+    for task in prepared.tasks.values():
+        target = out / "templates" / task.name
+        target.mkdir(parents=True, exist_ok=True)
+        for path in [task.folder / "task.toml", *task.folder.glob("*.j2"), task.schema_path]:
+            write_atomically(target / path.name, path.read_bytes())
+    if ledger.entries and (out / "job.toml").exists():
+        return
+    job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    write_atomically(out / "job.toml", tomli_w.dumps(job).encode())

@@ -1,0 +1,375 @@
+"""A job, from plan to dataset: the one place that sees every stage. Follow one record through `_produce`.
+
+    plan -> render -> teacher -> parse -> validate -> filter -> judge -> choose among samples -> shard -> ledger
+
+Rows of many shards are in flight at once; a shard is committed when its last row is decided. Every planned row ends as
+one accepted record, one rejection or one error, and the ledger refuses a shard for which that does not hold.
+"""
+
+import json
+import shutil
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from factory.checks.fidelity import check_run, require_passed
+from factory.checks.repair import repair
+from factory.dataset.ledger import SPOOL, Ledger, Totals, hold, open_ledger, require_manifest, summarize_shard
+from factory.dataset.manifest import read_manifest, reconcile_manifest
+from factory.dataset.shards import read_batches, shard_path, write_shard
+from factory.dataset.stages import current_summary
+from factory.errors import DatasetError, redact
+from factory.job.job import Job, SignalsConfig, StudentConfig
+from factory.publish.card import save_card
+from factory.quality.difficulty import measure
+from factory.quality.duplicates import Duplicates, StoredRow
+from factory.quality.filters import RowFilters, apply
+from factory.quality.judge import VERDICT_SCHEMA, judge_id, judge_name
+from factory.quality.parse import parse
+from factory.quality.retry import ask_again
+from factory.quality.samples import choose
+from factory.quality.validate import Gate, validate
+from factory.records import (
+    Generation,
+    Outcome,
+    Pair,
+    PlannedRow,
+    Prompt,
+    Record,
+    Rejection,
+)
+from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
+from factory.runs.progress import Progress
+from factory.runs.room import Room
+from factory.teachers import Teacher, open_teacher
+
+PROBES_PER_TASK = 8
+JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
+
+
+@dataclass(slots=True)
+class Draft:
+    """A shard whose rows are not all decided yet."""
+
+    outcomes: list[Outcome | None]
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = len(self.outcomes)
+
+    def put(self, outcome: Outcome) -> bool:
+        """Keep a row's outcome in its place; true when it was the last one."""
+        assert self.outcomes[outcome.prompt.position] is None
+        self.outcomes[outcome.prompt.position] = outcome
+        self.left -= 1
+        return self.left == 0
+
+    def whole(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome is not None]
+
+
+def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool = False) -> Totals:
+    """Make the job's dataset in `out`, going on from what is committed there. Returns the totals of the whole dataset.
+
+    `mend` first gives up every shard that is damaged, so that it is made again, and no other.
+    Raises FidelityError where the whole dataset's signals do not pass their check, another FactoryError for anything
+    that is the user's to mend; nothing that was committed is touched.
+    """
+    prepared = prepare(job, workspace)
+    manifest = describe_job(prepared)
+    plan = describe_plan(prepared.plan, manifest)
+    with hold(out):
+        try:
+            if mend:
+                _tell_repaired(repair(out, plan, manifest), log_json)
+            else:
+                require_manifest(out)
+            ledger = open_ledger(out, plan, manifest)
+            keep_provenance(prepared, ledger)
+            if ledger.totals.left or "teacher" not in read_manifest(out):
+                _run_teacher(prepared, manifest, ledger, log_json)
+            _settle(ledger)
+            _check_fidelity(ledger, job, log_json)
+        except BrokenPipeError:  # whoever read our output has left: nothing to do with the disk
+            raise
+        except OSError as error:  # a disk that is full, read-only or gone
+            told = f"{out}: cannot be written: {error.strerror or error}; committed shards are whole"
+            raise DatasetError(f"{told}, the same command goes on from them") from error
+        return ledger.totals
+
+
+def _tell_repaired(lines: list[str], as_json: bool) -> None:
+    for line in lines:
+        told = json.dumps({"event": "repair", "given_up": line})
+        print(told if as_json else f"given up, to be made again: {line}", file=sys.stderr)
+
+
+def _check_fidelity(ledger: Ledger, job: Job, as_json: bool) -> None:
+    """Run a few rows again, now that no teacher is left. Raises FidelityError where they are not what is stored."""
+    told = check_run(ledger, job)
+    if told is not None:
+        save_card(ledger, current_summary(ledger))
+        print(json.dumps({"event": "fidelity", "told": told}) if as_json else redact(told), file=sys.stderr)
+        require_passed(ledger.out)
+
+
+def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, log_json: bool) -> None:
+    job, out, totals = prepared.job, ledger.out, ledger.totals
+    started = datetime.now(UTC)
+    verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
+    with ExitStack() as stack:
+        tasks, probes = prepared.tasks.values(), list(_probes(prepared))
+        teacher = stack.enter_context(open_teacher(job, tasks, probes, out, verdicts))
+        judge = _open_judge(prepared, stack, out, verdicts) or teacher
+        described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
+        described |= {"judge": asdict(judge.info)} if prepared.judges else {}
+        reconcile_manifest(out, manifest | described)
+        prepared = replace(prepared, gates=_gates_for(teacher, prepared.gates))
+        room = Room(out, prepared.plan.shard_size(0))
+        desk = Desk(prepared, teacher, judge, room)
+        with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
+            try:
+                for shard, outcomes, pairs in _finish(prepared, ledger, _produce(prepared, desk, ledger, progress)):
+                    room.require(shard, outcomes)
+                    files = write_shard(out, shard, outcomes, teacher.signals, pairs)
+                    ledger.commit(summarize_shard(shard, outcomes, files, _scrubbed(prepared, shard)))
+                    for outcome in outcomes:
+                        desk.release(outcome.prompt)
+                    save_card(ledger, current_summary(ledger))
+                room.require_none_left(totals.left)
+            finally:
+                progress.log_run(out, started)
+
+
+def _open_judge(prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[str, Any]) -> Teacher | None:
+    """The judge's own teacher, where the job names one; it keeps no signals."""
+    job = prepared.job
+    if job.judge is None or job.judge.teacher is None:
+        return None
+    folder = out / JUDGE_FOLDER
+    folder.mkdir(exist_ok=True)
+    own = job.model_copy(update={"teacher": job.judge.teacher, "signals": SignalsConfig(top_k=0)})
+    return stack.enter_context(open_teacher(own, [], [], folder, verdicts))
+
+
+def _gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
+    """The gates with what this teacher promises to keep of each row, and how many ids it knows."""
+    vocab = teacher.info.details.get("vocab_size")
+    return {name: replace(gate, signals=teacher.signals, vocab=vocab) for name, gate in gates.items()}
+
+
+def _settle(ledger: Ledger) -> None:
+    """Give a complete dataset its final form; an earlier run may have been killed after its last commit."""
+    ledger.finish()
+    save_card(ledger, current_summary(ledger))
+    for name in (SPOOL, JUDGE_FOLDER):
+        shutil.rmtree(ledger.out / name, ignore_errors=True)
+
+
+@dataclass(slots=True)
+class Desk:
+    """What has been asked and is not decided yet: prompts at the teacher, accepted answers at the judge."""
+
+    prepared: Prepared
+    teacher: Teacher
+    judge: Teacher
+    disk: Room
+    asked: dict[str, Prompt] = field(default_factory=dict)
+    judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
+    again: deque[Prompt] = field(default_factory=deque)
+
+    def room(self) -> int:
+        """How many more prompts may be asked: none while the disk is short, until what is asked is committed."""
+        short = self.disk.short(len(self.asked) + len(self.judged))
+        return 0 if short else self.teacher.room()
+
+    def ask(self, prompt: Prompt) -> None:
+        self.asked[prompt.id] = prompt
+        self.teacher.submit(prompt)
+
+    def collect(self) -> list[Generation]:
+        """Wait for the next finished generations; a judge of its own is waited for when it has no room left."""
+        if self.judge is not self.teacher and not self.judge.room():
+            return self.judge.collect()
+        return self.teacher.collect() or self.judge.collect()
+
+    def conclude(self, generation: Generation) -> Outcome | None:
+        """What becomes of one generation; None where it went to the judge or is asked for again."""
+        if generation.prompt_id in self.judged:
+            record, prompt = self.judged.pop(generation.prompt_id)
+            return self._settle(self.prepared.judges[record.prompt.task].conclude(record, prompt, generation))
+        prompt = self.asked.pop(generation.prompt_id)
+        filters = self.prepared.filters[prompt.task]
+        outcome = decide(self.prepared.gates[prompt.task], prompt, generation, filters, self.prepared.job.student)
+        judge = self.prepared.judges.get(prompt.task)
+        if judge is None or isinstance(outcome, Rejection):
+            return self._settle(outcome)
+        question = judge.ask(outcome)
+        if isinstance(question, Rejection):
+            return question
+        self.judged[question.id] = (outcome, question)
+        self.judge.submit(question)
+        return None
+
+    def _settle(self, outcome: Outcome) -> Outcome | None:
+        prompt = ask_again(self.prepared.job, outcome) if isinstance(outcome, Rejection) else None
+        if prompt is None:
+            return outcome
+        self.again.append(prompt)
+        return None
+
+    def release(self, prompt: Prompt) -> None:
+        """A row is committed: nobody needs to keep its generations."""
+        self.teacher.release(prompt.id, prompt.attempt)
+        if prompt.task in self.prepared.judges:
+            for attempt in range(prompt.attempt + 1):
+                self.judge.release(judge_id(prompt.id, attempt), 0)
+
+
+def _produce(prepared: Prepared, desk: Desk, ledger: Ledger, progress: Progress) -> Iterator[tuple[int, list[Outcome]]]:
+    """Whole shards, each as soon as its last row is decided."""
+    rows = (row for shard in ledger.pending() for row in prepared.plan.rows(shard))
+    drafts: dict[int, Draft] = {}
+    while True:
+        decided: list[Outcome] = []
+        while desk.room() and not decided:
+            prompt = desk.again.popleft() if desk.again else _next_prompt(prepared, rows)
+            if prompt is None:
+                break
+            if isinstance(prompt, Rejection):
+                decided.append(prompt)
+            else:
+                desk.ask(prompt)
+        generations = [] if decided else desk.collect()
+        if not decided and not generations:
+            return
+        for generation in generations:
+            progress.answer(len(generation.completion_token_ids))
+            outcome = desk.conclude(generation)
+            if outcome is not None:
+                decided.append(outcome)
+        for outcome in decided:
+            progress.finish_row(not isinstance(outcome, Rejection))
+            desk.disk.saw(outcome)
+            shard = outcome.prompt.shard
+            draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
+            if draft.put(outcome):
+                yield shard, drafts.pop(shard).whole()
+
+
+def _scrubbed(prepared: Prepared, shard: int) -> Counter[str]:
+    """What was replaced in the scenarios of a shard's prompts, by kind of personal data."""
+    told = Counter[str]()
+    for row in prepared.plan.rows(shard):
+        source = prepared.sources.get(row.task)
+        if source is not None and source.config.scrub and not row.sample:
+            told += source.replaced(row.number)
+    return told
+
+
+def _next_prompt(prepared: Prepared, rows: Iterator[PlannedRow]) -> Prompt | Rejection | None:
+    row = next(rows, None)
+    return None if row is None else prepared.render(row)
+
+
+def decide(
+    gate: Gate,
+    prompt: Prompt,
+    generation: Generation,
+    filters: RowFilters = (),
+    student: StudentConfig | None = None,
+) -> Outcome:
+    """What becomes of one generation, by itself."""
+    answer = parse(prompt, generation)
+    if isinstance(answer, Rejection):
+        return answer
+    outcome = validate(gate, prompt, generation, answer)
+    if isinstance(outcome, Record) and student is not None:
+        outcome = fit_student(student, outcome)
+    return apply(filters, outcome) if isinstance(outcome, Record) else outcome
+
+
+def fit_student(student: StudentConfig, record: Record) -> Outcome:
+    """The record, or its rejection where it has more tokens than the student may be shown."""
+    generation = record.generation
+    tokens = len(generation.prompt_token_ids) + len(generation.completion_token_ids)
+    if tokens <= student.max_tokens:
+        return record
+    finding = f"over_budget: {tokens} tokens, student.max_tokens is {student.max_tokens}"
+    return record.reject("filter", "over_budget", (finding,))
+
+
+def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> Iterator[tuple[int, list[Outcome]]]:
+    """The same shards, ascending: whether a row is a duplicate depends on those before it."""
+    order, whole = deque(ledger.pending()), dict[int, list[Outcome]]()
+    for shard, outcomes in shards:
+        whole[shard] = outcomes
+        while order and order[0] in whole:
+            yield order[0], whole.pop(order.popleft())
+
+
+def _finish(
+    prepared: Prepared, ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]
+) -> Iterator[tuple[int, list[Outcome], list[Pair]]]:
+    """Whole shards as they are written: what is kept of each prompt's samples, and nothing that was there already."""
+    filters = prepared.job.filters
+    deduplication = Deduplication(prepared.job, ledger) if filters.duplicates or filters.near_duplicates else None
+    for shard, outcomes in shards if deduplication is None else _in_order(ledger, shards):
+        outcomes, pairs = choose_kept(prepared, outcomes)
+        if deduplication is not None:
+            outcomes = deduplication.check(shard, outcomes)
+            accepted = {outcome.prompt.id for outcome in outcomes if isinstance(outcome, Record)}
+            pairs = [pair for pair in pairs if pair[0].prompt.id in accepted]
+        yield shard, outcomes, pairs
+
+
+def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:
+    """Among all samples of each prompt those that are kept, each with its measures; and the preference pairs."""
+    chosen: list[Outcome] = []
+    pairs: list[Pair] = []
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.prompt.group):
+        kept, pair = choose(list(group), prepared.job.samples.keep)
+        chosen += [_measured(prepared, outcome) for outcome in kept]
+        pairs += [] if pair is None else [pair]
+    return chosen, pairs
+
+
+def _measured(prepared: Prepared, outcome: Outcome) -> Outcome:
+    return replace(outcome, measures=measure(outcome, prepared.formula)) if isinstance(outcome, Record) else outcome
+
+
+class Deduplication:
+    """The duplicates of a dataset, with what earlier runs committed."""
+
+    def __init__(self, job: Job, ledger: Ledger) -> None:
+        self.duplicates = Duplicates(job.filters)
+        self.out = ledger.out
+        self.earlier = deque(sorted(ledger.entries))
+
+    def check(self, shard: int, outcomes: list[Outcome]) -> list[Outcome]:
+        """The outcomes of a shard, with a rejection in place of each row that an earlier row is like."""
+        while self.earlier and self.earlier[0] < shard:
+            self.duplicates.remember(stored_rows(self.out, self.earlier.popleft()))
+        return self.duplicates.check(outcomes)
+
+
+def stored_rows(out: Path, shard: int) -> Iterator[StoredRow]:
+    """What a committed shard accepted, as far as duplicates are concerned."""
+    columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer"]
+    for batch in read_batches(out / shard_path("data", shard), columns):
+        for row in batch.to_pylist():
+            yield StoredRow(*(row[name] for name in columns))
+
+
+def _probes(prepared: Prepared) -> Iterator[Prompt]:
+    """A few prompts of each task, to see before the engine starts whether any fits the model's window."""
+    for name in prepared.tasks:
+        rows = (row for row in prepared.plan.rows(0) if row.task == name and not row.sample)
+        prompts = (prepared.render(row) for row in islice(rows, PROBES_PER_TASK))
+        yield from (prompt for prompt in prompts if isinstance(prompt, Prompt))

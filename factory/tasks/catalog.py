@@ -1,0 +1,67 @@
+"""Looking at tasks without a teacher: list them, preview their prompts, start a new one."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from factory.errors import TaskError
+from factory.records import PlannedRow, Prompt, Sampling, derive_seed
+from factory.tasks.render import RenderError, check_templates, open_renderer, require_whole
+from factory.tasks.tasks import NAME_PATTERN, builtin_root, discover, load_task
+
+
+def list_tasks(workspace: Path) -> tuple[list[str], list[str]]:
+    """One readable block for each task in sight, and every problem of every broken one."""
+    found = discover(workspace)
+    lines: list[str] = []
+    problems: list[str] = []
+    for name in sorted({*found.tasks, *found.problems}):
+        task = found.tasks.get(name)
+        wrong = found.problems.get(name) or (check_templates(task) if task else [])
+        problems += wrong
+        if task is None or wrong:
+            lines += [f"{name}  BROKEN", *(f"    {line}" for line in wrong)]
+            continue
+        judged = "  judge: yes" if task.judge is not None else ""
+        lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}{judged}")
+        fields = ", ".join(task.Answer.model_fields)
+        lines += [f"    {task.description}", f"    answer: {fields}  ({task.schema_path})"]
+        lines += [f"    warning: {warning}" for warning in task.warnings]
+    return lines, problems
+
+
+def preview(workspace: Path, name: str, level: str | None, seed: int, count: int) -> Iterator[Prompt]:
+    """Rendered prompts of a task, as a job with this seed would make them. Raises TaskError."""
+    task = discover(workspace).get([name])[0]
+    require_whole([task])
+    if level is not None and level not in task.levels:
+        raise TaskError(f"task {name!r}: unknown level {level!r} (has: {', '.join(task.levels)})")
+    if task.sample is None:
+        raise TaskError(f"task {name!r}: has no sample(), so it can only be previewed by running a job with a source")
+    renderer = open_renderer(task, Sampling())
+    for number in range(count):
+        drawn = level or task.levels[number % len(task.levels)]
+        row = PlannedRow(0, number, name, drawn, number, derive_seed(seed, name, drawn, number))
+        try:
+            yield renderer.render(row)
+        except RenderError as error:
+            raise TaskError(f"task {name!r}, level {drawn}, row {number}: {error}") from None
+
+
+def scaffold(workspace: Path, name: str) -> list[Path]:
+    """Write a small whole task of that name into the workspace; it passes its own checks as it stands."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise TaskError(f"task name {name!r}: use lower-case letters, digits and underscores, a letter first")
+    taken = [path for path in (workspace / "prompts" / name, workspace / "schemas" / f"{name}.py") if path.exists()]
+    if taken:
+        raise TaskError(f"{taken[0]}: is there already; choose another name or remove it")
+    root = builtin_root()
+    sources = sorted((root / "prompts" / "_template").iterdir())
+    targets = {source: workspace / "prompts" / name / source.name for source in sources}
+    targets[root / "schemas" / "_template.py"] = workspace / "schemas" / f"{name}.py"
+    for source, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source.read_text(encoding="utf-8").replace("_template", name), encoding="utf-8")
+    task, problems = load_task(workspace, name)
+    assert task is not None, problems
+    return sorted(targets.values())

@@ -1,0 +1,239 @@
+"""Rendering: a task and a scenario become the messages of one prompt. Pure: same inputs, same text, on every machine.
+
+Templates run in the sandbox of `factory.tasks.sandbox` over the task's own files only: they cannot reach the disk,
+underscore attributes or a variable that does not exist, and they have so much time, memory and text.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import DictLoader, TemplateSyntaxError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ValidationError
+
+from factory.errors import TaskError, redact
+from factory.job.config import describe_problems
+from factory.records import Message, PlannedRow, Prompt, Sampling, content_hash, derive_seed
+from factory.tasks.sandbox import MAX_BYTES, MAX_CHARACTERS, LoudUndefined, OutOfBounds, TaskEnvironment, bounds
+from factory.tasks.tasks import JUDGE, Task
+
+VARIABLES = ("scenario", "level", "answer_schema", "style")
+JUDGE_VARIABLES = ("scenario", "level", "style", "prompt", "reasoning", "answer")
+REASON_IN_WORDS = "First think step by step between <think> and </think>. Then give the answer, and nothing else."
+
+
+class RenderError(Exception):
+    """One row's prompt cannot be made; `reason` is machine-readable. The row is rejected, the run goes on."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(redact(" ".join(detail.split())))
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """One task, its templates compiled once; `prompted_reasoning` adds the request for it to the system turn."""
+
+    task: Task
+    environment: ImmutableSandboxedEnvironment
+    sampling: Sampling
+    prompted_reasoning: bool = False
+
+    def render(self, row: PlannedRow, source: Mapping[str, Any] | None = None) -> Prompt:
+        """The prompt of a planned row, from a sampled scenario or from one row of the user's `source`."""
+        scenario = self._sample(row) if source is None else self._adopt(source)
+        scenario_json = _dump(scenario)  # before any template has had it: what `check` will be given
+        messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed))
+        identity = [self.task.name, self.task.version, row.level, row.number, messages]
+        group = content_hash(identity)
+        prompt_id = content_hash([group, row.sample]) if row.sample else group
+        return Prompt(
+            id=prompt_id,
+            shard=row.shard,
+            position=row.position,
+            task=self.task.name,
+            level=row.level,
+            messages=tuple(messages),
+            scenario=scenario_json,
+            seed=derive_seed(prompt_id, row.seed),
+            sampling=self.sampling,
+            sample=row.sample,
+            group=group,
+        )
+
+    def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
+        """System turn, where there is one, and user turn."""
+        task = self.task
+        variables = {"scenario": scenario, "level": level, "answer_schema": task.answer_schema, "style": task.style}
+        system = fill(self.environment, "system.j2", variables) if "system.j2" in self.task.templates else ""
+        if self.prompted_reasoning:
+            system = f"{system}\n\n{REASON_IN_WORDS}".strip()
+        user = {"role": "user", "content": fill(self.environment, phrasing, variables)}
+        return [{"role": "system", "content": system}, user] if system else [user]
+
+    def _draw_phrasing(self, seed: int) -> str:
+        names = self.task.phrasings
+        return names[derive_seed(seed, "phrasing") % len(names)]
+
+    def _sample(self, row: PlannedRow) -> BaseModel:
+        assert self.task.sample is not None
+        try:
+            scenario = self.task.sample(random.Random(row.seed), row.level)
+            if not isinstance(scenario, self.task.Scenario):
+                raise TypeError(f"returned {type(scenario).__name__}, need a Scenario")
+        except Exception as error:
+            raise RenderError("sample_raised", f"{type(error).__name__}: {error}") from error
+        return scenario
+
+    def _adopt(self, source: Mapping[str, Any]) -> BaseModel:
+        try:
+            return self.task.Scenario.model_validate(dict(source))
+        except ValidationError as error:
+            raise RenderError("scenario_invalid", describe_problems(error, self.task.Scenario)) from None
+        except Exception as error:  # a validator of the task's may raise anything
+            raise RenderError("scenario_invalid", f"{type(error).__name__}: {error}") from error
+
+
+def fill(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[str, Any]) -> str:
+    """One template, filled within bounds of time, memory and text. Raises RenderError."""
+    try:
+        with bounds():
+            text = environment.get_template(name).render(variables)
+    except OutOfBounds as error:
+        raise RenderError("render_too_long", f"{name}: {error}") from None
+    except MemoryError:
+        raise RenderError("render_too_large", f"{name}: needs more than {MAX_BYTES:,} bytes of memory") from None
+    except Exception as error:  # a template can raise anything its scenario's methods raise
+        raise RenderError("render_failed", f"{name}: {type(error).__name__}: {error}") from error
+    if len(text) > MAX_CHARACTERS:
+        raise RenderError("render_too_large", f"{name}: {len(text):,} characters (at most {MAX_CHARACTERS:,})")
+    return text.strip()
+
+
+def _dump(scenario: BaseModel) -> str:
+    try:
+        return scenario.model_dump_json()
+    except ValueError as error:  # half a surrogate pair, or a type that JSON has no word for
+        raise RenderError("scenario_not_json", str(error)) from None
+
+
+def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = False) -> Renderer:
+    """Compile a task's templates."""
+    return Renderer(task, open_environment(task.templates), sampling, prompted_reasoning)
+
+
+def open_environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment:
+    """The sandbox over these templates and no others."""
+    environment = TaskEnvironment(
+        loader=DictLoader(templates), undefined=LoudUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    del environment.filters["random"], environment.globals["lipsum"]  # they draw from no seed
+    return environment
+
+
+def check_templates(task: Task) -> list[str]:
+    """Everything wrong with a task's templates: read as text first, then rendered once for each level and phrasing."""
+    names = sorted(task.templates)
+    problems = [line for name in names for line in _read_template(task, task.templates, name, VARIABLES)]
+    if task.judge is not None:
+        problems += _read_template(task, {JUDGE: task.judge}, JUDGE, JUDGE_VARIABLES)
+    return problems or _try_templates(task)
+
+
+def _read_template(task: Task, templates: dict[str, str], name: str, variables: tuple[str, ...]) -> list[str]:
+    """Problems that show without rendering: syntax, unknown variables, underscore attributes, foreign files."""
+    path, environment = task.folder / name, open_environment(templates)
+    try:
+        with bounds():  # constants are folded here, however large
+            tree = environment.parse(templates[name])
+            free = meta.find_undeclared_variables(tree)
+    except TemplateSyntaxError as error:
+        return [f"{path}:{error.lineno}: not valid Jinja: {error.message}"]
+    except RecursionError:
+        return [f"{path}: not valid Jinja: nested too deeply"]
+    except (OutOfBounds, MemoryError) as error:
+        return [f"{path}: holds a constant that is too large or takes too long: {str(error) or 'out of memory'}"]
+    unknown = sorted(free - {*variables, *environment.globals})
+    problems = [f"{path}: unknown variable {name!r} (has: {', '.join(variables)})" for name in unknown]
+    for node in tree.find_all(nodes.Getattr):
+        if node.attr.startswith("_"):
+            problems.append(f"{path}:{node.lineno}: {node.attr!r} is out of a template's reach (no underscore names)")
+    for call in tree.find_all(nodes.Filter):
+        if call.name not in environment.filters:
+            problems.append(
+                f"{path}:{call.lineno}: no filter named {call.name!r}; see Jinja's list of built-in filters"
+            )
+    for other in meta.find_referenced_templates(tree):
+        if other not in templates:
+            has = ", ".join(sorted(templates))
+            problems.append(f"{path}: cannot include {other!r}: only files of its own folder (has: {has})")
+    return problems
+
+
+def _try_templates(task: Task) -> list[str]:
+    if task.sample is None:
+        return []
+    renderer = open_renderer(task, Sampling())
+    problems: dict[str, None] = {}
+    for level in task.levels:
+        row = PlannedRow(0, 0, task.name, level, 0, seed=0)
+        for phrasing in task.phrasings:
+            problem = _try_one(renderer, row, phrasing)
+            if problem:
+                problems[problem] = None
+    return list(problems)
+
+
+def _read_back(task: Task, scenario: BaseModel) -> None:
+    """What `check` is given is read back from a row's JSON, perhaps days later."""
+    try:
+        task.Scenario.model_validate_json(_dump(scenario))
+    except ValidationError as error:
+        raise RenderError("scenario_not_json", describe_problems(error, task.Scenario)) from None
+
+
+def judge_messages(
+    environment: ImmutableSandboxedEnvironment, task: Task, level: str, texts: dict[str, str], scenario: BaseModel
+) -> list[Message]:
+    """The prompt of a task's judge; `texts` are the user turn (`prompt`), the `reasoning` and the `answer`."""
+    variables = {"scenario": scenario, "level": level, "style": task.style, **texts}
+    return [{"role": "user", "content": fill(environment, JUDGE, variables)}]
+
+
+def _try_judge(task: Task, level: str, scenario: BaseModel, prompt: str) -> str | None:
+    if task.judge is None:
+        return None
+    texts = {"prompt": prompt, "reasoning": "", "answer": "{}"}
+    try:
+        judge_messages(open_environment({JUDGE: task.judge}), task, level, texts, scenario)
+    except RenderError as error:
+        return f"{task.folder}/{error}"
+    return None
+
+
+def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
+    task = renderer.task
+    try:
+        scenario = renderer._sample(row)
+    except RenderError as error:
+        return f"{task.schema_path}: sample(rng, {row.level!r}) raised {error}"
+    try:
+        _read_back(task, scenario)
+    except RenderError as error:
+        return f"{task.schema_path}: a Scenario of level {row.level!r} cannot be read back from its JSON: {error}"
+    try:
+        messages = renderer.messages(scenario, row.level, phrasing)
+    except RenderError as error:
+        return f"{task.folder}/{error}"
+    if not messages[-1]["content"]:
+        return f"{task.folder / phrasing}: renders to nothing at level {row.level}"
+    return _try_judge(task, row.level, scenario, messages[-1]["content"])
+
+
+def require_whole(tasks: list[Task]) -> None:
+    """Raise one TaskError with every problem of every given task's templates."""
+    lines = [line for task in tasks for line in check_templates(task)]
+    if lines:
+        raise TaskError("\n".join(lines))

@@ -1,0 +1,158 @@
+"""Sources: scenarios that come from the user, one row of a file or dataset each, mapped to the scenario's fields."""
+
+import hashlib
+import json
+import random
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from glob import escape
+from pathlib import Path
+from typing import Any, Protocol
+
+from factory.errors import JobError
+from factory.job.job import SourceConfig, TableConfig
+from factory.texts.personal import resolve_kinds, scrub_row
+
+LOADERS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
+
+
+class Rows(Protocol):
+    """What a source needs of a table."""
+
+    column_names: list[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Mapping[str, Any]: ...
+
+
+class Source:
+    """Rows of a user's data, by number, each as the fields of a scenario."""
+
+    def __init__(self, config: SourceConfig, rows: Rows, order: list[int] | None) -> None:
+        self.config = config
+        self.rows = rows
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def place(self, number: int) -> int:
+        """Which row of the data, counted from 0, the `number`-th planned row is made from."""
+        return self.order[number] if self.order else number
+
+    def digest(self) -> str:
+        """A hash of the data."""
+        return digest_rows(self.config, self.rows)
+
+    def scenario(self, number: int) -> Mapping[str, Any]:
+        """Fields of the scenario for the `number`-th planned row: the mapped columns, then the constants.
+
+        Without `fields` every column goes to the field of its own name. A null counts as absent. With `scrub`, what is
+        personal in the columns' strings is replaced, nested ones too; the constants stay, they are the job's own.
+        """
+        return {**self.config.constants, **self._read(number)[0]}
+
+    def replaced(self, number: int) -> Counter[str]:
+        """How often each kind of personal data was replaced in the row that `scenario` gives for `number`."""
+        return self._read(number)[1]
+
+    def _read(self, number: int) -> tuple[dict[str, Any], Counter[str]]:
+        row = self.rows[self.place(number)]
+        columns = self.config.fields or {name: name for name in row}
+        mapped = {field: row[column] for field, column in columns.items() if row.get(column) is not None}
+        kinds = resolve_kinds(self.config.scrub)
+        return scrub_row(mapped, kinds) if kinds else (mapped, Counter())
+
+
+class JsonLines:
+    """The objects of a JSON Lines file, one a line, each read when it is asked for, with the values that stand there.
+
+    (The JSON loader of `datasets` makes timestamps of texts that look like dates and floats of long integers.)
+    Raises ValueError naming the first line that is not an object.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb")
+        self.starts = array("Q")
+        columns: dict[str, None] = {}
+        start = 0
+        for number, line in enumerate(self.file, 1):
+            if line.strip():
+                columns |= dict.fromkeys(self._read(line, number))
+                self.starts.append(start)
+            start += len(line)
+        self.column_names = list(columns)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int, /) -> Mapping[str, Any]:
+        self.file.seek(self.starts[number])
+        return self._read(self.file.readline(), number)
+
+    @staticmethod
+    def _read(line: bytes, number: int) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"line {number} is a JSON {type(value).__name__}; write one object a line")
+        return value
+
+
+def open_source(config: SourceConfig, where: str, seed: int, needed: int) -> Source:
+    """Open a source and check that it can give `needed` rows; the rows stay on disk.
+
+    Raises JobError naming the job's key `where` for a missing file, column or row.
+    """
+    rows = load_rows(config, where)
+    missing = sorted(set(config.fields.values()) - set(rows.column_names))
+    if missing:
+        has = ", ".join(rows.column_names)
+        raise JobError(f"{where}.fields: no column {', '.join(missing)} in {config.path} (has: {has})")
+    if len(rows) < needed:
+        raise JobError(f"{where}: {config.path} has {len(rows)} rows, the task's count is {needed}; lower the count")
+    order = None
+    if config.shuffle:
+        order = list(range(len(rows)))
+        random.Random(seed).shuffle(order)
+    return Source(config, rows, order)
+
+
+def digest_rows(config: TableConfig, rows: Rows) -> str:
+    """A hash of a table: of a file's bytes, or the fingerprint that `datasets` gives a dataset of the hub."""
+    path = Path(config.path)
+    if not path.is_file():
+        return str(getattr(rows, "_fingerprint", ""))
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def load_rows(config: TableConfig, where: str) -> Rows:
+    """A table of the user's; its rows stay on disk. Raises JobError naming the job's key `where`."""
+    path = Path(config.path)
+    kind = config.format or LOADERS.get(path.suffix, "datasets")
+    if kind != "datasets" and not path.is_file():
+        raise JobError(f"{where}.path: {path}: no such file")
+    if kind == "datasets" and path.is_file():
+        raise JobError(f"{where}.path: {path}: not a kind of file that is known here (has: parquet, jsonl); set format")
+    try:
+        return JsonLines(path) if kind == "jsonl" else _load_dataset(config, kind)
+    except Exception as error:  # datasets raises many types for data that is not what it should be
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise JobError(f"{where}.path: {config.path} cannot be loaded: {reason}") from None
+
+
+def _load_dataset(config: TableConfig, kind: str) -> Any:
+    """A table of `datasets`, memory-mapped."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, by us
+    if kind == "datasets":
+        return datasets.load_dataset(config.path, config.config, split=config.split)
+    return datasets.load_dataset(kind, data_files=escape(config.path), split="train")

@@ -1,0 +1,326 @@
+"""Task discovery: a folder `prompts/<task>/` and a file `schemas/<task>.py` are a task, with no registry beside them.
+
+A broken task never vanishes: `discover` returns what is whole and, for what is not, every reason why.
+"""
+
+import importlib.util
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, TypeGuard
+
+from pydantic import BaseModel, Field, ValidationError
+
+from factory.errors import TaskError
+from factory.job.config import Config, describe_problems
+from factory.job.job import SamplingConfig, StyleConfig
+from factory.job.paths import real_path
+from factory.records import Sampling
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+REQUIRED = ("Scenario", "Answer", "check")
+JUDGE = "judge.j2"  # the rubric: a template of its own, with variables of its own
+
+
+class TaskFile(Config):
+    """task.toml."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    version: Annotated[str, Field(min_length=1, max_length=32)]
+    description: Annotated[str, Field(min_length=1, max_length=400)]
+    levels: Annotated[list[Annotated[str, Field(pattern=NAME_PATTERN)]], Field(min_length=1, max_length=32)]
+    gate: Literal["schema", "check"] = "check"
+    sampling: SamplingConfig = SamplingConfig()
+    style: StyleConfig = StyleConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One whole task: its texts, its types and its behaviour.
+
+    `judge` is the text of the rubric, None where the task has none; it is no phrasing and not among `templates`.
+    """
+
+    name: str
+    version: str
+    description: str
+    levels: tuple[str, ...]
+    gate: Literal["schema", "check"]
+    sampling: Sampling
+    folder: Path
+    schema_path: Path
+    templates: dict[str, str]
+    Scenario: type[BaseModel]
+    Answer: type[BaseModel]
+    check: Callable[[Any, Any], list[str]]
+    sample: Callable[..., Any] | None
+    solve: Callable[[Any], tuple[str, Any]] | None
+    answer_schema: dict[str, Any]
+    digests: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    style: StyleConfig = field(default_factory=StyleConfig)
+    judge: str | None = None
+
+    @property
+    def phrasings(self) -> list[str]:
+        """Names of the user-turn templates, in the order in which the seed draws from them."""
+        return sorted(name for name in self.templates if name == "user.j2" or name.startswith("user_"))
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """All tasks in sight: whole ones by name, and for each broken one the list of what is wrong."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    roots: tuple[Path, ...] = ()
+
+    def get(self, names: list[str]) -> list[Task]:
+        """The named tasks; one TaskError tells of all that are unknown or broken."""
+        lines = [line for name in names for line in self._complaints(name)]
+        if lines:
+            raise TaskError("\n".join(lines))
+        return [self.tasks[name] for name in names]
+
+    def _complaints(self, name: str) -> list[str]:
+        if name in self.problems:
+            return self.problems[name]
+        if name in self.tasks:
+            return []
+        places = ", ".join(str(root / "prompts") for root in self.roots)
+        known = ", ".join(sorted({*self.tasks, *self.problems})) or "none"
+        return [f"task {name!r}: not found in {places} (known: {known}); `factory new {name}` starts one"]
+
+
+def builtin_root() -> Path:
+    """The folder of the built-in prompts/ and schemas/: inside the wheel, or the checkout beside the package."""
+    package = Path(__file__).parents[1]
+    packaged = package / "builtin"
+    return packaged if packaged.is_dir() else package.parent
+
+
+def discover(workspace: Path) -> Discovery:
+    """Every task in the workspace, then every built-in one that the workspace does not define itself."""
+    roots = tuple(dict.fromkeys([real_path(workspace), real_path(builtin_root())]))
+    found = Discovery(roots=roots)
+    for root in roots:
+        for name in _task_names(root):
+            if name in found.tasks or name in found.problems:
+                continue
+            task, problems = load_task(root, name)
+            if task is None:
+                found.problems[name] = problems
+            else:
+                found.tasks[name] = task
+    return found
+
+
+def _task_names(root: Path) -> list[str]:
+    folder = root / "prompts"
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+
+
+def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
+    """One task and no problems, or no task and every problem that could be seen."""
+    folder, schema_path = root / "prompts" / name, root / "schemas" / f"{name}.py"
+    problems: list[str] = []
+    config = _read_task_file(folder / "task.toml", name, problems)
+    templates = _read_templates(folder, problems)
+    module = _load_schema(schema_path, problems)
+    if module is not None:
+        _check_contract(module, schema_path, problems)
+    judge = templates.pop(JUDGE, None)
+    answer_schema = _describe_answer(module, schema_path, problems)
+    if config is not None and answer_schema:
+        problems += _check_style(config.style, answer_schema, folder / "task.toml")
+    if problems or config is None or module is None:
+        return None, problems
+    task = Task(
+        name=name,
+        version=config.version,
+        description=config.description,
+        levels=tuple(config.levels),
+        gate=config.gate,
+        sampling=config.sampling.over(Sampling()),
+        folder=folder,
+        schema_path=schema_path,
+        templates=templates,
+        Scenario=module.Scenario,
+        Answer=module.Answer,
+        check=module.check,
+        sample=getattr(module, "sample", None),
+        solve=getattr(module, "solve", None),
+        answer_schema=answer_schema,
+        digests={str(p.relative_to(root)): source_digest(p) for p in _source_files(folder, schema_path)},
+        warnings=tuple(_unbounded(answer_schema, schema_path)),
+        style=config.style,
+        judge=judge,
+    )
+    return task, []
+
+
+def _source_files(folder: Path, schema_path: Path) -> list[Path]:
+    return [folder / "task.toml", *sorted(folder.glob("*.j2")), schema_path]
+
+
+def source_digest(path: Path) -> str:
+    """What a manifest keeps of one of a task's source files."""
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | None:
+    try:
+        config = TaskFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        problems.append(f"{path}: missing; a task needs one with name, version, description and levels")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read: {error}")
+    except tomllib.TOMLDecodeError as error:
+        problems.append(f"{path}: not valid TOML: {error}")
+    except RecursionError:
+        problems.append(f"{path}: not valid TOML: nested too deeply")
+    except ValidationError as error:
+        problems.append(f"{path}: {describe_problems(error, TaskFile)}")
+    else:
+        if config.name == name:
+            return config
+        problems.append(f"{path}: name is {config.name!r} but the folder is {name!r}; make them the same")
+    return None
+
+
+def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
+    templates: dict[str, str] = {}
+    for path in sorted(folder.glob("*.j2")):
+        if not real_path(path).is_relative_to(real_path(folder)):
+            problems.append(f"{path}: is a link out of its folder; put the file itself there")
+            continue
+        try:
+            templates[path.name] = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path}: cannot be read: {error}")
+    if "user.j2" not in templates:
+        problems.append(f"{folder / 'user.j2'}: missing; it is the user's turn")
+    return templates
+
+
+def _load_schema(path: Path, problems: list[str]) -> ModuleType | None:
+    """Run a task's Python file as a module of its own. It is the author's code and runs with the author's rights."""
+    if not path.is_file():
+        problems.append(f"{path}: missing; it must define {', '.join(REQUIRED)} and sample")
+        return None
+    name = f"factory_task_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        problems.append(f"{path}{_line_of(error, path)}: {type(error).__name__}: {' '.join(str(error).split())}")
+        del sys.modules[name]
+        return None
+    return module
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}" if error.lineno else ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""
+
+
+def _check_contract(module: ModuleType, path: Path, problems: list[str]) -> None:
+    defined = {name for name, value in vars(module).items() if value is not None}
+    has = ", ".join(sorted(defined & {*REQUIRED, "sample", "solve"})) or "none of them"
+    for name in REQUIRED:
+        if name not in defined:
+            problems.append(f"{path}: {name} is missing (needs {', '.join(REQUIRED)}; has {has}); define it")
+    for name in ("Scenario", "Answer"):
+        value = getattr(module, name, None)
+        if value is not None and not _is_model(value):
+            problems.append(f"{path}: {name} must be a pydantic BaseModel, got {value!r}")
+    for name in ("check", "sample", "solve"):
+        value = getattr(module, name, None)
+        if value is not None and not callable(value):
+            problems.append(f"{path}: {name} must be a function, got {value!r}")
+
+
+def _is_model(value: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _describe_answer(module: ModuleType | None, path: Path, problems: list[str]) -> dict[str, Any]:
+    """The JSON schema of a module's Answer, closed; empty where it has none."""
+    answer = getattr(module, "Answer", None)
+    if not _is_model(answer):
+        return {}
+    try:
+        return _close_objects(answer.model_json_schema())
+    except Exception as error:  # pydantic refuses types that JSON has no word for, and names that do not exist
+        problems.append(f"{path}: Answer has no JSON schema: {str(error).splitlines()[0]}; use types that JSON has")
+    return {}
+
+
+def _check_style(style: StyleConfig, schema: dict[str, Any], path: Path) -> Iterator[str]:
+    """A problem for each of the style's fields that no answer can have."""
+    if style.max_words is not None and style.max_words < style.min_words:
+        yield f"{path}: style.max_words {style.max_words}: less than style.min_words {style.min_words}; raise it"
+    for field_path in style.fields:
+        places = [schema]
+        for key in field_path.split("."):
+            steps = [_step(schema, place, key) for place in places]
+            places = [place for step in steps for place in step]
+        if not places:
+            has = ", ".join(schema.get("properties", {}))
+            yield f"{path}: style.fields: no answer has {field_path!r} (keys: {has}; `*` for each item of a list)"
+
+
+def _step(root: dict[str, Any], schema: Any, key: str) -> list[Any]:
+    """The schemas under a key of an object, or under `*` of a list, whichever of its alternatives holds it."""
+    if not isinstance(schema, dict):
+        return []
+    if "$ref" in schema:
+        return _step(root, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], key)
+    found = [schema.get("items"), *schema.get("prefixItems", [])] if key == "*" else []
+    found.append(schema.get("properties", {}).get(key) or schema.get("additionalProperties") or None)
+    for name in ("anyOf", "oneOf", "allOf"):
+        found += [place for part in schema.get(name, []) for place in _step(root, part, key)]
+    return [place for place in found if place is not None]
+
+
+def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every object inside a JSON schema, the schema itself first."""
+    if isinstance(schema, dict):
+        yield schema
+        for value in schema.values():
+            yield from _subschemas(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _subschemas(value)
+
+
+def _close_objects(schema: dict[str, Any]) -> dict[str, Any]:
+    """Forbid extra keys in every object: grammar engines invent some wherever they are allowed."""
+    for part in _subschemas(schema):
+        if part.get("type") == "object" and isinstance(part.get("properties"), dict):
+            part.setdefault("additionalProperties", False)
+    return schema
+
+
+def _unbounded(schema: dict[str, Any], path: Path) -> Iterator[str]:
+    """Warnings for strings and lists without an upper bound: a weak teacher under a grammar never ends them."""
+    ends = ("maxLength", "enum", "const", "pattern", "format")
+    for part in _subschemas(schema):
+        title = part.get("title", "a value")
+        if part.get("type") == "string" and not any(key in part for key in ends):
+            yield f"{path}: {title}: string without max_length; bound it, or a weak teacher may never end it"
+        if part.get("type") == "array" and "maxItems" not in part and "prefixItems" not in part:
+            yield f"{path}: {title}: list without max_length; bound it, or a weak teacher may never end it"

@@ -1,0 +1,139 @@
+"""Transcripts: completions that exist already, one row of the user's data each, scored as they stand.
+
+A row is, in this order of preference: `prompt_token_ids` and `completion_token_ids`, taken as they are; `prompt` and
+`completion` as texts, or as messages of which the completion is one assistant turn; `messages` that end with one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from factory.errors import JobError
+from factory.job.job import Job, TranscriptsConfig
+from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript, canonical_json, content_hash
+from factory.tasks.sources import Rows, digest_rows, load_rows
+
+TASK, LEVEL = "transcripts", "given"  # what stands in these columns of a scored row
+FORMS = (("prompt_token_ids", "completion_token_ids"), ("prompt", "completion"), ("messages",))
+
+
+class Turn(BaseModel):
+    """One message; whatever else it carries is not for the teacher."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: str
+    content: str
+    reasoning_content: str | None = None
+
+
+IDS, TURNS = TypeAdapter(list[int]), TypeAdapter(list[Turn])
+
+
+class Transcripts:
+    """The rows of a `[transcripts]` section, each as a prompt that nobody has to answer."""
+
+    def __init__(self, config: TranscriptsConfig, rows: Rows) -> None:
+        self.config = config
+        self.rows = rows
+        self.columns: dict[str, str] = {name: name for form in FORMS for name in form} | dict(config.columns)
+        has = set(rows.column_names)
+        missing = sorted((set(config.columns.values()) | set(config.keep)) - has)
+        if missing:
+            raise JobError(f"transcripts: no column {', '.join(missing)} in {config.path} (has: {', '.join(has)})")
+        self.form = next((form for form in FORMS if has.issuperset(self.columns[name] for name in form)), ())
+        if not self.form:
+            forms = "; ".join(" and ".join(form) for form in FORMS)
+            raise JobError(
+                f"transcripts: {config.path} has none of {forms} (has: {', '.join(rows.column_names)}); "
+                f"say which columns they are with transcripts.columns"
+            )
+
+    def __len__(self) -> int:
+        return min(len(self.rows), self.config.count or len(self.rows))
+
+    def digest(self) -> str:
+        """A hash of the data."""
+        return digest_rows(self.config, self.rows)
+
+    def prompt(self, row: PlannedRow) -> Prompt | Rejection:
+        """The prompt of a planned row; a rejection where the data is no transcript."""
+        fields = self.rows[row.number]
+        kept = {"row": row.number} | {name: fields[name] for name in self.config.keep}
+        try:
+            messages, transcript = self._read(fields)
+        except (ValueError, TypeError) as error:
+            where = f"row {row.number} of {self.config.path}"
+            prompt = self._make(row, kept, (), None)
+            return Rejection(prompt, None, "prompt", "bad_transcript", (f"{where}: {_one_line(error)}",))
+        return self._make(row, kept, messages, transcript)
+
+    def _read(self, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], Transcript]:
+        values = [fields[self.columns[name]] for name in self.form]
+        if self.form == FORMS[0]:
+            prompt_ids, completion_ids = (tuple(IDS.validate_python(value)) for value in values)
+            if not prompt_ids or not completion_ids:
+                raise ValueError(f"{len(prompt_ids)} prompt ids and {len(completion_ids)} completion ids; need both")
+            asked = fields.get(self.columns["prompt"])
+            messages = _turns(asked) if isinstance(asked, list) else []
+            return tuple(messages), Transcript(prompt_ids, completion_ids)
+        if self.form == FORMS[1] and all(isinstance(value, str) for value in values):
+            return ({"role": "user", "content": values[0]},), Transcript(prompt=values[0], completion=values[1])
+        turns = [turn for value in values for turn in _turns(value)]
+        last = len(values[-1])
+        if not turns or turns[-1]["role"] != "assistant" or (len(values) == 2 and last != 1):
+            raise ValueError("the completion must be one assistant turn, the last of the messages")
+        return tuple(turns[:-1]), Transcript(turn=turns[-1])
+
+    def _make(
+        self, row: PlannedRow, kept: dict[str, Any], messages: tuple[Message, ...], transcript: Transcript | None
+    ) -> Prompt:
+        scenario = canonical_json(_plain(kept))
+        name = content_hash([row.number, messages, scenario, None if transcript is None else _parts(transcript)])
+        return Prompt(
+            id=name,
+            shard=row.shard,
+            position=row.position,
+            task=TASK,
+            level=LEVEL,
+            messages=messages,
+            scenario=scenario,
+            seed=row.seed,
+            sampling=Sampling(),
+            group=name,
+            transcript=transcript,
+        )
+
+
+def open_transcripts(job: Job) -> Transcripts | None:
+    """The transcripts of a job that scores some. Raises JobError."""
+    if job.transcripts is None:
+        return None
+    transcripts = Transcripts(job.transcripts, load_rows(job.transcripts, "transcripts"))
+    if not len(transcripts):
+        raise JobError(f"transcripts: {job.transcripts.path} has no rows")
+    return transcripts
+
+
+def _turns(value: Any) -> list[Message]:
+    return [turn.model_dump(exclude_none=True) for turn in TURNS.validate_python(value)]
+
+
+def _parts(transcript: Transcript) -> list[Any]:
+    return [getattr(transcript, name) for name in Transcript.__slots__]
+
+
+def _plain(value: Any) -> Any:
+    """Values of a table as JSON has them; what JSON has no form for as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
+    return " ".join(str(error).split())

@@ -1,0 +1,129 @@
+"""Showing a dataset: counts that add up, and a row that a person can read."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SCHEMA, write_task
+from dataset_support import held_ledger, make_prompt, read_table
+
+from factory.dataset.ledger import Totals
+from factory.errors import DatasetError
+from factory.job.job import Job
+from factory.publish.show import WIDTH, accepted_rows, describe_prompt, describe_rows, describe_totals, read_totals
+from factory.runs.run import run
+
+MakeJob = Callable[..., Job]
+
+
+def test_the_totals_are_shown_as_an_equation_with_reasons_below(workspace: Path, make_job: MakeJob) -> None:
+    job = make_job(teacher={"backend": "scripted", "scripted": {"bad_json": 0.3, "truncated": 0.2}})
+    totals = run(job, workspace, workspace / "out")
+    lines = describe_totals(workspace / "out", read_totals(workspace / "out"))
+    share = f"{totals.accepted / 20:.0%}"
+    assert lines[0] == f"{workspace / 'out'}: complete"
+    assert (
+        lines[1]
+        == f"  planned 20 = accepted {totals.accepted} ({share}) + rejected {totals.rejected} + errors 0 + left 0"
+    )
+    assert lines[2].startswith(f"  shards 3 of 3, {totals.completion_tokens:,} completion tokens, ")
+    assert [line.split() for line in lines[5:]] == sorted(
+        (["rejected", str(count), reason] for reason, count in totals.reasons.items()), key=lambda row: -int(row[1])
+    )
+
+
+def test_an_unfinished_dataset_says_what_is_left(tmp_path: Path) -> None:
+    with held_ledger(tmp_path, {"planned": 2000, "shards": 2}, {}):
+        pass
+    lines = describe_totals(tmp_path, read_totals(tmp_path))
+    assert lines[0] == f"{tmp_path}: 2,000 rows left; the same `factory run` goes on"
+    assert lines[1] == "  planned 2,000 = accepted 0 + rejected 0 + errors 0 + left 2,000"
+
+
+def test_large_counts_line_up() -> None:
+    totals = Totals(planned=3, accepted=3, cells={"a/b": [1, 0, 0], "longer/b": [12345, 5, 0]})
+    first, second = describe_totals(Path("out"), totals)[3:]
+    assert first == "  a/b             1 accepted of 1"
+    assert second == "  longer/b   12,345 accepted of 12,350"
+
+
+def test_accepted_rows_come_in_order_and_only_with_the_columns_asked_for(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(), workspace, workspace / "out")
+    rows = list(accepted_rows(workspace / "out", ["id", "level"]))
+    assert rows == [{"id": row["id"], "level": row["level"]} for row in read_table(workspace / "out", "data")]
+
+
+def test_a_row_is_shown_with_its_texts_and_its_signals_token_by_token(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(), workspace, workspace / "out")
+    row = read_table(workspace / "out", "data")[0]
+    shown = "\n".join(describe_rows(workspace / "out", 1))
+    assert f"── adding · {row['level']} · row {row['id']} " in shown
+    assert "user        " + row["prompt"][1]["content"] in shown
+    assert "reasoning   " + row["reasoning"] in shown
+    assert f'"total": {json.loads(row["answer"])["total"]}' in shown
+    assert "hidden states of layers [2, 4]" in " ".join(shown.split())
+    start = row["answer_start"]
+    best = f"top {row['topk_ids'][start * 4]}:{row['topk_logprobs'][start * 4]:.2f}"
+    assert f"token {start}: id {row['completion_token_ids'][start]}" in shown
+    assert f"logprob {row['sampled_logprobs'][start]:7.2f}   {best}" in shown
+    assert f"mean entropy {math.fsum(row['entropy']) / len(row['entropy']):.2f} nats" in shown
+
+
+def test_as_many_rows_are_shown_as_asked_for(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(), workspace, workspace / "out")
+    heads = [line for line in describe_rows(workspace / "out", 12) if line.startswith("──")]
+    assert len(heads) == 12
+    assert len({line for line in describe_rows(workspace / "out", 99) if line.startswith("──")}) == 20
+
+
+def test_a_row_without_signals_is_shown_without_them(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(signals={"top_k": 0}), workspace, workspace / "out")
+    shown = describe_rows(workspace / "out", 1)
+    assert shown[-1].startswith("signals     ")
+    assert "entropy" not in shown[-1]
+    assert "hidden" not in shown[-1]
+
+
+def test_a_long_text_is_cut_and_says_by_how_much(workspace: Path, make_job: MakeJob) -> None:
+    write_task(workspace, user_j2="{% for i in range(50) %}line {{ i }}\n{% endfor %}", user_short_j2="x " * 4000)
+    run(make_job(), workspace, workspace / "out")
+    lines = describe_rows(workspace / "out", 20)
+    assert any("37 lines more" in line for line in lines)
+    assert max(map(len, lines)) <= WIDTH + 5
+
+
+def test_findings_of_an_accepted_row_are_shown(workspace: Path, make_job: MakeJob) -> None:
+    write_task(workspace, schema=SCHEMA.replace("if answer.total == right else", "if False else"))
+    run(make_job(validation={"gate": "schema"}), workspace, workspace / "out")
+    assert any(line.startswith("findings    wrong_total: got ") for line in describe_rows(workspace / "out", 1))
+
+
+def test_a_dataset_without_an_accepted_row_points_to_the_reasons(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(teacher={"backend": "scripted", "scripted": {"crash": 1}}), workspace, workspace / "out")
+    (line,) = describe_rows(workspace / "out", 3)
+    assert "no accepted row yet; `factory status" in line
+
+
+def test_a_missing_shard_is_named(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(), workspace, workspace / "out")
+    (workspace / "out/data/train-00001.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"data/train-00001\.parquet"):
+        describe_rows(workspace / "out", 20)
+
+
+def test_a_prompt_is_shown_for_people_or_as_one_json_line() -> None:
+    prompt = make_prompt(3, messages=({"role": "system", "content": "é"}, {"role": "user", "content": "a\nb"}))
+    text = describe_prompt(prompt, as_json=False)
+    assert text.startswith("── adding · easy · id3 ")
+    assert text.endswith("[system]\né\n\n[user]\na\nb\n")
+    line = describe_prompt(prompt, as_json=True)
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "id": "id3",
+        "task": "adding",
+        "level": "easy",
+        "messages": [{"role": "system", "content": "é"}, {"role": "user", "content": "a\nb"}],
+        "scenario": '{"a":1}',
+    }

@@ -1,0 +1,216 @@
+"""Sources: rows of the user's own data become scenarios with the values that stand there, or the job is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from factory.errors import JobError
+from factory.job.job import Job, SourceConfig
+from factory.records import Prompt, Rejection
+from factory.runs.prepare import prepare
+from factory.tasks.sources import Source, open_source
+
+ROWS = [{"a": 1, "b": 10}, {"a": 2, "b": 20}, {"a": 3, "b": 30}]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` prepares stays in the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def open_rows(path: Path, needed: int = 1, seed: int = 0, **config: Any) -> Source:
+    return open_source(SourceConfig(path=str(path), **config), "tasks.0.source", seed, needed)
+
+
+def scenarios(source: Source) -> list[dict[str, Any]]:
+    return [dict(source.scenario(number)) for number in range(len(source))]
+
+
+def fault(path: Path, needed: int = 1, **config: Any) -> str:
+    with pytest.raises(JobError) as caught:
+        open_rows(path, needed, **config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "odd [1] *.parquet", "odd [1] *.jsonl"])
+def test_rows_come_in_their_order(tmp_path: Path, name: str) -> None:
+    source = open_rows(write(tmp_path / name, ROWS), needed=3)
+    assert len(source) == 3
+    assert scenarios(source) == ROWS
+    assert source.scenario(1) == ROWS[1]
+
+
+def test_a_format_that_is_named_wins_over_the_file_s_ending(tmp_path: Path) -> None:
+    assert scenarios(open_rows(write(tmp_path / "rows.txt", ROWS), format="jsonl")) == ROWS
+
+
+def test_a_folder_that_datasets_can_load_is_a_source(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "train.parquet", ROWS)
+    assert scenarios(open_rows(tmp_path / "mine")) == ROWS
+    assert scenarios(open_rows(tmp_path / "mine", format="datasets", split="train[:2]")) == ROWS[:2]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_fields_map_columns_and_constants_fill_what_no_row_gives(tmp_path: Path, name: str) -> None:
+    source = open_rows(write(tmp_path / name, ROWS), fields={"x": "b"}, constants={"y": "all", "x": 0})
+    assert scenarios(source) == [{"x": 10, "y": "all"}, {"x": 20, "y": "all"}, {"x": 30, "y": "all"}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_null_counts_as_absent_and_falls_back_to_a_constant(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, [{"a": 1, "b": None}, {"a": None, "b": 2}])
+    assert scenarios(open_rows(path)) == [{"a": 1}, {"b": 2}]
+    assert scenarios(open_rows(path, constants={"b": 7})) == [{"a": 1, "b": 7}, {"b": 2}]
+    assert scenarios(open_rows(path, fields={"n": "b"})) == [{}, {"n": 2}]
+
+
+def test_a_column_that_only_later_rows_have_is_a_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"a": 1}, {"a": 2, "b": 3}])
+    assert scenarios(open_rows(path, fields={"n": "b"})) == [{}, {"n": 3}]
+
+
+def test_values_of_json_lines_stay_what_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"day": "2025-06-17", "at": "2025-06-17T10:00:00", "big": 12345678901234567890123},
+        {"day": "2025-06-18", "people": [{"name": "Ann"}, {"name": "Bo", "late": True}], "mixed": "1"},
+        {"day": "x", "people": [], "mixed": 1, "text": "ü \u2028 日本 <|im_end|>"},
+    ]
+    assert scenarios(open_rows(write(tmp_path / "rows.jsonl", rows))) == rows
+
+
+def test_empty_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')
+    assert scenarios(open_rows(path, needed=2)) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_shuffled_source_gives_every_row_once_in_an_order_of_the_seed(tmp_path: Path) -> None:
+    rows = [{"a": number} for number in range(50)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    one, same, other = (scenarios(open_rows(path, seed=seed, shuffle=True)) for seed in (1, 1, 2))
+    assert one == same
+    assert one != rows
+    assert one != other
+    assert sorted(row["a"] for row in one) == list(range(50))
+
+
+def test_too_few_rows_are_told_with_both_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    assert fault(path, needed=4) == f"tasks.0.source: {path} has 3 rows, the task's count is 4; lower the count"
+    (tmp_path / "none.jsonl").touch()
+    assert "has 0 rows" in fault(tmp_path / "none.jsonl")
+
+
+def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", ROWS)
+    said = fault(path, fields={"x": "a", "y": "why", "z": "bee"})
+    assert said == f"tasks.0.source.fields: no column bee, why in {path} (has: a, b)"
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.parquet"])
+def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
+    assert fault(tmp_path / name) == f"tasks.0.source.path: {tmp_path / name}: no such file"
+
+
+def test_a_dataset_that_is_not_there_is_told(tmp_path: Path) -> None:
+    said = fault(tmp_path / "nowhere")
+    assert said.startswith(f"tasks.0.source.path: {tmp_path / 'nowhere'} cannot be loaded: ")
+
+
+def test_a_file_of_another_kind_asks_for_its_format(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    assert fault(tmp_path / "rows.csv").endswith(
+        "not a kind of file that is known here (has: parquet, jsonl); set format"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a": 1}\n{"a": \n', "line 2 is not JSON: Expecting value"),
+        ('{"a": 1}\n\n[1]\n', "line 3 is a JSON list; write one object a line"),
+        ("1\n", "line 1 is a JSON int; write one object a line"),
+        ("[" * 100_000, "line 1 is not JSON: maximum recursion depth exceeded"),
+        ("PK\x03\x04", "line 1 is not JSON"),
+    ],
+)
+def test_a_broken_line_is_told_with_its_number(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    assert fault(path).startswith(f"tasks.0.source.path: {path} cannot be loaded: {says}")
+
+
+def test_a_file_that_is_no_parquet_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.parquet").write_text("no")
+    assert "cannot be loaded: Parquet file size is 2 bytes" in fault(tmp_path / "rows.parquet")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_job_makes_its_prompts_from_a_source_and_rejects_the_rows_that_do_not_fit(
+    workspace: Path, make_job: Callable[..., Job]
+) -> None:
+    path = write(workspace / "rows.jsonl", [{"left": 4}, {"left": "many"}, {"left": 6}])
+    source = {"path": str(path), "fields": {"a": "left"}, "constants": {"b": 5}}
+    prepared = prepare(make_job(tasks=[{"name": "adding", "count": 3, "source": source}]), workspace)
+    made = {row.number: prepared.render(row) for row in prepared.plan.rows(0)}
+    refused = made.pop(1)
+    assert isinstance(refused, Rejection)
+    assert (refused.stage, refused.reason, refused.kind) == ("prompt", "scenario_invalid", "rejected")
+    kept = {number: outcome.scenario for number, outcome in made.items() if isinstance(outcome, Prompt)}
+    assert kept == {0: '{"a":4,"b":5}', 2: '{"a":6,"b":5}'}
+
+
+THREAD = {
+    "who": "jane@example.com",
+    "thread": [{"to": "bob@example.com", "call": ["jane@example.com, (415) 555-2671"]}],
+}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_personal_data_is_replaced_at_any_depth_and_counted(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, [THREAD, {"who": "nobody", "thread": []}])
+    source = open_rows(path, scrub=True, constants={"desk": "help@example.com"})
+    assert scenarios(source) == [
+        {
+            "desk": "help@example.com",
+            "who": "[EMAIL_1]",
+            "thread": [{"to": "[EMAIL_2]", "call": ["[EMAIL_1], [PHONE_1]"]}],
+        },
+        {"desk": "help@example.com", "who": "nobody", "thread": []},
+    ]
+    assert [source.replaced(number) for number in range(2)] == [{"email": 3, "phone": 1}, {}]
+
+
+def test_only_what_the_job_names_is_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [THREAD])
+    assert scenarios(open_rows(path)) == [THREAD]
+    assert open_rows(path).replaced(0) == {}
+    phones = open_rows(path, scrub=["phone"], fields={"x": "thread"})
+    assert scenarios(phones) == [{"x": [{"to": "bob@example.com", "call": ["jane@example.com, [PHONE_1]"]}]}]
+    assert phones.replaced(0) == {"phone": 1}
+
+
+def test_what_was_replaced_belongs_to_the_row_that_is_planned(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"a": "x " + "jane@example.com " * number} for number in range(20)])
+    source = open_rows(path, scrub=True, shuffle=True, seed=3)
+    counts = [source.replaced(number)["email"] for number in range(20)]
+    assert counts == [source.scenario(number)["a"].count("[EMAIL_1]") for number in range(20)]
+    assert counts != sorted(counts)
+    assert sorted(counts) == list(range(20))
