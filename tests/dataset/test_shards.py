@@ -126,7 +126,11 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_file_and_no_thread(
     write_shard(tmp_path / "whole", 0, some_outcomes() if outcomes == "short" else long_records(), SIGNALS)
     complete = read_tree(tmp_path / "whole")
     command = [sys.executable, "-c", WRITE_ON_SMALL_DISKS, str(tmp_path), outcomes, *limits]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    here = Path(__file__).parent
+    beside = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+    done = subprocess.run(command, cwd=here, env=beside, capture_output=True, text=True, check=True)
     told = "shard 0 cannot be written: File too large; committed shards are whole"
     assert done.stdout.splitlines() == [f"{tmp_path / limit}: {told} 1" for limit in limits]
     for limit in limits:
