@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from factory.records import Array, canonical_json
-from factory.texts.texts import normalize
+from factory.texts.texts import leaves, normalize
 
 DOCUMENT: Final = 200  # characters
 PROMPT_KEY, SCENARIO_KEY, DOCUMENT_KEY = range(3)
@@ -84,15 +84,9 @@ class Links:
 
 def iterate_strings(value: Any) -> Iterator[tuple[str, str]]:
     """Every string inside a JSON value with the name of the nearest key above it."""
-    left: list[tuple[str, Any]] = [("", value)]
-    while left:
-        name, item = left.pop()
-        if isinstance(item, str):
-            yield name, item
-        elif isinstance(item, dict):
-            left.extend(item.items())
-        elif isinstance(item, list):
-            left.extend((name, part) for part in item)
+    for steps, leaf in leaves(value):
+        if isinstance(leaf, str):
+            yield next((step for step in reversed(steps) if isinstance(step, str)), ""), leaf
 
 
 def hash_text(text: str) -> int:

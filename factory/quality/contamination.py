@@ -7,8 +7,6 @@ A run that stands in many texts of the sets is boilerplate and tells nothing, so
 
 import csv
 import json
-import re
-import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +22,8 @@ from factory.errors import DatasetError, JobError
 from factory.job.job import ContaminationConfig
 from factory.records import Array
 from factory.tasks.sources import JsonLines
-from factory.texts.texts import every_text
+from factory.texts.texts import every_text, words_of
 
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 LEAST_WORDS = 4  # that begin with a letter; with fewer, a run or a short text says too little
 COMMON = 10  # texts; as GPT-3's decontamination did for runs that many documents share
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
@@ -69,13 +65,6 @@ class Index:
         place, first = int(places[found[0]]), int(found[0])
         name, shared = self.files[int(self.file_R[place])], " ".join(words[first : first + self.n])
         return f'{name} {"line" if name.endswith(".txt") else "row"} {int(self.row_R[place])}: "{shared}"'
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, in the form in which texts are compared."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return WORD.findall(text.lower())
 
 
 def run_hashes(words: Sequence[str], n: int) -> Array:

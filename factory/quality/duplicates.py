@@ -7,8 +7,6 @@ threshold is never called a near duplicate. Why so: docs/decisions/0008-duplicat
 
 import json
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,19 +18,13 @@ import numpy as np
 from factory.job.job import FiltersConfig
 from factory.quality.samples import canonical_answer
 from factory.records import Array, Outcome, Record, canonical_json
-from factory.texts.texts import normalize
+from factory.texts.texts import leaves, normalize, words_of
 
 SHINGLE_WORDS: Final = 3
 KEPT_HASHES: Final = 512  # a row with more shingles is compared by its smallest hashes: an estimate within about 0.02
 SEED: Final = 1
 PERMUTATIONS: Final = 160  # at most: more find fewer false candidates, and cost memory
 MISSED: Final = 1e-3  # share of pairs at the very threshold that may be overlooked
-# scripts that put no space between words: there a character stands for a word
-UNSPACED: Final = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-WORD: Final = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +166,14 @@ def list_shingles(row: StoredRow) -> list[str]:
 def split_words(text: str) -> Iterator[str]:
     """The words of all values in a JSON text, in order, without keys and nulls; a number or a boolean is one word."""
     try:
-        pending = [json.loads(text)]
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        pending = [text]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, str):
-            yield from WORD.findall(unicodedata.normalize("NFKC", value).casefold())
-        elif isinstance(value, dict | list):
-            pending.extend(reversed(list(value.values()) if isinstance(value, dict) else value))
-        elif value is not None:
-            yield json.dumps(value)
+        value = text
+    for _, leaf in leaves(value):
+        if isinstance(leaf, str):
+            yield from words_of(leaf)
+        elif leaf is not None:
+            yield json.dumps(leaf)
 
 
 def estimate_jaccard(a: Array, b: Array) -> float:

@@ -1,20 +1,34 @@
-"""The texts inside a JSON value, each with the place where it stands (`points.2`), in the order of the value."""
+"""The texts inside a JSON value, in its order, each with the steps that lead to it; and the words of a text."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import Final
 
-Place = tuple[str, object]
+Steps = tuple[str | int, ...]  # keys of objects and numbers of items, from the outermost in
+
+# scripts that put no space between words: there a character stands for a word
+UNSPACED: Final = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+WORD: Final = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")
 
 
-def every_text(value: object, place: str = "") -> Iterator[tuple[str, str]]:
-    """Place and text of every string in a value, keys of objects left out. Any depth."""
-    left: list[Place] = [(place, value)]
+def leaves(value: object, steps: Steps = ()) -> Iterator[tuple[Steps, object]]:
+    """Every value that holds no other one, with its steps. Any depth: a list of what is left, not recursion."""
+    left = [(steps, value)]
     while left:
-        place, value = left.pop()
-        if isinstance(value, str):
-            yield place, value
+        steps, value = left.pop()
+        if isinstance(value, dict | list | tuple):
+            left.extend(reversed(list(_inside(steps, value))))
         else:
-            left.extend(reversed(list(_inside(place, value))))
+            yield steps, value
+
+
+def every_text(value: object) -> Iterator[tuple[str, str]]:
+    """Place (`points.2`) and text of every string in a value, keys of objects left out."""
+    return ((name_place(steps), leaf) for steps, leaf in leaves(value) if isinstance(leaf, str))
 
 
 def texts_at(value: object, fields: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -22,29 +36,39 @@ def texts_at(value: object, fields: Iterable[str]) -> Iterator[tuple[str, str]]:
 
     A field that the value does not have holds no text.
     """
+    starts: list[tuple[Steps, object]] = [((), value)]
     named = list(fields)
-    if not named:
-        yield from every_text(value)
-    for field in named:
-        for place, found in _follow(value, field.split(".")):
-            yield from every_text(found, place)
+    for start, found in _follow(value, named) if named else starts:
+        yield from ((name_place(steps), leaf) for steps, leaf in leaves(found, start) if isinstance(leaf, str))
 
 
-def _follow(value: object, steps: list[str]) -> list[Place]:
-    found: list[Place] = [("", value)]
-    for step in steps:
-        items = [item for place, holder in found for item in _inside(place, holder)]
-        found = [(place, item) for place, item in items if step in ("*", place.rpartition(".")[2])]
-    return found
+def name_place(steps: Steps) -> str:
+    return ".".join(map(str, steps))
 
 
-def _inside(place: str, value: object) -> Iterator[Place]:
-    """The items of a list or object, each with its place; nothing for any other value."""
-    prefix = f"{place}." if place else ""
+def _follow(value: object, fields: list[str]) -> Iterator[tuple[Steps, object]]:
+    for field in fields:
+        found: list[tuple[Steps, object]] = [((), value)]
+        for step in field.split("."):
+            items = [item for steps, holder in found for item in _inside(steps, holder)]
+            found = [(steps, item) for steps, item in items if step in ("*", str(steps[-1]))]
+        yield from found
+
+
+def _inside(steps: Steps, value: object) -> Iterator[tuple[Steps, object]]:
+    """The items of a list or object, each with its steps; nothing for any other value."""
     if isinstance(value, dict):
-        yield from ((f"{prefix}{key}", item) for key, item in value.items())
+        yield from (((*steps, key), item) for key, item in value.items())
     elif isinstance(value, list | tuple):
-        yield from ((f"{prefix}{number}", item) for number, item in enumerate(value))
+        yield from (((*steps, number), item) for number, item in enumerate(value))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in the form in which texts are compared: NFKC, case folded, punctuation dropped."""
+    if not text.isascii():
+        # folding case can undo the normal form (U+0345), so it is made again
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return WORD.findall(text.lower())
 
 
 def normalize(text: str) -> str:
