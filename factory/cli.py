@@ -190,16 +190,18 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
 def _run(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import require_room
     from factory.publish.show import describe_totals
-    from factory.runs.run import run
+    from factory.runs.prepare import prepare
+    from factory.runs.run import run_prepared
 
     job, out = _read_job(options)
     if options.scores != (job.transcripts is not None):
         other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
         raise JobError(f"{options.job}: has {why}; use factory {other}")
-    warning = None if options.no_disk_check else require_room(job, options.workspace, out)
+    prepared = prepare(job, options.workspace)
+    warning = None if options.no_disk_check else require_room(prepared, out)
     if warning:
         print(redact(warning), file=sys.stderr)
-    totals = run(job, options.workspace, out, mend=options.repair, log_json=options.log_json)
+    totals = run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
     _print(describe_totals(out, totals))
     return 0
 

@@ -39,7 +39,7 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
             continue
         most = prepared.sampling[task].max_tokens
         lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
-    forecast = make_forecast(prepared, workspace, out, pilot)
+    forecast = make_forecast(prepared, out, pilot)
     return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
 
 
@@ -112,16 +112,15 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
     return shard + max(0.0, spool - sum(path.stat().st_size for path in (out / SPOOL).glob("*.gen")))
 
 
-def require_room(job: Job, workspace: Path, out: Path) -> str | None:
+def require_room(prepared: Prepared, out: Path) -> str | None:
     """Raise DatasetError where the disk cannot hold what is left of a job; a warning where only its bound does not fit.
 
     A job whose upper bound fits is not looked at any closer.
     """
-    prepared = prepare(job, workspace)
     free = shutil.disk_usage(_existing(out)).free
     if 2 * upper_bound(prepared) + 4 * SEGMENT_BYTES <= free:
         return None
-    forecast = make_forecast(prepared, workspace, out)
+    forecast = make_forecast(prepared, out)
     work = working_bytes(prepared, forecast, out)
     if not forecast.left or forecast.left + work <= free:
         return None

@@ -21,7 +21,7 @@ from factory.forecast.standin import ANY_LEVEL, Cell, Measured, StandIns
 from factory.job.job import Job
 from factory.records import Outcome, Record
 from factory.runs.prepare import Prepared, describe_job, prepare
-from factory.runs.run import choose_kept, run
+from factory.runs.run import choose_kept, run_prepared
 from factory.teachers.models import ModelShape, locate_model, read_shape, resolve_signals
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter
@@ -90,11 +90,11 @@ class Weighed:
                 self.completion_tokens += len(outcome.generation.completion_token_ids)
 
 
-def make_forecast(prepared: Prepared, workspace: Path, out: Path, pilot: int | None = None) -> Forecast:
+def make_forecast(prepared: Prepared, out: Path, pilot: int | None = None) -> Forecast:
     """The forecast of a job on the best basis there is; `pilot` runs so many rows of each task first."""
     ledger = committed_ledger(prepared, out)
     if pilot is not None:
-        forecast = _forecast_pilot(prepared, workspace, pilot)
+        forecast = _forecast_pilot(prepared, pilot)
         return forecast if ledger is None else replace(forecast, committed=ledger.totals.bytes)
     if ledger is not None:
         return _forecast_committed(prepared, ledger)
@@ -228,15 +228,15 @@ def _rest_of_states(outcomes: Iterable[Outcome], shape: ModelShape) -> int:
     return sum(2 * s.bits_NLH.size // s.bits_NLH.shape[2] * (shape.hidden_size - s.bits_NLH.shape[2]) for s in kept)
 
 
-def _forecast_pilot(prepared: Prepared, workspace: Path, count: int) -> Forecast:
+def _forecast_pilot(prepared: Prepared, count: int) -> Forecast:
     """Run a few rows of each task with the real teacher; what they made is thrown away."""
     if prepared.transcripts is not None:
         raise JobError("--pilot: transcripts are scored as they stand and their tokens are known; leave --pilot out")
-    small = _pilot_job(prepared.job, count)
+    pilot = prepare(_pilot_job(prepared.job, count), prepared.workspace)
     with tempfile.TemporaryDirectory(prefix="factory-pilot-") as name:
         out = Path(name) / "out"
-        run(small, workspace, out)
-        return forecast_from_pilot(prepared, prepare(small, workspace), out)
+        run_prepared(pilot, out)
+        return forecast_from_pilot(prepared, pilot, out)
 
 
 def forecast_from_pilot(prepared: Prepared, pilot: Prepared, out: Path) -> Forecast:

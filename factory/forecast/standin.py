@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from factory.quality.retry import ask_again
 from factory.records import (
     Array,
     Attention,
@@ -30,7 +29,7 @@ from factory.records import (
     derive_seed,
 )
 from factory.runs.prepare import Prepared
-from factory.runs.run import decide
+from factory.runs.run import Desk, gates_for
 from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape
@@ -64,20 +63,19 @@ class StandIns:
 
     def outcomes(self, rows: Iterable[PlannedRow]) -> Iterator[Outcome]:
         """One outcome a row, the scripted teacher's own where that is the job's."""
-        teacher = ScriptedTeacher(self.prepared.job, self.prepared.tasks) if self.counter is None else None
+        desk = self._open_desk() if self.counter is None else None
         for row in rows:
             prompt = self.prepared.render(row)
             if isinstance(prompt, Rejection):
                 yield prompt
             else:
-                yield self._stand_in(prompt, self.counter) if teacher is None else self._ask(prompt, teacher)
+                yield self._stand_in(prompt, self.counter) if desk is None else desk.answer(prompt)
 
-    def _ask(self, prompt: Prompt, teacher: ScriptedTeacher) -> Outcome:
-        gate = replace(self.prepared.gates[prompt.task], signals=self.signals)
-        filters = self.prepared.filters[prompt.task]
-        outcome = decide(gate, prompt, teacher.answer(prompt), filters, self.prepared.job.student)
-        again = ask_again(self.prepared.job, outcome) if isinstance(outcome, Rejection) else None
-        return outcome if again is None else self._ask(again, teacher)
+    def _open_desk(self) -> Desk:
+        """The scripted teacher behind the desk of a real run: it answers for nothing, as its own judge too."""
+        teacher = ScriptedTeacher(self.prepared.job, self.prepared.tasks)
+        gates = gates_for(teacher, self.prepared.gates)
+        return Desk(replace(self.prepared, gates=gates), teacher, teacher)
 
     def _stand_in(self, prompt: Prompt, counter: Counter | None) -> Outcome:
         assert counter is not None

@@ -33,13 +33,18 @@ Text = tuple[list[str], Sequence[int]]  # words, and the row of the file that ea
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Hashes of all runs of n words, and of all shorter texts as a whole, sorted; beside them the file and the row."""
+    """Hashes of all runs of n words, and of all shorter texts as a whole, sorted; beside them the file and the row.
+
+    `hashes_R` uint64 ascending, each once; `file_R` uint16, its place in `files`; `row_R` uint32, counted as the file
+    counts. `digests` has the SHA-256 of each file as it was read.
+    """
 
     n: int
     files: tuple[str, ...]
     hashes_R: Array
     file_R: Array
     row_R: Array
+    digests: dict[str, str]
 
     def find(self, texts: Iterable[str]) -> str | None:
         """Where the first words that texts share with a set stand, and these words; None if they share none.
@@ -101,7 +106,7 @@ def open_index(config: ContaminationConfig) -> Index:
     telling_R = (counts_R <= COMMON) & (unique_R != 0)
     place_R = first_R[telling_R]
     file_R, row_R = np.array(files, np.uint16)[place_R], np.array(rows, np.uint32)[place_R]
-    return Index(config.n, tuple(config.files), unique_R[telling_R], file_R, row_R)
+    return Index(config.n, tuple(config.files), unique_R[telling_R], file_R, row_R, digest_files(config))
 
 
 def _seen_before(words: Sequence[str], seen: set[bytes]) -> bool:

@@ -7,14 +7,18 @@ threshold is never called a near duplicate. Why so: docs/decisions/0008-duplicat
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from factory.dataset.ledger import Ledger
+from factory.dataset.shards import read_batches, shard_path
 from factory.job.job import FiltersConfig
 from factory.quality.samples import canonical_answer
 from factory.records import Array, Outcome, Record, canonical_json
@@ -85,6 +89,29 @@ class Duplicates:
         if task not in self._near:
             self._near[task] = NearIndex(threshold)
         return self._near[task]
+
+
+class Deduplication:
+    """The duplicates of a dataset, with what earlier runs committed."""
+
+    def __init__(self, config: FiltersConfig, ledger: Ledger) -> None:
+        self.duplicates = Duplicates(config)
+        self.out = ledger.out
+        self.earlier = deque(sorted(ledger.entries))
+
+    def check(self, shard: int, outcomes: list[Outcome]) -> list[Outcome]:
+        """The outcomes of a shard, with a rejection in place of each row that an earlier row is like."""
+        while self.earlier and self.earlier[0] < shard:
+            self.duplicates.remember(stored_rows(self.out, self.earlier.popleft()))
+        return self.duplicates.check(outcomes)
+
+
+def stored_rows(out: Path, shard: int) -> Iterator[StoredRow]:
+    """What a committed shard accepted, as far as duplicates are concerned."""
+    columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer"]
+    for batch in read_batches(out / shard_path("data", shard), columns):
+        for row in batch.to_pylist():
+            yield StoredRow(*(row[name] for name in columns))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import digest_job, write_atomically
 from factory.errors import JobError
 from factory.job.job import Job, StyleConfig
-from factory.quality.contamination import digest_files, open_index
+from factory.quality.contamination import Index, open_index
 from factory.quality.difficulty import Formula, compile_formula, known_names
 from factory.quality.filters import RowFilters, open_filters
 from factory.quality.judge import Judge, open_judges
@@ -28,6 +30,7 @@ from factory.tasks.sources import Source, open_source
 from factory.tasks.tasks import Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
 
+PROBES_PER_TASK = 8
 LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
 # how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
 HOW_NOT_WHAT = (
@@ -44,9 +47,14 @@ HOW_NOT_WHAT = (
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job with everything that can be known of it before a teacher starts."""
+    """A job with everything that can be known of it before a teacher starts.
+
+    By name of a task: `tasks`, `sampling`, `gates`, `renderers` and `filters` have each of the job's, `sources` and
+    `judges` those that have one. Where transcripts are scored there are no tasks; TASK stands for them in the others.
+    """
 
     job: Job
+    workspace: Path
     tasks: dict[str, Task]
     plan: Plan
     sampling: dict[str, Sampling]
@@ -56,6 +64,7 @@ class Prepared:
     filters: dict[str, RowFilters]
     judges: dict[str, Judge]
     formula: Formula
+    evaluation: Index | None = None
     transcripts: Transcripts | None = None
 
     def render(self, row: PlannedRow) -> Prompt | Rejection:
@@ -92,12 +101,30 @@ class Prepared:
             group=name,
         )
 
+    def probes(self) -> list[Prompt]:
+        """A few prompts of each task, to see before the engine starts whether any fits the model's window."""
+        found: list[Prompt] = []
+        for name in self.tasks:
+            rows = (row for row in self.plan.rows(0) if row.task == name and not row.sample)
+            prompts = map(self.render, islice(rows, PROBES_PER_TASK))
+            found += [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+        return found
+
+    def scrubbed(self, shard: int) -> Counter[str]:
+        """What was replaced in the scenarios of a shard's prompts, by kind of personal data."""
+        told = Counter[str]()
+        for row in self.plan.rows(shard):
+            source = self.sources.get(row.task)
+            if source is not None and source.config.scrub and not row.sample:
+                told += source.replaced(row.number)
+        return told
+
 
 def prepare(job: Job, workspace: Path) -> Prepared:
     """Find and check all that a job names, without starting anything. Raises JobError or TaskError with every fault."""
     transcripts = open_transcripts(job)
     if transcripts is not None:
-        return _prepare_scoring(job, transcripts)
+        return _prepare_scoring(job, workspace, transcripts)
     names = [config.name for config in job.tasks]
     tasks = {task.name: task for task in discover(workspace).get(names)}
     require_whole(list(tasks.values()))
@@ -115,6 +142,7 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     known = known_names(job.samples.n, job.signals.top_k, bool(judges))
     return Prepared(
         job=job,
+        workspace=workspace,
         tasks=tasks,
         plan=plan,
         sampling=sampling,
@@ -128,27 +156,31 @@ def prepare(job: Job, workspace: Path) -> Prepared:
         filters={name: open_filters(job.filters, task.style, evaluation) for name, task in tasks.items()},
         judges=judges,
         formula=compile_formula(job.difficulty.formula, known),
+        evaluation=evaluation,
     )
 
 
-def _prepare_scoring(job: Job, transcripts: Transcripts) -> Prepared:
+def _prepare_scoring(job: Job, workspace: Path, transcripts: Transcripts) -> Prepared:
     """A job that scores transcripts: no task is asked, and a row only has to come with sound signals."""
+    evaluation = _open_evaluation(job)
     return Prepared(
         job=job,
+        workspace=workspace,
         tasks={},
         plan=plan_transcripts(job, len(transcripts)),
         sampling={TASK: Sampling(max_tokens=job.teacher.max_model_len or LONGEST_TRANSCRIPT)},
         gates={TASK: Gate(None, check=False)},
         renderers={},
         sources={},
-        filters={TASK: open_filters(job.filters, StyleConfig(), _open_evaluation(job))},
+        filters={TASK: open_filters(job.filters, StyleConfig(), evaluation)},
         judges={},
         formula=compile_formula(job.difficulty.formula, known_names(1, job.signals.top_k, False)),
+        evaluation=evaluation,
         transcripts=transcripts,
     )
 
 
-def _open_evaluation(job: Job) -> Any:
+def _open_evaluation(job: Job) -> Index | None:
     contamination = job.filters.contamination
     return open_index(contamination) if contamination is not None else None
 
@@ -182,8 +214,7 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     }
     sources = {name: source.digest() for name, source in prepared.sources.items()}
     sources |= {} if prepared.transcripts is None else {TASK: prepared.transcripts.digest()}
-    contamination = prepared.job.filters.contamination
-    evaluation = digest_files(contamination) if contamination is not None else {}
+    evaluation = prepared.evaluation.digests if prepared.evaluation is not None else {}
     sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
     meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
     meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}

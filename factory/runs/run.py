@@ -9,12 +9,12 @@ one accepted record, one rejection or one error, and the ledger refuses a shard 
 import json
 import shutil
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from factory.checks.fidelity import check_run, require_passed
 from factory.checks.repair import repair
 from factory.dataset.ledger import SPOOL, Ledger, Totals, hold, open_ledger, require_manifest, summarize_shard
 from factory.dataset.manifest import read_manifest, reconcile_manifest
-from factory.dataset.shards import read_batches, shard_path, write_shard
+from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
 from factory.errors import DatasetError, redact
 from factory.job.job import Job, SignalsConfig, StudentConfig
 from factory.publish.card import save_card
 from factory.quality.difficulty import measure
-from factory.quality.duplicates import Duplicates, StoredRow
+from factory.quality.duplicates import Deduplication
 from factory.quality.filters import RowFilters, apply
 from factory.quality.judge import VERDICT_SCHEMA, judge_id, judge_name
 from factory.quality.parse import parse
@@ -49,7 +49,6 @@ from factory.runs.progress import Progress
 from factory.runs.room import Room
 from factory.teachers import Teacher, open_teacher
 
-PROBES_PER_TASK = 8
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
 
@@ -75,13 +74,17 @@ class Draft:
 
 
 def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool = False) -> Totals:
+    """Prepare a job and run it, all in one; see `run_prepared`."""
+    return run_prepared(prepare(job, workspace), out, mend, log_json)
+
+
+def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bool = False) -> Totals:
     """Make the job's dataset in `out`, going on from what is committed there. Returns the totals of the whole dataset.
 
     `mend` first gives up every shard that is damaged, so that it is made again, and no other.
     Raises FidelityError where the whole dataset's signals do not pass their check, another FactoryError for anything
     that is the user's to mend; nothing that was committed is touched.
     """
-    prepared = prepare(job, workspace)
     manifest = describe_job(prepared)
     plan = describe_plan(prepared.plan, manifest)
     with hold(out):
@@ -95,7 +98,7 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
             if ledger.totals.left or "teacher" not in read_manifest(out):
                 _run_teacher(prepared, manifest, ledger, log_json)
             _settle(ledger)
-            _check_fidelity(ledger, job, log_json)
+            _check_fidelity(ledger, prepared.job, log_json)
         except BrokenPipeError:  # whoever read our output has left: nothing to do with the disk
             raise
         except OSError as error:  # a disk that is full, read-only or gone
@@ -124,21 +127,21 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, l
     started = datetime.now(UTC)
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
     with ExitStack() as stack:
-        tasks, probes = prepared.tasks.values(), list(_probes(prepared))
+        tasks, probes = prepared.tasks.values(), prepared.probes()
         teacher = stack.enter_context(open_teacher(job, tasks, probes, out, verdicts))
         judge = _open_judge(prepared, stack, out, verdicts) or teacher
         described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
         described |= {"judge": asdict(judge.info)} if prepared.judges else {}
         reconcile_manifest(out, manifest | described)
-        prepared = replace(prepared, gates=_gates_for(teacher, prepared.gates))
+        prepared = replace(prepared, gates=gates_for(teacher, prepared.gates))
         room = Room(out, prepared.plan.shard_size(0))
-        desk = Desk(prepared, teacher, judge, room)
+        desk = Desk(prepared, teacher, judge)
         with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
             try:
-                for shard, outcomes, pairs in _finish(prepared, ledger, _produce(prepared, desk, ledger, progress)):
+                for shard, outcomes, pairs in _finish(prepared, ledger, _produce(desk, room, ledger, progress)):
                     room.require(shard, outcomes)
                     files = write_shard(out, shard, outcomes, teacher.signals, pairs)
-                    ledger.commit(summarize_shard(shard, outcomes, files, _scrubbed(prepared, shard)))
+                    ledger.commit(summarize_shard(shard, outcomes, files, prepared.scrubbed(shard)))
                     for outcome in outcomes:
                         desk.release(outcome.prompt)
                     save_card(ledger, current_summary(ledger))
@@ -158,7 +161,7 @@ def _open_judge(prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[
     return stack.enter_context(open_teacher(own, [], [], folder, verdicts))
 
 
-def _gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
+def gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
     """The gates with what this teacher promises to keep of each row, and how many ids it knows."""
     vocab = teacher.info.details.get("vocab_size")
     return {name: replace(gate, signals=teacher.signals, vocab=vocab) for name, gate in gates.items()}
@@ -179,15 +182,13 @@ class Desk:
     prepared: Prepared
     teacher: Teacher
     judge: Teacher
-    disk: Room
     asked: dict[str, Prompt] = field(default_factory=dict)
     judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
     again: deque[Prompt] = field(default_factory=deque)
 
-    def room(self) -> int:
-        """How many more prompts may be asked: none while the disk is short, until what is asked is committed."""
-        short = self.disk.short(len(self.asked) + len(self.judged))
-        return 0 if short else self.teacher.room()
+    def waiting(self) -> int:
+        """How many prompts are asked and not decided."""
+        return len(self.asked) + len(self.judged)
 
     def ask(self, prompt: Prompt) -> None:
         self.asked[prompt.id] = prompt
@@ -224,6 +225,16 @@ class Desk:
         self.again.append(prompt)
         return None
 
+    def answer(self, prompt: Prompt) -> Outcome:
+        """The outcome of one prompt by itself, however often it is asked; nothing else may be waiting."""
+        self.again.append(prompt)
+        while True:
+            if self.again:
+                self.ask(self.again.popleft())
+            for outcome in map(self.conclude, self.collect()):
+                if outcome is not None:
+                    return outcome
+
     def release(self, prompt: Prompt) -> None:
         """A row is committed: nobody needs to keep its generations."""
         self.teacher.release(prompt.id, prompt.attempt)
@@ -232,13 +243,15 @@ class Desk:
                 self.judge.release(judge_id(prompt.id, attempt), 0)
 
 
-def _produce(prepared: Prepared, desk: Desk, ledger: Ledger, progress: Progress) -> Iterator[tuple[int, list[Outcome]]]:
+def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iterator[tuple[int, list[Outcome]]]:
     """Whole shards, each as soon as its last row is decided."""
+    prepared = desk.prepared
     rows = (row for shard in ledger.pending() for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
     while True:
         decided: list[Outcome] = []
-        while desk.room() and not decided:
+        # while the disk is short nothing more is asked, until what is asked is committed
+        while not decided and not room.short(desk.waiting()) and desk.teacher.room():
             prompt = desk.again.popleft() if desk.again else _next_prompt(prepared, rows)
             if prompt is None:
                 break
@@ -256,21 +269,11 @@ def _produce(prepared: Prepared, desk: Desk, ledger: Ledger, progress: Progress)
                 decided.append(outcome)
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
-            desk.disk.saw(outcome)
+            room.saw(outcome)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
             if draft.put(outcome):
                 yield shard, drafts.pop(shard).whole()
-
-
-def _scrubbed(prepared: Prepared, shard: int) -> Counter[str]:
-    """What was replaced in the scenarios of a shard's prompts, by kind of personal data."""
-    told = Counter[str]()
-    for row in prepared.plan.rows(shard):
-        source = prepared.sources.get(row.task)
-        if source is not None and source.config.scrub and not row.sample:
-            told += source.replaced(row.number)
-    return told
 
 
 def _next_prompt(prepared: Prepared, rows: Iterator[PlannedRow]) -> Prompt | Rejection | None:
@@ -319,7 +322,7 @@ def _finish(
 ) -> Iterator[tuple[int, list[Outcome], list[Pair]]]:
     """Whole shards as they are written: what is kept of each prompt's samples, and nothing that was there already."""
     filters = prepared.job.filters
-    deduplication = Deduplication(prepared.job, ledger) if filters.duplicates or filters.near_duplicates else None
+    deduplication = Deduplication(filters, ledger) if filters.duplicates or filters.near_duplicates else None
     for shard, outcomes in shards if deduplication is None else _in_order(ledger, shards):
         outcomes, pairs = choose_kept(prepared, outcomes)
         if deduplication is not None:
@@ -342,34 +345,3 @@ def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[O
 
 def _measured(prepared: Prepared, outcome: Outcome) -> Outcome:
     return replace(outcome, measures=measure(outcome, prepared.formula)) if isinstance(outcome, Record) else outcome
-
-
-class Deduplication:
-    """The duplicates of a dataset, with what earlier runs committed."""
-
-    def __init__(self, job: Job, ledger: Ledger) -> None:
-        self.duplicates = Duplicates(job.filters)
-        self.out = ledger.out
-        self.earlier = deque(sorted(ledger.entries))
-
-    def check(self, shard: int, outcomes: list[Outcome]) -> list[Outcome]:
-        """The outcomes of a shard, with a rejection in place of each row that an earlier row is like."""
-        while self.earlier and self.earlier[0] < shard:
-            self.duplicates.remember(stored_rows(self.out, self.earlier.popleft()))
-        return self.duplicates.check(outcomes)
-
-
-def stored_rows(out: Path, shard: int) -> Iterator[StoredRow]:
-    """What a committed shard accepted, as far as duplicates are concerned."""
-    columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer"]
-    for batch in read_batches(out / shard_path("data", shard), columns):
-        for row in batch.to_pylist():
-            yield StoredRow(*(row[name] for name in columns))
-
-
-def _probes(prepared: Prepared) -> Iterator[Prompt]:
-    """A few prompts of each task, to see before the engine starts whether any fits the model's window."""
-    for name in prepared.tasks:
-        rows = (row for row in prepared.plan.rows(0) if row.task == name and not row.sample)
-        prompts = (prepared.render(row) for row in islice(rows, PROBES_PER_TASK))
-        yield from (prompt for prompt in prompts if isinstance(prompt, Prompt))

@@ -33,6 +33,9 @@ class Source:
         self.config = config
         self.rows = rows
         self.order = order
+        self._digest: str | None = None
+        self._last: tuple[int, dict[str, Any], Counter[str]] | None = None
+        self._counts: dict[int, Counter[str]] = {}  # of rows that were read and are not told by `replaced` yet
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,8 +45,10 @@ class Source:
         return self.order[number] if self.order else number
 
     def digest(self) -> str:
-        """A hash of the data."""
-        return digest_rows(self.config, self.rows)
+        """A hash of the data, as it was when it was first asked for."""
+        if self._digest is None:
+            self._digest = digest_rows(self.config, self.rows)
+        return self._digest
 
     def scenario(self, number: int) -> Mapping[str, Any]:
         """Fields of the scenario for the `number`-th planned row: the mapped columns, then the constants.
@@ -51,13 +56,23 @@ class Source:
         Without `fields` every column goes to the field of its own name. A null counts as absent. With `scrub`, what is
         personal in the columns' strings is replaced, nested ones too; the constants stay, they are the job's own.
         """
-        return {**self.config.constants, **self._read(number)[0]}
+        mapped, counts = self._read(number)
+        if self.config.scrub:
+            self._counts[number] = counts
+        return {**self.config.constants, **mapped}
 
     def replaced(self, number: int) -> Counter[str]:
         """How often each kind of personal data was replaced in the row that `scenario` gives for `number`."""
-        return self._read(number)[1]
+        known = self._counts.pop(number, None)
+        return self._read(number)[1] if known is None else known
 
     def _read(self, number: int) -> tuple[dict[str, Any], Counter[str]]:
+        # the samples of a prompt ask for one row in turn, and to scrub costs more than all the rest of a prompt
+        if self._last is None or self._last[0] != number:
+            self._last = (number, *self._scrub(number))
+        return self._last[1], self._last[2]
+
+    def _scrub(self, number: int) -> tuple[dict[str, Any], Counter[str]]:
         row = self.rows[self.place(number)]
         columns = self.config.fields or {name: name for name in row}
         mapped = {field: row[column] for field, column in columns.items() if row.get(column) is not None}

@@ -48,13 +48,16 @@ class Transcripts:
                 f"transcripts: {config.path} has none of {forms} (has: {', '.join(rows.column_names)}); "
                 f"say which columns they are with transcripts.columns"
             )
+        self._digest: str | None = None
 
     def __len__(self) -> int:
         return min(len(self.rows), self.config.count or len(self.rows))
 
     def digest(self) -> str:
-        """A hash of the data."""
-        return digest_rows(self.config, self.rows)
+        """A hash of the data, as it was when it was first asked for."""
+        if self._digest is None:
+            self._digest = digest_rows(self.config, self.rows)
+        return self._digest
 
     def prompt(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row; a rejection where the data is no transcript."""

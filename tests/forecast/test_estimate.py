@@ -96,19 +96,19 @@ def test_what_is_predicted_is_what_is_written(workspace: Path, make_job: MakeJob
     faults = {"backend": "scripted", "scripted": {"wrong": 0.1, "truncated": 0.05}}
     job = make_job(signals=signals, teacher=faults, shard_rows=32, tasks=[{"name": "adding", "count": 320}])
     prepared, out = prepare(job, workspace), workspace / "out"
-    forecast = make_forecast(prepared, workspace, out)
+    forecast = make_forecast(prepared, out)
     totals = run(job, workspace, out)
     assert forecast.bytes == pytest.approx(totals.bytes, rel=0.15)
     assert forecast.prompt_tokens == pytest.approx(totals.prompt_tokens, rel=0.15)
     assert forecast.completion_tokens == pytest.approx(totals.completion_tokens, rel=0.15)
-    known = make_forecast(prepared, workspace, out)
+    known = make_forecast(prepared, out)
     assert (set(known.bases.values()), known.left) == ({"committed shards"}, pytest.approx(0, abs=1))
 
 
 def test_a_pilot_leaves_nothing_behind_and_predicts(workspace: Path, make_job: MakeJob) -> None:
     job = make_job(shard_rows=32, tasks=[{"name": "adding", "count": 160}])
     before = sorted(workspace.rglob("*"))
-    forecast = make_forecast(prepare(job, workspace), workspace, workspace / "out", pilot=40)
+    forecast = make_forecast(prepare(job, workspace), workspace / "out", pilot=40)
     assert sorted(path for path in workspace.rglob("*") if "__pycache__" not in path.parts) == [
         path for path in before if "__pycache__" not in path.parts
     ]
@@ -124,11 +124,11 @@ def test_a_run_is_refused_where_the_disk_cannot_hold_what_is_left(
     (large / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 10**9, "head_dim": 16}))
     job = make_job(teacher={"model": str(large)}, tasks=[{"name": "adding", "count": 10**5}])
     with pytest.raises(DatasetError, match=r"the disk cannot hold what is left of this job: .* nothing was started"):
-        require_room(job, workspace, workspace / "out")
+        require_room(prepare(job, workspace), workspace / "out")
     write_task(workspace, "guessing", schema=SCHEMA.partition("def solve")[0])
     job = make_job(teacher={"model": str(large)}, tasks=[{"name": "guessing", "count": 10**5}])
-    assert "stops in order" in (require_room(job, workspace, workspace / "out") or "")
-    assert require_room(make_job(), workspace, workspace / "out") is None
+    assert "stops in order" in (require_room(prepare(job, workspace), workspace / "out") or "")
+    assert require_room(prepare(make_job(), workspace), workspace / "out") is None
 
 
 def test_nothing_more_is_asked_when_the_next_shard_does_not_fit(tmp_path: Path) -> None:

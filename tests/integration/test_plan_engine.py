@@ -33,11 +33,11 @@ def keep_first_shard(out: Path) -> None:
 
 def test_every_basis_predicts_what_the_run_writes_within_15_percent(tmp_path: Path) -> None:
     prepared, out = prepare(Job.model_validate(JOB), ROOT), tmp_path / "out"
-    reference = make_forecast(prepared, ROOT, out)
+    reference = make_forecast(prepared, out)
     written = run(prepared.job, ROOT, out).bytes
-    committed = make_forecast(prepared, ROOT, out)
+    committed = make_forecast(prepared, out)
     keep_first_shard(out)
-    pilot, half = forecast_from_pilot(prepared, prepared, out), make_forecast(prepared, ROOT, out)
+    pilot, half = forecast_from_pilot(prepared, prepared, out), make_forecast(prepared, out)
     assert [set(f.bases.values()) for f in (reference, pilot, half)] == [
         {"reference solutions"},
         {"pilot"},

@@ -74,7 +74,7 @@ def test_card_and_plan_tell_of_them(out: Path, tmp_path: Path) -> None:
     assert "config_name: attention" in card
     assert "attention maps of decoder blocks [1, 4] (1 is the first) for 0.5 of the rows" in card
     job = attention_job()
-    forecast = make_forecast(prepare(job, tmp_path), tmp_path, tmp_path / "elsewhere")
+    forecast = make_forecast(prepare(job, tmp_path), tmp_path / "elsewhere")
     assert forecast.groups["attention"] > 0
     assert forecast.bytes == pytest.approx(sum(path.stat().st_size for path in out.rglob("*.parquet")), rel=0.15)
 

@@ -80,7 +80,7 @@ def test_card_and_manifest_tell_of_them(out: Path) -> None:
 def test_a_plan_weighs_them(tmp_path: Path) -> None:
     write_task(tmp_path)
     job = experts_job()
-    forecast = make_forecast(prepare(job, tmp_path), tmp_path, tmp_path / "out")
+    forecast = make_forecast(prepare(job, tmp_path), tmp_path / "out")
     assert forecast.groups["experts"] > 0
     assert any(line.split()[0] == "experts" for line in estimate(job, tmp_path, tmp_path / "out"))
     assert forecast.bytes == pytest.approx(run(job, tmp_path, tmp_path / "out").bytes, rel=0.15)
