@@ -138,6 +138,7 @@ def _whole(
 ) -> Forecast:
     """A sample drawn out to the job: columns grow with the rows, the frames of files with the shards."""
     plan = prepared.plan
+    # a file's frame does not grow with its rows, so it is counted by files
     share, shards = plan.planned / max(sample.rows, 1), plan.shards / max(sample.files, 1)
     groups = dict.fromkeys(GROUPS, 0.0)
     for (folder, column), size in columns.items():
@@ -160,6 +161,7 @@ def _forecast_committed(prepared: Prepared, ledger: Ledger) -> Forecast:
     share = plan.planned / totals.done
     columns: Columns = Tally()
     entries = list(ledger.entries.values())
+    # how the bytes divide among columns is read off a few shards; how many there are is known of all
     for entry in entries[:: max(1, len(entries) // WEIGHED_SHARDS)]:
         for file in entry.files:
             columns.update(_file_columns(ledger.out, file.path))

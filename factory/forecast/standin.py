@@ -109,6 +109,7 @@ class StandIns:
         known = self._known(*cell)
         number, share = self.seen[cell], known.accepted if known else 1.0
         self.seen[cell] += 1
+        # 1e-9, since 100 * 0.29 is a little less than 29 as floats
         return math.floor((number + 1) * share + 1e-9) > math.floor(number * share + 1e-9)
 
     def _texts(self, prompt: Prompt, counter: Counter, rng: np.random.Generator) -> tuple[str, str]:
@@ -140,6 +141,7 @@ class StandIns:
         most = prompt.sampling.max_tokens
         ids_T = np.array([*think, *rest][:most], np.int32)
         inputs = len(prompt_ids) + len(ids_T) - 1
+        # one number a layer in place of thousands: their bytes are known without writing them
         bits_NLH = np.zeros((inputs, len(self.signals.layers), 1), np.uint16)
         vocab, of_prompt = self.shape.vocab_size, np.array(prompt_ids[1:], np.int32)
         made = Generation(

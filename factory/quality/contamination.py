@@ -77,6 +77,7 @@ def run_hashes(words: Sequence[str], n: int) -> Array:
     length = min(n, len(words))
     if length < LEAST_WORDS:
         return np.zeros(0, np.uint64)
+    # dates, prices and tables share runs of figures by chance: what counts is how many words begin with a letter
     letters_W = np.cumsum([0, *(word[0].isalpha() for word in words)])
     hashes_W = np.fromiter(map(_hash_word, words), np.uint64, len(words))
     hashes_R = np.full(len(words) - length + 1, length, np.uint64)
@@ -96,6 +97,7 @@ def open_index(config: ContaminationConfig) -> Index:
     seen: set[bytes] = set()
     for number, name in enumerate(config.files):
         for words, row_of in _read(name, config.columns, config.n, f"filters.contamination.files.{number}"):
+            # else a question that a set holds eleven times would count as boilerplate and never be found
             if len(words) >= config.n and _seen_before(words, seen):
                 continue
             runs, first = np.unique(run_hashes(words, config.n), return_index=True)
@@ -103,6 +105,7 @@ def open_index(config: ContaminationConfig) -> Index:
             files.extend([number] * len(runs))
             rows.extend(row_of[place] for place in first.tolist())
     unique_R, first_R, counts_R = np.unique(np.array(hashes, np.uint64), return_index=True, return_counts=True)
+    # 0 stands for every run that says too little
     telling_R = (counts_R <= COMMON) & (unique_R != 0)
     place_R = first_R[telling_R]
     file_R, row_R = np.array(files, np.uint16)[place_R], np.array(rows, np.uint32)[place_R]

@@ -51,6 +51,7 @@ def measure(record: Record, formula: Formula | None = None) -> Measures:
             measures,
             entropy_mean=_mean(entropy_T),
             entropy_max=_finite(float(entropy_T.max())) if entropy_T.size else None,
+            # 0.0 - x, since -x of 0.0 is -0.0, which other readers print and sort apart from 0
             surprise=None if of_all is None else 0.0 - of_all,
             confidence=None if of_answer is None else math.exp(min(of_answer, 0.0)),
         )
@@ -108,6 +109,7 @@ def compile_formula(text: str, known: set[str]) -> Formula:
             return None
 
     try:
+        # tried once with plausible values, so that a formula that no row can have fails before the run, not in it
         evaluate({name: 0.5 if name in known else None for name in NAMES})
     except (ArithmeticError, ValueError):  # log(0) now, but not for every row
         pass
@@ -150,6 +152,7 @@ def _require_values(tree: ast.Expression, known: set[str]) -> None:
     for node in names:
         if node.id not in NAMES:
             raise JobError(f"{KEY}: unknown name {node.id[:80]!r} (known: {', '.join(NAMES)})")
+        # under mean() a measure that is missing is left out; anywhere else it would make every difficulty None
         if node.id not in known and id(node) not in left_out:
             told = f"{KEY}: no row of this job has {node.id}, which needs {NEEDS[node.id]}"
             raise JobError(f"{told}; set that, or let mean() leave it out, as in mean({node.id}, effort)")

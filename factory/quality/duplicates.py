@@ -145,6 +145,7 @@ class NearIndex:
             return None
         minhash = RMinHash(self._permutations, SEED)
         minhash.update(shingles)
+        # the upper half of each 64-bit hash: two of one row's few hundred meet in it in one row of 100,000
         hashes = np.array(RMinHash.hash_token_sets([shingles])[0], dtype=np.uint64) >> np.uint64(32)
         return Sketch(minhash, np.unique(hashes.astype(np.uint32))[:KEPT_HASHES])
 
@@ -174,6 +175,7 @@ def digest_row(row: StoredRow) -> bytes:
 
     The turns of a repair, from the first of the assistant on, are not part of the prompt.
     """
+    # a repaired row is like another when its request and its final answer are, however it came to it
     asked = takewhile(lambda message: message["role"] != "assistant", row.messages)
     prompt = [[message["role"], normalize(message["content"])] for message in asked]
     identity = canonical_json([row.task, prompt, canonical_answer(row.answer)])

@@ -93,6 +93,7 @@ def find_loop(ids_T: Array) -> tuple[int, int, int] | None:
     for period in range(1, min(LONGEST_PERIOD, len(ids_T) // LEAST_REPEATS) + 1):
         least = max(LEAST_REPEATED, LEAST_REPEATS * period) - period
         same_T = ids_T[period:] == ids_T[:-period]
+        # most periods end here: the run lengths, which cost more, are counted for the few that may have one
         if np.count_nonzero(same_T) < least:
             continue
         breaks = np.concatenate([[-1], np.flatnonzero(~same_T), [len(same_T)]])
@@ -107,12 +108,14 @@ def repeated_share(ids_T: Array) -> float:
     """Share of the tokens that stand in runs of RUN tokens with many copies: LEAST_REPEATS, in a long text more."""
     if len(ids_T) < LEAST_TOKENS:
         return 0.0
+    # ids are small and close together; mixed first, two runs of them hardly ever meet in one 64-bit number
     mixed_T = (ids_T.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed_T ^= mixed_T >> np.uint64(29)
     hashes = np.zeros(len(ids_T) - RUN + 1, np.uint64)
     for offset in range(RUN):
         hashes = hashes * np.uint64(0xBF58476D1CE4E5B9) + mixed_T[offset : offset + len(hashes)]
     _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    # runs overlap: +1 where one begins and -1 where it ends, so that each token is counted once
     begins_T = np.zeros(len(ids_T) + 1, np.int64)
     places = np.flatnonzero(counts[which] >= max(LEAST_REPEATS, len(ids_T) // LEAST_TOKENS))
     np.add.at(begins_T, places, 1)
@@ -190,7 +193,7 @@ def find_pii(kinds: tuple[PersonalKind, ...], record: Record) -> list[str]:
 
 
 def find_off_style(style: StyleConfig, record: Record) -> list[str]:
-    """`style_...`: see factory/style.py."""
+    """`style_...`: see factory/texts/style.py."""
     return find_style(style, record.answer)
 
 

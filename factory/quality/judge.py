@@ -25,6 +25,7 @@ class VerdictAnswer(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    # before the score, because a grammar keeps the order: a model that has said why scores better
     reasoning: Annotated[str, Field(max_length=1000)]
     score: Annotated[int, Field(ge=1, le=BEST_SCORE)]
 
@@ -71,6 +72,7 @@ class Judge:
             messages=tuple(messages),
             seed=derive_seed(name),
             sampling=sampling,
+            # one verdict an attempt: the attempt is in the id, and a judge's answer is never asked for again
             attempt=0,
             history=(),
             keeps=False,
@@ -79,6 +81,7 @@ class Judge:
     def conclude(self, record: Record, prompt: Prompt, generation: Generation) -> Outcome:
         """The record with its verdict, or its rejection: scored too low, or with no verdict where a bound is set."""
         verdict = read_verdict(prompt, generation)
+        # a judge that says nothing usable must not cost a row, unless the job set a bar that it cannot show to pass
         if isinstance(verdict, str):
             if self.config.threshold:
                 return reject(record, "no_verdict", verdict)

@@ -53,6 +53,7 @@ def parse_answer(text: str) -> str:
     if not body:
         raise ParseError("no_answer", "nothing follows the reasoning")
     try:
+        # Python reads NaN and lets the last of two equal keys win; readers of the dataset would not
         value = json.loads(body, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except RecursionError:
         raise ParseError("invalid_json", "nested too deeply") from None

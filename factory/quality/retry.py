@@ -21,6 +21,7 @@ def ask_again(job: Job, rejection: Rejection) -> Prompt | None:
     prompt = rejection.prompt.again(rejection.as_attempt())
     if rejection.reason == "over_budget":
         return _shorten(prompt, rejection) if job.student is not None and job.student.over == "shorten" else None
+    # an answer that never came cannot be repaired: the request is asked again as it was
     if job.validation.retry == "repair" and rejection.generation is not None and rejection.generation.answer_text:
         return prompt.repair(rejection.generation.answer_text[:MAX_ANSWER], describe_findings(rejection))
     return prompt
@@ -33,6 +34,7 @@ def _deserves_retry(rejection: Rejection) -> bool:
 
 def _shorten(prompt: Prompt, rejection: Rejection) -> Prompt:
     assert rejection.generation is not None
+    # reasoning is what can be shortened by force; the answer has the length that the task needs
     budget = prompt.sampling.thinking_tokens or rejection.generation.answer_start
     return replace(prompt, sampling=replace(prompt.sampling, thinking_tokens=budget // 2))
 

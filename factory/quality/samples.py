@@ -60,6 +60,7 @@ def _with_stats(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The same outcomes with pass rate and agreement; a prompt with one sample has neither."""
     if len(outcomes) < 2:
         return [replace(outcome, samples=SampleStats()) for outcome in outcomes]
+    # a wrong answer votes too: agreement is about what the teacher says, not about whether it is right
     answers = [None if outcome.answer is None else canonical_answer(outcome.answer) for outcome in outcomes]
     counts = Counter(answer for answer in answers if answer is not None)
     right = [is_right(outcome) for outcome in outcomes if _is_judged(outcome)]
@@ -76,6 +77,7 @@ def _is_judged(outcome: Outcome) -> bool:
 
 
 def _pick(records: Sequence[Record], keep: Keep) -> Record:
+    # a short wrong answer must not beat a long right one; under the gate `schema` records may be wrong
     right = [record for record in records if is_right(record)] or records
     if keep == "shortest":
         return min(right, key=lambda record: (_tokens(record.generation), *_rank(record)))
@@ -130,5 +132,6 @@ def _mean_logprob(generation: Generation) -> float:
     logprobs = generation.logprobs
     if logprobs is None or not logprobs.sampled_T.size:
         return -math.inf
+    # NaN compares as neither less nor more and would make the order of samples depend on their number
     mean = float(np.mean(logprobs.sampled_T, dtype=np.float64))
     return -math.inf if math.isnan(mean) else mean

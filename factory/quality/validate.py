@@ -44,11 +44,13 @@ class Gate:
 def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: str) -> Outcome:
     """Decide one parsed answer. Never raises for anything a teacher may have written or a check may do."""
     damage = find_damage(generation, gate.signals, gate.vocab)
+    # before the answer is looked at: a row with unsound signals is our fault, however right it is
     if damage:
         return Rejection(prompt, generation, "signals", damage[0], (damage[1],), kind="error")
     if gate.task is None:
         return Record(prompt, generation, answer_json, score=1.0)
     try:
+        # strict: "3" for 3 is a fault of the teacher, and a student would learn it
         answer = gate.task.Answer.model_validate_json(answer_json, strict=True)
     except ValidationError as error:
         reason, problems = _describe(error)
@@ -67,6 +69,7 @@ def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: st
 def run_check(task: Task, scenario_json: str, answer: BaseModel) -> tuple[str, ...]:
     """The findings of a task's check; empty means that the answer is right."""
     findings = task.check(task.Scenario.model_validate_json(scenario_json), answer)
+    # a text would pass for a list of findings, one a letter
     if isinstance(findings, str):
         raise TypeError(f"check must return a list of findings, got the text {findings[:80]!r}")
     return tuple(str(finding) for finding in findings)

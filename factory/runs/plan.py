@@ -63,7 +63,9 @@ class Plan:
             index = self.order[first + position // self.samples]
             block = bisect_right(ends, index)
             task, level, start, count = self.blocks[block]
+            # numbers go on through the levels of a task, so that a source gives each of its rows once
             number = start + index - (ends[block] - count)
+            # of the row's own name, not of its place: another order or shard size gives the same scenarios
             seed = derive_seed(self.seed, task, level, number)
             yield PlannedRow(shard, position, task, level, number, seed, sample=position % self.samples)
 
@@ -77,6 +79,7 @@ def make_plan(job: Job, tasks: dict[str, Task]) -> Plan:
             if count:
                 blocks.append((config.name, level, start, count))
             start += count
+    # 8 bytes a prompt, whatever the job: ten million rows are planned in 80 MB
     order = array("Q", range(sum(count for *_, count in blocks)))
     random.Random(job.seed).shuffle(order)
     return Plan(job.seed, job.shard_rows, job.samples.n, tuple(blocks), order)

@@ -198,6 +198,7 @@ def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def describe_job(prepared: Prepared) -> dict[str, Any]:
     """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
+    # the digest says which rows a job makes, so where they go, how fast and how well checked they are is not in it
     job = prepared.job.model_dump(mode="json", exclude={"out"})
     for teacher in filter(None, (job["teacher"], (job["judge"] or {}).get("teacher"))):
         for name in HOW_NOT_WHAT:
@@ -234,6 +235,7 @@ def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for path in [task.folder / "task.toml", *task.folder.glob("*.j2"), task.schema_path]:
             write_atomically(target / path.name, path.read_bytes())
+    # what may change between two runs of a job must not make the copy differ from what the first rows were made with
     if ledger.entries and (out / "job.toml").exists():
         return
     job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

@@ -26,6 +26,7 @@ class Progress:
     ) -> None:
         self.stream = stream = stream or sys.stderr
         self.planned = planned
+        # speed and time left are of this run: what an earlier one did says nothing of this machine
         self.done = self.first = done
         self.accepted = accepted
         self.tokens = 0

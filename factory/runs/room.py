@@ -33,6 +33,7 @@ class Room:
 
     def short(self, in_flight: int) -> bool:
         """Whether nothing more may be asked: what has been asked already must still find its place."""
+        # before the first row nothing is known: `plan` has judged by then whether the job fits at all
         return self.rows > 0 and self.free() < self.need(in_flight)
 
     def require(self, shard: int, outcomes: Sequence[Outcome]) -> None:

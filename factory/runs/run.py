@@ -89,14 +89,17 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
     plan = describe_plan(prepared.plan, manifest)
     with hold(out):
         try:
+            # checked before anything is opened: a folder that is not this job's is never touched
             if mend:
                 _tell_repaired(repair(out, plan, manifest), log_json)
             else:
                 require_manifest(out)
             ledger = open_ledger(out, plan, manifest)
             keep_provenance(prepared, ledger)
+            # a manifest that was lost and made anew does not name the teacher: one is opened although no row is left
             if ledger.totals.left or "teacher" not in read_manifest(out):
                 _run_teacher(prepared, manifest, ledger, log_json)
+            # no teacher lives here any more, so the plain forward has the memory for itself
             _settle(ledger)
             _check_fidelity(ledger, prepared.job, log_json)
         except BrokenPipeError:  # whoever read our output has left: nothing to do with the disk
@@ -133,15 +136,18 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, l
         described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
         described |= {"judge": asdict(judge.info)} if prepared.judges else {}
         reconcile_manifest(out, manifest | described)
+        # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
         prepared = replace(prepared, gates=gates_for(teacher, prepared.gates))
         room = Room(out, prepared.plan.shard_size(0))
         desk = Desk(prepared, teacher, judge)
         with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
             try:
                 for shard, outcomes, pairs in _finish(prepared, ledger, _produce(desk, room, ledger, progress)):
+                    # files first, then the line in the ledger: what the ledger names is whole on the disk
                     room.require(shard, outcomes)
                     files = write_shard(out, shard, outcomes, teacher.signals, pairs)
                     ledger.commit(summarize_shard(shard, outcomes, files, prepared.scrubbed(shard)))
+                    # only now may the spool forget them: a kill before the commit finds every answer again
                     for outcome in outcomes:
                         desk.release(outcome.prompt)
                     save_card(ledger, current_summary(ledger))
@@ -196,12 +202,14 @@ class Desk:
 
     def collect(self) -> list[Generation]:
         """Wait for the next finished generations; a judge of its own is waited for when it has no room left."""
+        # a full judge goes first, else the teacher would fill memory with answers that wait for a verdict
         if self.judge is not self.teacher and not self.judge.room():
             return self.judge.collect()
         return self.teacher.collect() or self.judge.collect()
 
     def conclude(self, generation: Generation) -> Outcome | None:
         """What becomes of one generation; None where it went to the judge or is asked for again."""
+        # one teacher may be its own judge: whose generation this is, the id alone says
         if generation.prompt_id in self.judged:
             record, prompt = self.judged.pop(generation.prompt_id)
             return self._settle(self.prepared.judges[record.prompt.task].conclude(record, prompt, generation))
@@ -211,6 +219,7 @@ class Desk:
         judge = self.prepared.judges.get(prompt.task)
         if judge is None or isinstance(outcome, Rejection):
             return self._settle(outcome)
+        # nobody judges what a check or a filter has turned down: it would cost a prompt and change nothing
         question = judge.ask(outcome)
         if isinstance(question, Rejection):
             return question
@@ -252,6 +261,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         decided: list[Outcome] = []
         # while the disk is short nothing more is asked, until what is asked is committed
         while not decided and not room.short(desk.waiting()) and desk.teacher.room():
+            # a row's next attempt goes first: its shard waits for it
             prompt = desk.again.popleft() if desk.again else _next_prompt(prepared, rows)
             if prompt is None:
                 break
@@ -260,6 +270,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
             else:
                 desk.ask(prompt)
         generations = [] if decided else desk.collect()
+        # nothing asked, nothing under way: all rows are decided, or the disk is short and all that was asked is in
         if not decided and not generations:
             return
         for generation in generations:
@@ -272,6 +283,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
             room.saw(outcome)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
+            # shards are whole in any order; only duplicates need them in theirs, see `_in_order`
             if draft.put(outcome):
                 yield shard, drafts.pop(shard).whole()
 

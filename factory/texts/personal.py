@@ -110,6 +110,7 @@ def find_personal(text: str, kinds: tuple[PersonalKind, ...] = KINDS) -> list[Fo
     plain = text if text.isascii() else text.translate(LOOKALIKES)
     found: list[Found] = []
     for kind, finder in FINDERS:
+        # what is found is blanked out for the finders after it, at its length, so that spans stay those of the text
         for start, end in finder(plain):
             if "\0" not in plain[start:end]:  # two patterns may know the same number
                 found.append((kind, start, end))
@@ -125,6 +126,7 @@ def scrub(text: str, kinds: tuple[PersonalKind, ...] = KINDS, known: Known | Non
     known = {} if known is None else known
     parts, counts, last = [], Counter[str](), 0
     for kind, start, end in find_personal(text, kinds):
+        # one number written with and without spaces is one person's
         value = "".join(c for c in text[start:end].translate(LOOKALIKES).casefold() if c not in " -()./")
         number = 1 + sum(other == kind for other, _ in known)
         parts += [text[last:start], known.setdefault((kind, value), f"[{kind.upper()}_{number}]")]
@@ -183,6 +185,7 @@ def _cards(text: str) -> Iterator[Span]:
 def _national_ids(text: str) -> Iterator[Span]:
     yield from (match.span() for match in NINO.finditer(text))
     for module, pattern, cue in NATIONAL_IDS:
+        # the whole text first: most texts have none of the words, and nine digits stand everywhere
         if cue is None or cue.search(text):
             for match in pattern.finditer(text):
                 called = cue is None or cue.search(text, max(0, match.start() - 40), match.start())
@@ -207,6 +210,7 @@ def _is_host(text: str) -> bool:
 
 
 def _phones(text: str) -> Iterator[Span]:
+    # 2025.03.04 and 04-03-2025 have the digits of a phone number in some plan
     text = DATE.sub(lambda date: "\0" * len(date.group()), text)
     for match in PHONE.finditer(text):
         start = match.start() + (match.group().startswith("(") and ")" not in match.group())

@@ -71,6 +71,7 @@ def _findings(style: StyleConfig, place: str, text: str) -> Iterator[str]:
 
 def find_markdown(text: str) -> list[str]:
     """The kinds of Markdown in a text, in words. A single `1.` or `*` between figures is none."""
+    # a parser for every short text would cost more than all other filters together
     if not MARKED.search(text):
         return []
     kinds: dict[str, None] = {}
