@@ -74,14 +74,24 @@ class Prepared:
         source = self.sources.get(row.task)
         fields = source.scenario(row.number) if source else None
         try:
-            return self.renderers[row.task].render(row, fields)
+            return self._render(row, fields)
         except RenderError as error:
             prompt = self._nameless(row, fields)
-            if source is None:  # a sample or a template of the task failed: that is a fault
+            # a sample or a template of the task failed, or the machine did: that is a fault
+            if source is None or error.reason == "render_stalled":
                 return Rejection(prompt, None, "prompt", error.reason, (str(error),), "error")
             # a row of the user's data that does not fit is data
             place = f"row {source.place(row.number)} of {source.config.path}: {error}"
             return Rejection(prompt, None, "prompt", error.reason, (place,))
+
+    def _render(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
+        renderer = self.renderers[row.task]
+        try:
+            return renderer.render(row, fields)
+        except RenderError as error:
+            if error.reason != "render_stalled":
+                raise
+            return renderer.render(row, fields)  # the machine stood still for a while: it may not the second time
 
     def _nameless(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
         """What stands for the prompt of a row that has none; its scenario is the data as it came."""

@@ -16,7 +16,15 @@ from pydantic import BaseModel, ValidationError
 from factory.errors import TaskError, redact
 from factory.job.config import describe_problems
 from factory.records import Message, PlannedRow, Prompt, Sampling, content_hash, derive_seed
-from factory.tasks.sandbox import MAX_BYTES, MAX_CHARACTERS, LoudUndefined, OutOfBounds, TaskEnvironment, bounds
+from factory.tasks.sandbox import (
+    MAX_BYTES,
+    MAX_CHARACTERS,
+    LoudUndefined,
+    OutOfBounds,
+    Stalled,
+    TaskEnvironment,
+    bounds,
+)
 from factory.tasks.tasks import JUDGE, Task
 
 VARIABLES = ("scenario", "level", "answer_schema", "style")
@@ -101,6 +109,8 @@ def fill(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[
     try:
         with bounds():
             text = environment.get_template(name).render(variables)
+    except Stalled as error:
+        raise RenderError("render_stalled", f"{name}: {error}") from None
     except OutOfBounds as error:
         raise RenderError("render_too_long", f"{name}: {error}") from None
     except MemoryError:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import FrameType
@@ -20,7 +20,8 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
-MAX_SECONDS = 5.0
+MAX_SECONDS = 5.0  # of this thread's own work: how busy the machine is must not decide which rows a dataset has
+MAX_WAIT_SECONDS = 120.0  # by the clock on the wall, for code that sleeps or waits and so never works that long
 AGAIN_SECONDS = 0.1  # then once more, and again: a bare `except` in what runs may have swallowed the first
 MAX_BYTES = 1 << 30  # of memory, beyond what the process holds already
 MAX_CHARACTERS = 4_000_000  # of rendered text: about a million tokens, more than any model's window
@@ -34,6 +35,10 @@ OF_EVERY_MODEL = frozenset(
 
 class OutOfBounds(Exception):
     """Too long or too large."""
+
+
+class Stalled(OutOfBounds):
+    """Not done by the clock on the wall, having hardly worked: no fault of the data."""
 
 
 class LoudUndefined(StrictUndefined):
@@ -75,39 +80,66 @@ def _leads_out(obj: Any, attr: str) -> bool:
 
 @contextmanager
 def bounds(seconds: float | None = None, more_bytes: int | None = None) -> Iterator[None]:
-    """Let the body run for so long, with so much more memory. Raises OutOfBounds, or MemoryError from inside.
+    """Let the body work for so long, with so much more memory. Raises OutOfBounds, or MemoryError from inside.
 
-    The time is kept with SIGALRM, so only in the main thread; the memory with RLIMIT_AS, so only on Linux. Both are
-    as they were afterwards; bounds inside bounds hold together.
+    `seconds` are of processor time. Time is kept with SIGPROF and SIGALRM, so only in the main thread; memory with
+    RLIMIT_AS, so only on Linux. All are as they were afterwards; bounds inside bounds hold together.
     """
+    seconds = MAX_SECONDS if seconds is None else seconds
     with (
         _memory_limit(MAX_BYTES if more_bytes is None else more_bytes),
-        _time_limit(MAX_SECONDS if seconds is None else seconds),
+        _work_limit(seconds),
+        _wait_limit(max(MAX_WAIT_SECONDS, seconds)),
     ):
         yield
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def _work_limit(seconds: float) -> Iterator[None]:
+    started = time.thread_time()
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        # the timer counts the work of all threads, and so rings early where another one works too
+        if time.thread_time() - started >= seconds:
+            raise OutOfBounds(f"still not done after {seconds:g} s; is there a loop in a loop?")
+
+    with _timer(signal.ITIMER_PROF, signal.SIGPROF, seconds, ring, time.process_time):
+        yield
+
+
+@contextmanager
+def _wait_limit(seconds: float) -> Iterator[None]:
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise Stalled(f"not done after {seconds:g} s on the clock, most of them without work; does it sleep or wait?")
+
+    with _timer(signal.ITIMER_REAL, signal.SIGALRM, seconds, ring, time.monotonic):
+        yield
+
+
+@contextmanager
+def _timer(
+    which: int,
+    number: signal.Signals,
+    seconds: float,
+    ring: Callable[[int, FrameType | None], None],
+    clock: Callable[[], float],
+) -> Iterator[None]:
+    """Ring after so many seconds of `clock` and again until the body is done; a timer around us goes on afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise OutOfBounds(f"still not done after {seconds:g} s; is there a loop in a loop?")
-
-    before, started = signal.signal(signal.SIGALRM, ring), time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
+    before, started = signal.signal(number, ring), clock()
+    left, interval = signal.setitimer(which, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(which, 0)
         finally:  # the last ring may have come just before
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-            if left:  # an alarm of someone around us, whose time went on
-                signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-6), interval)
+            signal.setitimer(which, 0)
+            signal.signal(number, before)
+            if left:  # a timer of someone around us, whose time went on
+                signal.setitimer(which, max(left - (clock() - started), 1e-6), interval)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_a_scripted_run_that_asks_is_told_that_there_is_no_model(workspace: Path
     trees = []
     for name in ("a", "b"):
         process = start_factory("run", "job.toml", "--out", name, cwd=workspace)
-        told = process.communicate(timeout=60)[1]
+        told = process.communicate(timeout=600)[1]
         assert process.returncode == 0
         assert "fidelity: not checked: the scripted teacher has no model" in told
         trees.append(read_tree(workspace / name, ("runs.jsonl", ".lock")))
@@ -154,7 +154,7 @@ def test_where_there_is_no_reference_it_says_why(
 def test_verify_checks_on_request_and_changes_nothing(out: Path) -> None:
     before = read_tree(out)
     process = start_factory("verify", out, "--fidelity", "2", cwd=out.parent)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert printed.splitlines()[-1] == "fidelity: not checked: the scripted teacher has no model"
     assert read_tree(out) == before

@@ -145,7 +145,7 @@ def test_an_error_of_the_disk_behind_the_writer_is_raised(tmp_path: Path) -> Non
     with os.fdopen(pipe, "wb") as handle, HashedFile(handle) as hashed:
         hashed.write(bytes(SYNC_BYTES))
         assert hashed.synced is not None
-        assert isinstance(hashed.synced.exception(timeout=60), OSError)
+        assert isinstance(hashed.synced.exception(timeout=600), OSError)
         with (tmp_path / "file").open("wb") as file:
             os.dup2(file.fileno(), pipe)  # a later fsync succeeds
         with pytest.raises(OSError, match="Invalid argument"):

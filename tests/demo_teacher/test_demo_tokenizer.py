@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 from demo_support import TINY, shared_corpus, shared_tokenizer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.demo_teacher.corpus import texts
@@ -34,7 +34,6 @@ def test_all_texts_of_the_tasks_come_back_as_they_were(task: str) -> None:
     assert [text for text in texts(examples) if round_trip(text) != text] == []
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_comes_back_as_it_was(text: str) -> None:
     assert round_trip(text) == text

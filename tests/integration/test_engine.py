@@ -101,7 +101,7 @@ def test_a_run_outlives_an_engine_that_is_killed_hangs_and_runs_out_of_memory(
         wait_for(lambda before=before: spooled_bytes(tmp_path / "dataset") > before)
         harm(engine)
         dead.add(engine)
-    _, errors = running.communicate(timeout=240)
+    _, errors = running.communicate(timeout=900)
     assert not any(Path(f"/proc/{engine}").exists() for engine in dead)
     log = (tmp_path / "dataset" / "engine.log").read_text(errors="replace")
     assert log.count("Starting to load model") >= 4
@@ -126,7 +126,7 @@ def test_no_engine_outlives_a_killed_run_and_what_had_finished_is_not_asked_agai
     committed = len(read_ledger(out).entries)
     assert spooled
     again = start(tmp_path)
-    _, errors = again.communicate(timeout=240)
+    _, errors = again.communicate(timeout=900)
     assert again.returncode == 0, errors
     totals = read_ledger(out).totals
     assert (totals.accepted + totals.rejected, totals.errors) == (40, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import JobError
@@ -192,7 +192,6 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str | None]
 
 
 @given(before=st.text(max_size=60), after=st.text(max_size=60), start=st.integers(0, 5))
-@settings(deadline=None)
 def test_a_planted_run_is_found_between_any_texts(
     ask: Callable[[str], str | None], before: str, after: str, start: int
 ) -> None:
@@ -201,7 +200,6 @@ def test_a_planted_run_is_found_between_any_texts(
 
 
 @given(st.lists(st.sampled_from(sorted(set(words_of(LONG)))), max_size=60))
-@settings(deadline=None)
 def test_what_is_found_is_really_shared(ask: Callable[[str], str | None], words: list[str]) -> None:
     whole = f" {' '.join(words_of(LONG))} "
     runs = [" ".join(words[n : n + 13]) for n in range(len(words) - 12)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -268,7 +268,6 @@ formulas = st.recursive(
 row_values = st.fixed_dictionaries({name: st.none() | st.floats(0, 1) | st.integers(0, 10**6) for name in NAMES})
 
 
-@settings(deadline=None)
 @given(formulas, row_values)
 @example("min(0, (0 - 1) ** 1.5)", dict.fromkeys(NAMES, 0.5))
 def test_a_formula_gives_a_finite_number_or_none_and_never_raises(formula: str, row: dict[str, float | None]) -> None:
@@ -276,7 +275,6 @@ def test_a_formula_gives_a_finite_number_or_none_and_never_raises(formula: str, 
     assert result is None or (isinstance(result, float) and math.isfinite(result))
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("meanx()+-*/.,0123456789 \"'_[]{}:=!<>\n\\e") | st.characters(), max_size=40))
 @example("1" * 5000)
 @example("0x")

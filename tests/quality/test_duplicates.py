@@ -300,7 +300,7 @@ def test_no_text_breaks_it(text: str) -> None:
     assert check(NEAR, a, b)[0] is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
@@ -314,7 +314,6 @@ def test_any_json_is_a_duplicate_of_itself_and_has_words(value: object) -> None:
 edited_documents = st.builds(document, st.integers(0, 3), st.integers(3, 150), st.integers(0, 3))
 
 
-@settings(deadline=None)
 @given(st.lists(edited_documents, max_size=6), st.floats(0.31, 0.99))
 def test_no_row_below_the_threshold_is_called_near(documents: list[str], threshold: float) -> None:
     config = FiltersConfig(near_duplicates=threshold)
@@ -393,7 +392,6 @@ def named(records: Sequence[Record]) -> list[Record]:
     return made
 
 
-@settings(deadline=None)
 @given(rows_of_a_run, st.data(), st.sampled_from([EXACT, NEAR, BOTH]))
 def test_a_resumed_run_decides_as_an_uninterrupted_one(
     rows: list[Record], data: st.DataObject, config: FiltersConfig

@@ -123,7 +123,7 @@ def test_bounds_of_length_are_inclusive(tokens: int, found: str | None) -> None:
 
 
 @given(st.integers(1, 64), st.integers(4, 40), st.integers(0, 300), st.integers(0, 300), st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_planted_loop_of_any_period_is_found(period: int, repeats: int, before: int, after: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     once = rng.permutation(100_000)[:period]
@@ -138,7 +138,6 @@ def test_a_planted_loop_of_any_period_is_found(period: int, repeats: int, before
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=600, unique=True))
-@settings(deadline=None)
 def test_tokens_that_never_come_twice_are_no_loop(ids: list[int]) -> None:
     array = np.array(ids, np.int32)
     assert find_loop(array) is None
@@ -320,14 +319,14 @@ HOSTILE = [unit * (100_000 // len(unit)) for unit in UNITS]
 def test_hostile_texts_end_soon_and_raise_nothing(everything: RowFilters, text: str) -> None:
     row = make_row(text, {"title": "x"}, ids=range(50))
     row = Record(row.prompt, row.generation, f'{{"title":{canonical_json(text)}}}', 1.0)
-    started = time.monotonic()
+    started = time.process_time()
     outcome = apply(everything, row)
-    assert time.monotonic() - started < 30  # a pattern that backtracks takes hours
+    assert time.process_time() - started < 30  # a pattern that backtracks takes hours
     assert not isinstance(outcome, Rejection) or outcome.kind == "rejected"
 
 
 @given(st.text(max_size=300), st.recursive(st.text() | st.integers() | st.none(), st.lists, max_leaves=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_text_makes_a_filter_raise(reasoning: str, value: Any) -> None:
     outcome = apply(
         open_filters(FiltersConfig.model_validate(EVERYTHING), StyleConfig(), None),

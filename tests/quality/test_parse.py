@@ -143,7 +143,7 @@ JSON_VALUES = st.recursive(
 JSON_LIKE = st.text(st.sampled_from('{}[]",:\\ntruefalsN0123.eE-+`json \n\ud800\u0000'), max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(max_size=200) | JSON_LIKE, tail=st.sampled_from(["", "```", '"}', "}", "]}"]))
 def test_any_text_ends_as_an_object_or_a_rejection(text: str, tail: str) -> None:
     for answer in (text + tail, '{"a":"' + text + tail, "```json\n" + text + tail):
@@ -155,7 +155,7 @@ def test_any_text_ends_as_an_object_or_a_rejection(text: str, tail: str) -> None
             assert parsed in answer
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(value=JSON_VALUES, indent=st.none() | st.integers(0, 2), ascii_only=st.booleans(), fenced=st.booleans())
 def test_every_json_object_is_accepted_and_no_other_value(
     value: Any, indent: int | None, ascii_only: bool, fenced: bool

@@ -269,7 +269,7 @@ def test_damaged_signals_are_an_error_before_anything_else(
         assert outcome.findings[0].startswith(detail)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(max_size=60) | st.from_regex(r'\{"total":-?[0-9.eE]{0,6},"words":".{0,30}"\}', fullmatch=True))
 def test_any_text_ends_as_a_record_or_a_rejection(task: Task, text: str) -> None:
     outcome = decide(task, text)

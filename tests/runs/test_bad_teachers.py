@@ -191,7 +191,7 @@ def holds(outcome: Outcome, out: Path) -> None:
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=80)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=ANY_TEXT, reasoning=st.none() | ANY_TEXT, finish=st.sampled_from(["stop", "length", "", "\ud800"]))
 @example(text='{"total":1,"words":"\x00"}', reasoning="\ud800\x00", finish="stop")
 def test_any_text_as_a_completion_ends_as_one_row(
@@ -205,7 +205,7 @@ def test_any_text_as_a_completion_ends_as_one_row(
 SNIPPETS = st.text(st.sampled_from('{}[]",:\\0129eE+-.tfn \n\x00\ud800'), max_size=4) | st.text(max_size=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(where=st.floats(0, 1), dropped=st.integers(0, 6), put=SNIPPETS)
 @example(where=1.0, dropped=0, put="\x1f")
 @example(where=0.0, dropped=0, put="\ufeff")
@@ -228,7 +228,7 @@ def test_a_mutated_right_answer_is_accepted_only_where_it_is_still_right(
         assert outcome.kind == "rejected"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(start=st.integers(-5, 200), reasons=st.booleans())
 @example(start=0, reasons=False)
 def test_an_answer_s_first_token_is_one_of_its_tokens_or_the_row_is_not_accepted(
@@ -245,7 +245,7 @@ def test_an_answer_s_first_token_is_one_of_its_tokens_or_the_row_is_not_accepted
         assert end_of(outcome) == "signals/misaligned"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cut=st.integers(0, 60))
 def test_a_completion_cut_at_any_token_keeps_its_ids_or_says_why_not(gate: Gate, cut: int) -> None:
     prompt, made = right(gate)

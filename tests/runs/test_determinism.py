@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp(name) for name in VARIANTS}
     processes = [start(folders[name], *variant) for name, variant in VARIANTS.items()]
     for process in processes:
-        _, told = process.communicate(timeout=120)
+        _, told = process.communicate(timeout=600)
         assert process.returncode == 0, told
     return folders
 

@@ -5,6 +5,7 @@ limit on the size of a file stands in for it.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,9 @@ class Scene:
         return (self.folder / f"{name}.out").read_text()
 
     def told(self, name: str) -> str:
-        return (self.folder / f"{name}.err").read_text()
+        """What a command said of itself, without the lines of progress that a slow machine gives time for."""
+        lines = (self.folder / f"{name}.err").read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not re.match(r"\d+/\d+ rows, ", line))
 
     def require_one_line(self, name: str) -> str:
         """The one line of a command that was refused."""

@@ -134,7 +134,7 @@ def test_a_level_that_is_left_out_or_weighs_nothing_gets_no_rows(tasks: dict[str
     assert plan.counts() == {"adding": {"hard": 5}}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     count=st.integers(1, 10**8),
     weights=st.lists(st.floats(0, 1e9), min_size=1, max_size=6).filter(lambda weights: sum(weights) > 0),

@@ -389,7 +389,7 @@ def lines_of(out: Path) -> int:
 
 def wait_for_lines(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
     """Until the ledger has this many lines, or the process has ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while lines_of(out) < count and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)

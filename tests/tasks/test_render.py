@@ -135,10 +135,10 @@ def test_a_template_that_cannot_work_is_named_before_any_run(tmp_path: Path, tex
 
 
 def test_a_template_cannot_hold_up_a_run_with_a_huge_loop(tmp_path: Path) -> None:
-    before = time.monotonic()
+    before = time.process_time()
     (fault,) = faults(tmp_path, user_j2="{% for i in range(10 ** 9) %}x{% endfor %}")
     assert "OverflowError: Range too big" in fault
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 def test_a_template_may_include_a_file_of_its_own_folder(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_each_command_names_the_other_for_the_other_kind_of_job(tmp_path: Path) 
     (tmp_path / "run.toml").write_text(head + '[[tasks]]\nname = "scheduling"\ncount = 1\n')
     for command, other in (("run", "score"), ("score", "run")):
         process = start_factory(command, f"{other}.toml", cwd=tmp_path)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=600)
         assert process.returncode == 2
         assert f"use factory {other}" in told
-    assert start_factory("score", "score.toml", cwd=tmp_path).wait(timeout=60) == 0
+    assert start_factory("score", "score.toml", cwd=tmp_path).wait(timeout=600) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.tasks.tasks import discover
@@ -169,7 +169,6 @@ WORDS = st.sampled_from(["hello", "am Montag", "2025-07-26", "BV-98477", "📷",
 
 
 @given(st.lists(VALUES, max_size=8), st.lists(WORDS, min_size=9, max_size=9))
-@settings(deadline=None)
 def test_all_planted_values_are_gone_and_nothing_else(planted: list[tuple[str, str]], words: list[str]) -> None:
     text = words[0] + "".join(f" | {value} | {word}" for (_, value), word in zip(planted, words[1:], strict=False))
     scrubbed, counts = scrub(text)
@@ -179,7 +178,6 @@ def test_all_planted_values_are_gone_and_nothing_else(planted: list[tuple[str, s
 
 
 @given(st.text(max_size=400))
-@settings(deadline=None)
 def test_found_spans_are_inside_the_text_in_order_and_apart(text: str) -> None:
     end = 0
     for kind, start, stop in find_personal(text):
@@ -209,9 +207,9 @@ UNITS += ["!", "abcd:", "j@x.com ", "::", "\uff11", "X1234567", "1-", "123456789
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_hostile_texts_end_soon(unit: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     find_personal(unit * (100_000 // len(unit)))
-    assert time.monotonic() - started < 20  # a pattern that backtracks takes hours
+    assert time.process_time() - started < 20  # a pattern that backtracks takes hours
 
 
 def test_values_that_are_no_text_pass_through() -> None:
