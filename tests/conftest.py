@@ -15,9 +15,8 @@ from factory.job.job import Job
 # how long an example takes depends on what else the machine does
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
-settings.register_profile(
-    "fixed", deadline=None, derandomize=True
-)  # the same examples in every run: for a gate that must not waver
+# the same examples in every run: for a gate that must not waver
+settings.register_profile("fixed", deadline=None, derandomize=True)
 
 SCHEMA = """
 import random
