@@ -63,13 +63,19 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An answer that was not accepted and was asked for again."""
+    """An answer that was not accepted and was asked for again.
+
+    `right` is what its check said, None where the answer never got so far through no fault of the teacher's. `outcome`
+    is the whole rejection, where the job makes pairs of right and wrong answers; neither is stored.
+    """
 
     seed: int
     stage: str
     reason: str
     findings: tuple[str, ...]
     text: str
+    right: bool | None = None
+    outcome: "Rejection | None" = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +263,9 @@ class Verdict:
 class SampleStats:
     """What the samples of a prompt say together; None where a row has no share in it.
 
-    `pass_rate` is the share of right answers among those that were judged at all, `agreement` the share of the prompt's
-    well-formed answers that equal this one.
+    `pass_rate` is the share of the first attempts whose check found nothing, among those that came to a verdict (see
+    `Rejection.right`): retries do not raise it, filters and judges do not lower it. `agreement` is the share of the
+    prompt's well-formed answers, after retries, that equal this one.
     """
 
     pass_rate: float | None = None
@@ -294,6 +301,11 @@ class Record:
     samples: SampleStats = SampleStats()
     measures: Measures = Measures()
 
+    @property
+    def right(self) -> bool:
+        """Whether the check found nothing: under the gate `schema` a record may be wrong."""
+        return self.score == 1.0 and not self.findings
+
     def reject(
         self, stage: Stage, reason: str, findings: tuple[str, ...], kind: Literal["rejected", "error"] = "rejected"
     ) -> "Rejection":
@@ -308,12 +320,16 @@ class Record:
             answer=self.answer,
             verdict=self.verdict,
             samples=self.samples,
+            passed=self.right,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A row that was not accepted. `kind` is "error" where the factory or a task's own code is to blame."""
+    """A row that was not accepted. `kind` is "error" where the factory or a task's own code is to blame.
+
+    `passed` is what the check had said of an answer that a later stage turned down, None where there was none.
+    """
 
     prompt: Prompt
     generation: Generation | None
@@ -324,10 +340,32 @@ class Rejection:
     answer: str | None = None
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()
+    passed: bool | None = None
 
-    def as_attempt(self) -> Attempt:
+    @property
+    def right(self) -> bool | None:
+        """Whether the check found nothing; an answer that cannot be read or breaks its schema is wrong without one.
+
+        None where nothing can be said of the teacher: it was not asked, its engine failed, or our own or the task's
+        code did.
+        """
+        if self.passed is not None:
+            return self.passed
+        asked = self.stage != "prompt" and self.generation is not None and self.generation.failure is None
+        return False if asked and self.kind != "error" else None
+
+    def as_attempt(self, whole: bool = False) -> Attempt:
+        """What is remembered of this answer while the row is asked again; `whole` keeps it as one side of a pair."""
         text = self.generation.text if self.generation else ""
-        return Attempt(self.prompt.seed, self.stage, self.reason, self.findings, text)
+        outcome = self._without_signals() if whole else None
+        return Attempt(self.prompt.seed, self.stage, self.reason, self.findings, text, self.right, outcome)
+
+    def _without_signals(self) -> "Rejection":
+        """All but the arrays that weigh; a pair is chosen by the logprobs of its completion."""
+        if self.generation is None:
+            return self
+        light = replace(self.generation, prompt_logprobs=None, hidden_states=None, experts=None, attention=None)
+        return replace(self, generation=light)
 
 
 Outcome = Record | Rejection

@@ -348,6 +348,7 @@ PREFERENCES: Final = (
     _pair_messages("rejected", lambda pair: pair[1]),
     _text("chosen_id", lambda pair: pair[0].prompt.id),
     _text("rejected_id", lambda pair: pair[1].prompt.id),
+    _int("rejected_attempt", lambda pair: pair[1].prompt.attempt),
     _text("rejected_reason", lambda pair: getattr(pair[1], "reason", None)),
 )
 HIDDEN: Final = (

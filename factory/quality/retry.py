@@ -18,7 +18,7 @@ def ask_again(job: Job, rejection: Rejection) -> Prompt | None:
     """The prompt of the next attempt, or None where the rejection stands."""
     if not _deserves_retry(rejection) or rejection.prompt.attempt >= job.validation.retries:
         return None
-    prompt = rejection.prompt.again(rejection.as_attempt())
+    prompt = rejection.prompt.again(rejection.as_attempt(whole=job.samples.keep == "pair"))
     if rejection.reason == "over_budget":
         return _shorten(prompt, rejection) if job.student is not None and job.student.over == "shorten" else None
     # an answer that never came cannot be repaired: the request is asked again as it was

@@ -32,7 +32,9 @@ def choose(outcomes: Sequence[Outcome], keep: Keep) -> tuple[list[Outcome], Pair
         return told, None
     kept = _pick(records, keep)
     decided = [_turn_down(o, keep) if isinstance(o, Record) and o is not kept else o for o in told]
-    wrong = _most_plausible(decided, kept) if keep == "pair" and is_right(kept) else None
+    # what a retry replaced is a wrong answer all the same
+    earlier = [attempt.outcome for outcome in told for attempt in outcome.prompt.history if attempt.outcome]
+    wrong = _most_plausible([*decided, *earlier], kept) if keep == "pair" and is_right(kept) else None
     return decided, (kept, wrong) if wrong else None
 
 
@@ -46,9 +48,7 @@ def canonical_answer(text: str) -> str:
 
 def is_right(outcome: Outcome) -> bool:
     """Whether the answer passed its task's check without a finding, be it kept or not."""
-    if isinstance(outcome, Record):
-        return outcome.score == 1.0 and not outcome.findings
-    return outcome.stage == "samples" and not outcome.findings
+    return bool(outcome.right)
 
 
 def _whole_or_float(text: str) -> int | float:
@@ -63,17 +63,16 @@ def _with_stats(outcomes: Sequence[Outcome]) -> list[Outcome]:
     # a wrong answer votes too: agreement is about what the teacher says, not about whether it is right
     answers = [None if outcome.answer is None else canonical_answer(outcome.answer) for outcome in outcomes]
     counts = Counter(answer for answer in answers if answer is not None)
-    right = [is_right(outcome) for outcome in outcomes if _is_judged(outcome)]
+    right = [verdict for verdict in map(_first_verdict, outcomes) if verdict is not None]
     rate = sum(right) / len(right) if right else None
     shares = (None if answer is None else counts[answer] / counts.total() for answer in answers)
     return [replace(o, samples=SampleStats(rate, share)) for o, share in zip(outcomes, shares, strict=True)]
 
 
-def _is_judged(outcome: Outcome) -> bool:
-    """Whether there was a completion and a verdict on it: no fault of the factory's, and no failed engine."""
-    if isinstance(outcome, Rejection) and outcome.kind == "error":
-        return False
-    return outcome.generation is not None and outcome.generation.failure is None
+def _first_verdict(outcome: Outcome) -> bool | None:
+    """Whether the first attempt at a row was right: a second one has been told, or is a second chance."""
+    history = outcome.prompt.history
+    return history[0].right if history else outcome.right
 
 
 def _pick(records: Sequence[Record], keep: Keep) -> Record:
@@ -103,9 +102,10 @@ def _most_plausible(outcomes: Sequence[Outcome], kept: Record) -> Outcome | None
 
 
 def _is_wrong(rejection: Rejection) -> bool:
-    if rejection.kind == "error" or is_right(rejection):
+    if rejection.kind == "error":
         return False
-    return rejection.stage in PLAUSIBLE or rejection.stage == "samples"
+    # what a filter or a judge turned down is the worse answer of a pair, although its check found nothing
+    return rejection.stage in PLAUSIBLE or (rejection.stage == "samples" and not rejection.right)
 
 
 def _compares(rejection: Rejection, kept: Record) -> bool:
@@ -120,7 +120,7 @@ def _implausibility(rejection: Rejection) -> tuple[Any, ...]:
     assert rejection.generation is not None
     # a record that was not kept although its check found faults stands with those whose check rejected them
     stage = PLAUSIBLE.index("check" if rejection.stage == "samples" else rejection.stage)
-    return stage, -_mean_logprob(rejection.generation), rejection.prompt.sample
+    return stage, -_mean_logprob(rejection.generation), rejection.prompt.sample, rejection.prompt.attempt
 
 
 def _tokens(generation: Generation) -> int:

@@ -138,6 +138,7 @@ def test_a_duplicate_keeps_all_that_the_record_had_and_names_the_row_it_repeats(
         answer=second.answer,
         verdict=second.verdict,
         samples=second.samples,
+        passed=True,
     )
 
 

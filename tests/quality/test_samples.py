@@ -117,6 +117,40 @@ def test_pass_rate_counts_what_was_judged_and_agreement_what_has_an_answer() -> 
     ]
 
 
+def asked_again(first: Rejection, then: Record, whole: bool = False) -> Record:
+    """The record that a row ends in after a first attempt that was turned down."""
+    return replace(then, prompt=replace(first.prompt, attempt=1, history=(first.as_attempt(whole),)))
+
+
+def test_a_retry_does_not_raise_the_pass_rate_and_a_filter_or_judge_does_not_lower_it() -> None:
+    filtered = right(2).reject("filter", "pii", ("pii: 1 email in the answer",))
+    below = right(3, judge=0.1).reject("judge", "below_threshold", ("below_threshold: 0.10",))
+    crashed = wrong(4, "teacher", "", failure="engine_crash")
+    outcomes: list[Outcome] = [asked_again(wrong(0), right(0)), asked_again(filtered, right(1)), filtered, below]
+    assert {rate for rate, _ in stats(choose(outcomes, "all")[0])} == {3 / 4}
+    assert {rate for rate, _ in stats(choose([asked_again(crashed, right(4)), wrong(5)], "all")[0])} == {0.0}
+
+
+def test_a_scenario_that_a_filter_turns_down_says_nothing_of_the_teacher() -> None:
+    contaminated = [right(n).reject("filter", "contaminated", ("contaminated: the scenario ...",)) for n in range(2)]
+    assert {rate for rate, _ in stats(choose(contaminated, "all")[0])} == {1.0}
+    assert not is_right(faulty(0).reject("filter", "pii", ("pii: 1 email",)))
+
+
+def test_the_wrong_answer_that_a_retry_replaced_makes_a_pair() -> None:
+    first = wrong(0, text='{"total":7}')
+    outcomes, pair = choose([asked_again(first, right(0), whole=True), right(1, logprob=-4.0)], "pair")
+    assert pair is not None
+    assert (pair[0].prompt.attempt, pair[1].prompt.attempt) == (1, 0)
+    assert pair[1].generation is not None
+    assert pair[1].generation.answer_text == '{"total":7}'
+    assert kept(outcomes) == [0]
+    repaired = asked_again(first, right(0), whole=True)
+    turns = ({"role": "user", "content": "again"},)
+    other = replace(repaired, prompt=replace(repaired.prompt, messages=turns))
+    assert choose([other], "pair")[1] is None, "a repair was asked something else"
+
+
 def test_one_sample_has_neither_share() -> None:
     assert stats(choose([right(0)], "all")[0]) == [(None, None)]
 
@@ -216,7 +250,7 @@ def test_an_answer_that_is_not_kept_loses_nothing() -> None:
     rejected = Rejection(
         loser.prompt, loser.generation, "samples", "not_best", loser.findings, "rejected", loser.answer, loser.verdict
     )
-    assert outcomes[1] == replace(rejected, samples=SampleStats(0.5, 0.5))
+    assert outcomes[1] == replace(rejected, samples=SampleStats(0.5, 0.5), passed=False)
 
 
 def test_no_outcomes_are_no_outcomes() -> None:

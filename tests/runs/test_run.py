@@ -101,6 +101,25 @@ def test_an_accepted_row_holds_the_teachers_own_answer_aligned_to_its_tokens(
         assert decode_states(states[row["id"]]["states"], shape).any(axis=2).all()
 
 
+def test_retries_change_no_pass_rate_and_cost_no_pair(workspace: Path, make_job: MakeJob) -> None:
+    rates: list[dict[str, float]] = []
+    pairs: list[int] = []
+    for retries in (0, 3):
+        out = workspace / f"out{retries}"
+        job = make_job(
+            teacher={"backend": "scripted", "scripted": {"wrong": 0.4}},
+            tasks=[{"name": "adding", "count": 20}],
+            samples={"n": 4, "keep": "pair"},
+            validation={"retries": retries},
+        )
+        run(job, workspace, out)
+        rates.append({row["prompt_id"]: row["pass_rate"] for c in ("data", "rejected") for row in read_table(out, c)})
+        pairs.append(len(read_table(out, "preferences")))
+    assert rates[0] == rates[1]
+    assert 0.4 < sum(rates[0].values()) / len(rates[0]) < 0.8
+    assert pairs[1] >= pairs[0] > 10
+
+
 def test_the_ledger_the_card_and_the_totals_agree_with_the_files(workspace: Path, make_job: MakeJob) -> None:
     out = run_faulty(workspace, make_job, wrong=0.5)
     entries = read_ledger_lines(out)[1:]
