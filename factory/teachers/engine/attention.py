@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from factory.teachers.engine.pages import Array, Pages, StepRows
+from factory.teachers.engine.wrap import wrap
 
 Seen = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by block: one step's queries [N, H * D] and keys [N, K * D]
 BLANK = 255  # a byte that was never written: four of them, or two, are NaN in every float type
@@ -84,7 +85,7 @@ def keep_queries(model: nn.Module, blocks: Sequence[int], seen: Seen) -> dict[in
     if len({one.heads for one in heads.values()}) > 1:
         raise ValueError(f"blocks {list(blocks)} differ in their number of heads; keep the attention of one kind")
     for block in blocks:
-        _wrap_forward(found[block], _listener(block, seen))
+        wrap(found[block], "forward", _listener(block, seen))
     return heads
 
 
@@ -132,21 +133,12 @@ def why_not(attention: Any) -> str | None:
     return None
 
 
-def _listener(block: int, seen: Seen) -> Callable[..., None]:
-    def listen(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> None:
+def _listener(block: int, seen: Seen) -> Callable[..., Any]:
+    def listen(inner: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen[block] = query, key
+        return inner(query, key, *args, **kwargs)
 
     return listen
-
-
-def _wrap_forward(attention: Any, listen: Callable[..., None]) -> None:
-    inner = attention.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        listen(*args, **kwargs)
-        return inner(*args, **kwargs)
-
-    attention.forward = forward
 
 
 def rows_of(seen: Seen, heads: dict[int, Heads]) -> torch.Tensor:

@@ -30,6 +30,7 @@ from factory.teachers.engine.attention import AttentionKeeper
 from factory.teachers.engine.distribution import Distribution, Workspace, fractions, row_width, split_rows
 from factory.teachers.engine.pages import Array, Pages, StepRows
 from factory.teachers.engine.routing import ExpertKeeper
+from factory.teachers.engine.wrap import wrap
 
 SCORED_LOGITS = 1 << 24  # logits held at once when a prefill is scored: 64 MB in float32
 
@@ -89,8 +90,8 @@ class Capture:
     def install(self) -> None:
         """Wrap the runner and hook the layers."""
         if self.signals.top_k and self.decoding and self.keeps:
-            _wrap(self.runner.model, "compute_logits", self._around_logits)
-            _wrap(self.runner, "_sample", self._around_sample)
+            wrap(self.runner.model, "compute_logits", self._around_logits)
+            wrap(self.runner, "_sample", self._around_sample)
         self._hook_layers()
         model, attention = self.runner.get_model(), self.signals.attention
         if self.signals.experts and self.keeps:
@@ -99,7 +100,7 @@ class Capture:
             if get_tp_group().world_size > 1:
                 raise ValueError("no worker has all heads where tensors are split; leave signals.attention out")
             self.attention = AttentionKeeper(model, attention, self.signals.attention_tokens, self.runner.device)
-        _wrap(self.runner, "execute_model", self._around_execute)
+        wrap(self.runner, "execute_model", self._around_execute)
 
     def _around_logits(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         logits = inner(*args, **kwargs)
@@ -339,11 +340,6 @@ def find_missing(runner: Any) -> list[str]:
         getattr(runner, "input_batch", None): ("req_ids", "num_tokens_no_spec", "num_prompt_tokens", "token_ids_cpu"),
     }
     return [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
-
-
-def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    inner = getattr(owner, name)
-    setattr(owner, name, lambda *args, **kwargs: around(inner, *args, **kwargs))
 
 
 class CaptureExtension:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from factory.teachers.engine.pages import Array, Pages, StepRows
+from factory.teachers.engine.wrap import wrap
 
 Routes = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by block, from 1: expert ids and weights, [tokens, E] each
 
@@ -53,9 +54,9 @@ class ExpertKeeper:
             return inner(**kwargs)
 
         if runner.routed_experts.quant_method.is_monolithic:
-            _wrap(runner, "_apply_quant_method", beside_kernel)
+            wrap(runner, "_apply_quant_method", beside_kernel)
         else:
-            _wrap(runner.router, "select_experts", around_router)
+            wrap(runner.router, "select_experts", around_router)
 
     def keep(self, step: StepRows) -> None:
         """Take the routes of a step's tokens, heaviest expert first."""
@@ -90,8 +91,3 @@ def find_runners(model: nn.Module) -> dict[int, Any]:
                 raise ValueError(f"block {numbers[0] + 1} has experts twice; set signals.experts = false")
             runners[numbers[0] + 1] = module
     return runners
-
-
-def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    inner = getattr(owner, name)
-    setattr(owner, name, lambda *args, **kwargs: around(inner, *args, **kwargs))
