@@ -1,6 +1,5 @@
 """What can be known of a model before any engine starts: its config.json, and whether the job fits it."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +50,6 @@ def locate_model(teacher: TeacherConfig) -> str:
             f"'Qwen/Qwen3-8B', or the built-in 'demo')"
         )
     return teacher.model
-
-
-def digest_model(model: str) -> str | None:
-    """SHA-256 of the configuration and weights of a local model; None for one of the hub, whose revision names it."""
-    if not Path(model).is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(Path(model).glob("*")):
-        if path.name == "config.json" or path.suffix in (".safetensors", ".bin", ".pt"):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def read_shape(model: str, revision: str | None) -> ModelShape:

@@ -23,7 +23,8 @@ from factory.errors import TeacherError
 from factory.job.job import TeacherConfig
 from factory.records import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS
-from factory.teachers.models import digest_model, locate_model
+from factory.teachers.digest import digest_model
+from factory.teachers.models import locate_model
 
 TIMEOUT_S = 3600.0
 

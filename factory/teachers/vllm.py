@@ -24,8 +24,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from factory.errors import DatasetError, TeacherError
 from factory.job.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
+from factory.teachers.digest import digest_model
 from factory.teachers.models import (
-    digest_model,
     has_cpu_engine,
     kv_cache_gb,
     locate_model,
