@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from factory import __version__
-from factory.errors import FactoryError, JobError, redact
+from factory.errors import FactoryError, JobError, redact, report
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -24,9 +24,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = command(options)
     except FactoryError as error:
-        for line in str(error).splitlines():
-            print(f"error: {redact(line)}", file=sys.stderr)
-        code = error.exit_code
+        code = report(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

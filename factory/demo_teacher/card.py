@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from factory.demo_teacher.recipe import Recipe
-from factory.errors import FactoryError, TeacherError
+from factory.errors import FactoryError, TeacherError, report
 
 WEIGHTS, CONFIG, LOG, PASS_RATES, CARD = (
     "model.safetensors",
@@ -117,8 +117,7 @@ def main(arguments: list[str]) -> int:
     try:
         write_card(Path(arguments[0]))
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 

@@ -21,7 +21,7 @@ from factory.dataset.shards import file_digest, read_batches, shard_path
 from factory.demo_teacher.card import PASS_RATES, WEIGHTS, describe_cells, write_card
 from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED
 from factory.demo_teacher.recipe import TASKS, Recipe
-from factory.errors import FactoryError, JobError
+from factory.errors import FactoryError, JobError, report
 from factory.job.job import Job
 from factory.runs.run import run
 from factory.tasks.tasks import builtin_root, discover
@@ -174,8 +174,7 @@ def main(arguments: list[str]) -> int:
         (folder / PASS_RATES).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         write_card(folder)
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     print("\n".join(describe_cells(result["cells"])))
     return 0
 

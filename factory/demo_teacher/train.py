@@ -24,7 +24,7 @@ from factory.demo_teacher.corpus import Corpus, encode, texts
 from factory.demo_teacher.network import export, new_model
 from factory.demo_teacher.recipe import TASKS, Recipe, draw_step, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import PIECES, train_tokenizer
-from factory.errors import FactoryError, TeacherError
+from factory.errors import FactoryError, TeacherError, report
 
 CHECKPOINT_STEPS = 100
 MICROBATCH_TOKENS = 4096  # memory and padding; the gradient is the same but for rounding
@@ -217,8 +217,7 @@ def main(arguments: list[str]) -> int:
     try:
         Trainer(options.out, Recipe(steps=options.steps), options.device, not options.no_compile).run()
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 
