@@ -33,10 +33,7 @@ def choose_ids(probs_TV: Array, signals: SignalSpec, rng: np.random.Generator) -
     k = signals.top_k
     ids_TK, draws_TK = np.argsort(-probs_TV, axis=1, kind="stable")[:, :k], None
     if signals.keep == "top_p":
-        mass_TK = np.take_along_axis(probs_TV, ids_TK, 1)
-        enough_TK = np.cumsum(mass_TK, 1) - mass_TK >= signals.top_p
-        enough_TK[:, :1] = False
-        ids_TK = np.where(enough_TK, -1, ids_TK)
+        ids_TK = np.where(beyond_mass(np.take_along_axis(probs_TV, ids_TK, 1), signals.top_p), -1, ids_TK)
     if signals.keep == "sampled":
         exact_TV = probs_TV.astype(np.float64)
         drawn_TV = rng.multinomial(k, exact_TV / exact_TV.sum(1, keepdims=True))
@@ -44,6 +41,13 @@ def choose_ids(probs_TV: Array, signals: SignalSpec, rng: np.random.Generator) -
         draws_TK = np.take_along_axis(drawn_TV, ids_TK, 1).astype(np.int16)
         ids_TK = np.where(draws_TK > 0, ids_TK, -1)
     return ids_TK.astype(np.int32), draws_TK
+
+
+def beyond_mass(probs_TK: Array, top_p: float) -> Array:
+    """Which of the likeliest ids, in that order, are not needed to reach the mass `top_p`; never the first."""
+    beyond_TK: Array = np.cumsum(probs_TK, 1) - probs_TK >= top_p
+    beyond_TK[:, :1] = False
+    return beyond_TK
 
 
 def _chosen_of_completion(generation: Generation, signals: SignalSpec) -> Array:

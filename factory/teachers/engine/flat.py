@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from factory.records import Logprobs, SignalSpec
+from factory.teachers.chosen import beyond_mass
 
 TOLD: Final = "the engine's own logprobs: after the grammar's mask, entropy over the kept ids and all others as one"
 LEAST_MASS: Final = 1e-9  # of a tail: float32 probabilities do not add up to 1 any closer
@@ -41,10 +42,9 @@ def read_flat(flat: Any, signals: SignalSpec) -> Logprobs:
     topk_TK = np.maximum(values_TW[:, 1:], -1e30)
     probs_TK = np.exp(topk_TK.astype(np.float64))
     if signals.keep == "top_p":
-        enough_TK = np.cumsum(probs_TK, 1) - probs_TK >= signals.top_p
-        enough_TK[:, :1] = False
-        ids_TK = np.where(enough_TK, -1, ids_TK)
-        topk_TK = np.where(enough_TK, -np.inf, topk_TK)
+        beyond_TK = beyond_mass(probs_TK, signals.top_p)
+        ids_TK = np.where(beyond_TK, -1, ids_TK)
+        topk_TK = np.where(beyond_TK, -np.inf, topk_TK)
     # the entropy is over all k, whatever is kept of them
     rest_T = np.maximum(1 - probs_TK.sum(1), LEAST_MASS)
     entropy_T = -(probs_TK * np.maximum(values_TW[:, 1:], -1e30)).sum(1) - rest_T * np.log(rest_T)
