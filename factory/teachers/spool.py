@@ -9,7 +9,7 @@ import json
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,20 +197,20 @@ def unpack(payload: Array) -> Generation:
         **{name: head[name] for name in TEXTS},
         prompt_token_ids=arrays["prompt_token_ids"],
         completion_token_ids=arrays["completion_token_ids"],
-        logprobs=_unpack_logprobs(arrays, ""),
-        prompt_logprobs=_unpack_logprobs(arrays, PROMPT),
+        logprobs=as_logprobs(arrays),
+        prompt_logprobs=as_logprobs(arrays, PROMPT),
         hidden_states=None if bits_NLH is None else HiddenStates(layers, bits_NLH, arrays.get("positions_N")),
-        experts=_unpack_experts(head, arrays),
+        experts=as_experts(head.get("blocks", ()), arrays),
         attention=Attention(tuple(head["attention"]), arrays["maps_LHNN"]) if "attention" in head else None,
     )
 
 
-def _unpack_experts(head: dict[str, Any], arrays: dict[str, Array]) -> Experts | None:
-    if "blocks" not in head:
-        return None
-    return Experts(tuple(head["blocks"]), arrays["expert_ids_NLE"], arrays["expert_weights_NLE"])
+def as_experts(blocks: Sequence[int], arrays: Mapping[str, Array]) -> Experts | None:
+    """The routes that named arrays hold, of these decoder blocks; None without any block."""
+    return Experts(tuple(blocks), arrays["expert_ids_NLE"], arrays["expert_weights_NLE"]) if blocks else None
 
 
-def _unpack_logprobs(arrays: dict[str, Array], prefix: str) -> Logprobs | None:
+def as_logprobs(arrays: Mapping[str, Array], prefix: str = "") -> Logprobs | None:
+    """The distributions that named arrays hold; None where none of them is there."""
     found = {name: arrays[prefix + name] for name in LOGPROB_ARRAYS if prefix + name in arrays}
     return Logprobs(**found) if found else None

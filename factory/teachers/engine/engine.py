@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import LOGPROB_ARRAYS, Attention, Experts, Generation, HiddenStates, Logprobs, SignalSpec
+from factory.records import Attention, Generation, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
     MIN_ANSWER_TOKENS,
@@ -25,7 +25,7 @@ from factory.teachers.engine.build import (
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.prompt_ids import TemplateRefusal
 from factory.teachers.reasoning import split_completion
-from factory.teachers.spool import SpoolWriter
+from factory.teachers.spool import SpoolWriter, as_experts, as_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +203,9 @@ class Engine:
         if request.prompt["transcript"] is not None and split.answer_start >= len(ids_T):
             split = split_completion(self.tokenizer, ids_T, None)  # it never reasoned, or never stopped to
         arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
-        found = {name: arrays[name] for name in LOGPROB_ARRAYS if name in arrays}
-        all_logprobs = Logprobs(**found) if found else flat
-        before = len(found["sampled_T"]) - len(ids_T) if found else 0  # of the prompt's tokens
+        captured = as_logprobs(arrays)
+        before = len(captured.sampled_T) - len(ids_T) if captured else 0  # of the prompt's tokens
+        all_logprobs = captured or flat
         made = Generation(
             prompt_id=request.prompt["id"],
             attempt=request.prompt["attempt"],
@@ -219,7 +219,7 @@ class Engine:
             logprobs=all_logprobs and all_logprobs.part(slice(before, None)),
             prompt_logprobs=all_logprobs.part(slice(before)) if all_logprobs and self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
-            experts=_as_experts(arrays),
+            experts=as_experts(arrays["blocks"].tolist(), arrays) if "blocks" in arrays else None,
             attention=Attention(self.signals.attention, arrays["maps_LHNN"]) if "maps_LHNN" in arrays else None,
         )
         return keep_chosen(made, self.signals)
@@ -227,12 +227,6 @@ class Engine:
     def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
         answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.signals.any else []
         return next((answer for answer in answers if answer), {})
-
-
-def _as_experts(arrays: dict[str, Any]) -> Experts | None:
-    if "blocks" not in arrays:
-        return None
-    return Experts(tuple(arrays["blocks"].tolist()), arrays["expert_ids_NLE"], arrays["expert_weights_NLE"])
 
 
 def failed(prompt: dict[str, Any], ids: list[int], failure: str, detail: str) -> Generation:
