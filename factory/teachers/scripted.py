@@ -97,17 +97,7 @@ class ScriptedTeacher:
         cut = len(ids) > most
         ids_T = np.array(ids[:most], np.int32)
         start = min(len(think), len(ids_T))
-        made = Generation(
-            prompt_id=prompt.id,
-            attempt=prompt.attempt,
-            text=decode(ids_T.tolist()),
-            reasoning=reasoning if think else None,
-            answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
-            prompt_token_ids=prompt_ids,
-            completion_token_ids=ids_T,
-            answer_start=start,
-            finish_reason="length" if cut else "stop",
-        )
+        made = _make(prompt, prompt_ids, ids_T, start, reasoning if think else None, "length" if cut else "stop")
         return self._with_signals(made, rng, self._peak(prompt)) if prompt.keeps else made
 
     def _score(self, prompt: Prompt, transcript: Transcript, rng: np.random.Generator) -> Generation:
@@ -123,17 +113,8 @@ class ScriptedTeacher:
             return Generation.failed(prompt.id, prompt.attempt, "bad_token_id", detail, prompt_ids)
         closed = np.flatnonzero(ids_T == THINK_END)
         start = int(closed[0]) + 1 if len(closed) else 0
-        made = Generation(
-            prompt_id=prompt.id,
-            attempt=prompt.attempt,
-            text=decode(ids_T.tolist()),
-            reasoning=decode(ids_T[: start - 1].tolist()) if start else None,
-            answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
-            prompt_token_ids=prompt_ids,
-            completion_token_ids=ids_T,
-            answer_start=start,
-            finish_reason="stop",
-        )
+        reasoned = decode(ids_T[: start - 1].tolist()) if start else None
+        made = _make(prompt, prompt_ids, ids_T, start, reasoned, "stop")
         return self._with_signals(made, rng, PEAK)
 
     def _with_signals(self, made: Generation, rng: np.random.Generator, peak: float) -> Generation:
@@ -210,6 +191,23 @@ class ScriptedTeacher:
     def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:
         states = rng.standard_normal((inputs, len(self.signals.layers), HIDDEN), np.float32)
         return HiddenStates(self.signals.layers, (states.view(np.uint32) >> 16).astype(np.uint16))
+
+
+def _make(
+    prompt: Prompt, prompt_ids: Array, ids_T: Array, start: int, reasoning: str | None, finish_reason: str
+) -> Generation:
+    """The generation of these ids, its answer beginning at `start`, without any signals."""
+    return Generation(
+        prompt_id=prompt.id,
+        attempt=prompt.attempt,
+        text=decode(ids_T.tolist()),
+        reasoning=reasoning,
+        answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
+        prompt_token_ids=prompt_ids,
+        completion_token_ids=ids_T,
+        answer_start=start,
+        finish_reason=finish_reason,
+    )
 
 
 def invent_answer(task: Task, seed: int) -> str:
