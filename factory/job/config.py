@@ -1,14 +1,32 @@
 """Sections of a job file, as pydantic checks them, and one line for everything that is wrong in one."""
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from factory.errors import JobError
 
 
 class Config(BaseModel):
     """Base of every section: unknown keys are errors and nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_toml(path: Path, missing: str) -> dict[str, Any]:
+    """A TOML file as it stands; JobError where it is not there (`missing` says what to do) or is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JobError(f"{path}: {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise JobError(f"{path}: not valid TOML: nested too deeply") from None
 
 
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:

@@ -1,13 +1,12 @@
 """The job file: what to make, with which teacher, how much. TOML, checked by pydantic, nothing unknown allowed."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from factory.errors import JobError
-from factory.job.config import Config, describe_problems
+from factory.job.config import Config, describe_problems, read_toml
 from factory.records import HiddenPositions, Keep, Positions, Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -343,16 +342,7 @@ def load_job(path: Path) -> Job:
     """Read and check a job file; every problem in it is named in one JobError."""
     if path.is_dir():
         raise JobError(f"{path}: is a directory; give a job file such as {path / 'job.toml'}")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such job file; see docs/examples/ for one to copy") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise JobError(f"{path}: not valid TOML: nested too deeply") from None
+    data = read_toml(path, "no such job file; see docs/examples/ for one to copy")
     try:
         return Job.model_validate(data)
     except ValidationError as error:

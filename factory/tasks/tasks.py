@@ -5,7 +5,6 @@ A broken task never vanishes: `discover` returns what is whole and, for what is 
 
 import importlib.util
 import sys
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, Field, ValidationError
 
-from factory.errors import TaskError
-from factory.job.config import Config, describe_problems
+from factory.errors import JobError, TaskError
+from factory.job.config import Config, describe_problems, read_toml
 from factory.job.job import SamplingConfig, StyleConfig
 from factory.job.paths import real_path
 from factory.records import Sampling
@@ -177,15 +176,10 @@ def source_digest(path: Path) -> str:
 
 def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | None:
     try:
-        config = TaskFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        problems.append(f"{path}: missing; a task needs one with name, version, description and levels")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read: {error}")
-    except tomllib.TOMLDecodeError as error:
-        problems.append(f"{path}: not valid TOML: {error}")
-    except RecursionError:
-        problems.append(f"{path}: not valid TOML: nested too deeply")
+        data = read_toml(path, "missing; a task needs one with name, version, description and levels")
+        config = TaskFile.model_validate(data)
+    except JobError as error:
+        problems.append(str(error))
     except ValidationError as error:
         problems.append(f"{path}: {describe_problems(error, TaskFile)}")
     else:
