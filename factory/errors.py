@@ -26,6 +26,11 @@ def redact(text: str) -> str:
     return text
 
 
+def one_line(error: BaseException, most: int = 500) -> str:
+    """What an error says, on one line of at most so many characters; the name of its type where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class FactoryError(Exception):
     """Base of every error that is the user's to mend; the command line prints one line and exits with its code."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from factory.errors import FidelityError, JobError, report
+from factory.errors import FidelityError, JobError, one_line, report
 
 
 def test_every_problem_is_a_line_and_the_code_is_the_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,3 +17,9 @@ def test_no_secret_of_the_environment_is_told(
     monkeypatch.setenv("SOME_API_TOKEN", "abcdefgh-secret")
     report(JobError("no access with abcdefgh-secret"))
     assert capsys.readouterr().err == "error: no access with <SOME_API_TOKEN>\n"
+
+
+def test_what_an_error_says_is_one_line_and_never_nothing() -> None:
+    assert one_line(ValueError(" two\n  lines ")) == "two lines"
+    assert one_line(ValueError("long " * 400), 7) == "long lo"
+    assert one_line(MemoryError()) == "MemoryError"

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from factory.errors import JobError
+from factory.errors import JobError, one_line
 from factory.job.job import Job, TranscriptsConfig
 from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript, canonical_json, content_hash
 from factory.tasks.sources import Rows, digest_rows, load_rows
@@ -65,7 +65,7 @@ class Transcripts:
         except (ValueError, TypeError) as error:
             where = f"row {row.number} of {self.config.path}"
             prompt = self._make(row, kept, (), None)
-            return Rejection(prompt, None, "prompt", "bad_transcript", (f"{where}: {_one_line(error)}",))
+            return Rejection(prompt, None, "prompt", "bad_transcript", (f"{where}: {_describe(error)}",))
         return self._make(row, kept, messages, transcript)
 
     def _read(self, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], Transcript]:
@@ -132,8 +132,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _one_line(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
-    return " ".join(str(error).split())
+    return one_line(error)

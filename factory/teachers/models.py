@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.errors import TeacherError
+from factory.errors import TeacherError, one_line
 from factory.job.job import AttentionConfig, Job, TeacherConfig
 from factory.records import SignalSpec
 from factory.teachers.demo import demo_teacher
@@ -57,7 +57,7 @@ def read_shape(model: str, revision: str | None) -> ModelShape:
     try:
         config = json.loads(_config_path(model, revision).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        told = " ".join(str(error).split())[:300]
+        told = one_line(error, 300)
         raise TeacherError(f"teacher.model {model!r}: its config.json cannot be read: {told}") from None
     return shape_of(model, config)
 

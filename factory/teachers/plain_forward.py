@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from factory.errors import redact
+from factory.errors import one_line, redact
 from factory.records import LOGPROB_ARRAYS, Array, Logprobs
 from factory.teachers.agreement import Figures, compare_logprobs, compare_states
 
@@ -50,7 +50,7 @@ class PlainModel:
             model = AutoModelForCausalLM.from_pretrained(request["model"], config=config, dtype=dtype, **names)
             self.model = model.eval().to(device)
         except Exception as error:  # transformers raises many types here, and none is a fault of ours
-            raise NotChecked(f"transformers cannot load the model: {one_line(error)}") from error
+            raise NotChecked(f"transformers cannot load the model: {one_line(error, 300)}") from error
         if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
             raise NotChecked(f"{type(self.model).__name__} gives no logits for chosen positions")
 
@@ -134,7 +134,7 @@ def load_config(model: str, names: dict[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(model, **names)
     except Exception as error:  # unknown architecture, no such revision, no network, code that is not trusted
-        raise NotChecked(f"transformers cannot read the model's configuration: {one_line(error)}") from error
+        raise NotChecked(f"transformers cannot read the model's configuration: {one_line(error, 300)}") from error
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
@@ -150,7 +150,7 @@ def count_weights(config: Any, names: dict[str, Any]) -> int:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=names["trust_remote_code"])
     except Exception as error:
-        raise NotChecked(f"transformers does not hold this architecture: {one_line(error)}") from error
+        raise NotChecked(f"transformers does not hold this architecture: {one_line(error, 300)}") from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -200,10 +200,6 @@ def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
 
 def compare_layers(layers: list[int], stored_NLH: Array, again_NLH: Array) -> dict[str, Figures]:
     return {str(layer): compare_states(stored_NLH[:, at], again_NLH[:, at]) for at, layer in enumerate(layers)}
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def answer(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from factory.errors import one_line
 from factory.records import Message
 from factory.teachers.reasoning import Markers
 
@@ -82,7 +83,7 @@ class PromptEncoder:
                 list(messages), tokenize=False, add_generation_prompt=True, **self.template_kwargs
             )
         except Exception as error:  # a template is a model author's code: it may raise anything
-            raise TemplateRefusal(" ".join(str(error).split()) or type(error).__name__) from error
+            raise TemplateRefusal(one_line(error)) from error
         if self.markers is not None and not text.rstrip().endswith(self.markers.start):
             text += self.markers.start + "\n"
         return text

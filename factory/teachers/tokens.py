@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from factory.errors import TeacherError
+from factory.errors import TeacherError, one_line
 from factory.job.job import Job, Markers, TeacherConfig
 from factory.records import Message
 from factory.teachers.models import locate_model
@@ -123,7 +123,7 @@ def open_counter(job: Job) -> Counter:
     try:
         return ExactCounter(LocalTokenizer(folder), job.teacher)
     except (OSError, ValueError, TemplateError) as error:
-        told = " ".join(str(error).split())[:200]
+        told = one_line(error, 200)
         raise TeacherError(f"teacher.model {job.teacher.model!r}: its tokenizer cannot be used: {told}") from None
 
 

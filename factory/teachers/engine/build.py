@@ -8,6 +8,7 @@ import hashlib
 import json
 from typing import Any
 
+from factory.errors import one_line
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers
 
@@ -115,5 +116,4 @@ def first_line(error: BaseException) -> str:
     """An error's most telling line: that of its innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) < 500 else text[:500] + "..."
+    return one_line(error)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from factory.errors import one_line
 from factory.records import Attention, Generation, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
@@ -147,7 +148,7 @@ class Engine:
         try:
             inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": inputs}, params)
         except ValueError as error:
-            return failed(prompt, ids, "refused_by_engine", " ".join(str(error).split()))
+            return failed(prompt, ids, "refused_by_engine", one_line(error))
         keeps = prompt["keeps"]
         attends = keeps and self.signals.keeps_attention(prompt["id"], len(ids))
         if completion_ids is not None or self.signals.keep == "sampled" or attends or not keeps:
