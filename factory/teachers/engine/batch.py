@@ -14,27 +14,42 @@ from factory.teachers.engine.runner_v1 import RunnerV1
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is known of a request from its beginning: prompt tokens, the seed of its draws, and, where it is a prefill
-    to be scored, the last completion id, which is no input."""
+    """What is known of a request from its beginning, and cannot be read off the batch."""
 
+    # P, the tokens of the prompt: of a request to be scored the batch has only prompt and completion together
     prompt: int
+    # of the row's random draws; 0 where none are made
     seed: int
+    # the last id of a completion to be scored, which is predicted but never an input; None where the request generates
     last_id: int | None = None
-    attends: bool = False  # whether its attention is kept
-    keeps: bool = True  # whether anything is
+    # whether this row is among the share whose attention is kept
+    attends: bool = False
+    # whether anything is: not of a judge's answers, which become no rows
+    keeps: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The B requests of a step, in the order of every row that the engine computes: slot, and what was asked."""
+    """The B requests of a step, in the order of every row that the engine computes. All arrays are [B].
 
+    It belongs to one order of names. The runner changes that order whenever a request comes, goes or is preempted; a
+    step of the same names has the same batch.
+    """
+
+    # the engine's own names
     names: list[str]
+    # int64: where what is kept of a request stands in every `Pages`
     slot_B: Array
+    # int64: P, tokens of the prompt
     prompt_B: Array
+    # int64: of the draws
     seed_B: Array
-    last_id_B: Array  # -1 where the request generates
+    # int64: -1 where the request generates
+    last_id_B: Array
+    # bool: whose attention is kept
     attends_B: Array
-    keeps_B: Array  # of which anything is kept at all: all but a judge's, and, where only prefills are scored, those
+    # bool: of which anything is kept at all: all but a judge's, and, where only prefills are scored, those
+    keeps_B: Array
 
 
 NO_NUMBERS = np.zeros(0, np.int64)
@@ -48,6 +63,7 @@ class Roster:
         self.runner = runner
         self.decoding = decoding
         self.asked: dict[str, Asked] = {}
+        # a preempted request is in no batch for a while, and still has its slot
         self.slots: dict[str, int] = {}
         self.free_slots: list[int] = []
         self.batch = NO_BATCH
@@ -58,8 +74,11 @@ class Roster:
 
     def now(self) -> Batch:
         """The requests of the batch as it is now."""
+        # most steps have the requests of the one before: comparing names is all they cost
         if self.runner.names() != self.batch.names:
+            # a copy, as the runner changes its own list in place
             names = list(self.runner.names())
+            # who was not told of has nothing special about it, and its prompt is what the runner says
             prompts = self.runner.given_B(len(names)).tolist()
             known = [self.asked.get(name) or Asked(prompt, 0) for name, prompt in zip(names, prompts, strict=True)]
             self.batch = Batch(
@@ -86,6 +105,7 @@ class Roster:
         request_N = np.repeat(np.arange(len(counts_B)), counts_B)
         row_N = np.flatnonzero(batch.keeps_B[request_N])
         request_N = request_N[row_N]
+        # a row's number less those of the requests before it
         within_N = row_N - (np.cumsum(counts_B) - counts_B)[request_N]
         return StepRows(row_N, request_N, batch.slot_B[request_N], first_B[request_N] + within_N)
 
@@ -95,5 +115,6 @@ class Roster:
         slot = self.slots.pop(name, None)
         if slot is not None:
             self.free_slots.append(slot)
+            # no batch may go on naming a slot that is free
             self.batch = NO_BATCH
         return slot

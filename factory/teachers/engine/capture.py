@@ -13,7 +13,26 @@ Two ways lead to the same numbers. While generating, each step's logits are redu
 is a prefill over ids that exist: the logits of the positions that predict its completion are computed from the step's
 final hidden states, a few hundred rows at a time, and reduced the same way.
 
-Positions are absolute, so what is computed again after a preemption overwrites itself.
+What belongs to what. A step's tensors have a row for each of its input tokens, request after request in the batch's
+order. Positions count from a request's first token, through prompt and completion. Here A generates, B is in the middle
+of its prompt (a chunk of it), C comes to the end of its prompt of 8 tokens:
+
+    row of the step       0       1    2    3       4    5
+    request               A       B    B    B       C    C
+    position             41       0    1    2       6    7      tokens computed before + place in the step
+    hidden state        h41      h0   h1   h2      h6   h7      kept at (slot, position)
+    logits            row 0               row 3        row 5    the last row of each request, so B of them
+    sampled        token 42           thrown away    token 8    what the position before it predicts
+
+So of P prompt and T completion tokens, where the last one is never an input:
+
+    token          p0   p1  ...  pP-1   c0  ...  cT-2   cT-1
+    state          h0   h1  ...  hP-1   hP  ...  hN-1    -      N = P + T - 1
+    predicted by    -   h0  ...  hP-2  hP-1 ...  hN-2   hN-1    T distributions, or N with those of the prompt
+
+A preempted request leaves the batch and is computed again from position 0 when it comes back. It keeps its slot, and
+positions are absolute, so what is computed again overwrites itself; what it had sampled is an input then, and the
+distributions it was drawn from stay as they are.
 """
 
 from collections.abc import Callable
@@ -37,7 +56,12 @@ SCORED_LOGITS = 1 << 24  # logits held at once when a prefill is scored: 64 MB i
 
 class Capture:
     """Everything kept of the requests now inside one worker: of every request while it generates (`decoding`), or of
-    scored requests alone."""
+    scored requests alone.
+
+    `rows` has the packed distributions at (slot, index of the kept token), `states`, `experts` and `attention` what
+    belongs to input tokens at (slot, position); each of these three is None where the job or this worker keeps none.
+    `step` holds the distributions of the step between its logits and its samples, and is None outside.
+    """
 
     def __init__(self, runner: RunnerV1, signals: SignalSpec, decoding: bool, keeps: bool) -> None:
         self.runner = runner
@@ -50,11 +74,14 @@ class Capture:
         self.experts: ExpertKeeper | None = None
         self.attention: AttentionKeeper | None = None
         self.step: Distribution | None = None
-        self.of_sampled, self.of_given = Workspace(), Workspace()  # the first may wait for its tokens meanwhile
+        # execute_model ends between a step's logits and its samples: distributions that wait for their tokens must not
+        # lose their memory to those of given tokens, which are made right there
+        self.of_sampled, self.of_given = Workspace(), Workspace()
 
     def install(self) -> None:
         """Wrap the runner and hook the layers."""
         signals, model = self.signals, self.runner.model
+        # a job that captures by prefill alone leaves the sampling path as vLLM has it
         if signals.top_k and self.decoding and self.keeps:
             self.runner.listen_to_samples(self._around_logits, self._around_sample)
         if signals.layers and self.keeps:
@@ -69,7 +96,9 @@ class Capture:
 
     def _around_logits(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         logits = inner(*args, **kwargs)
+        # what a step has left that never came to sample belongs to no token
         self.step = None
+        # only the workers that logits are gathered to have them
         if logits is not None:
             batch = self.roster.now()
             index_B = self.runner.next_index_B(len(batch.names))
@@ -80,6 +109,7 @@ class Capture:
         output = inner(*args, **kwargs)
         step, self.step = self.step, None
         if step is not None:
+            # one column: speculation, which would bring more, is refused where anything is kept
             self._keep_distribution(step, output.sampled_token_ids[:, 0])
         return output
 
@@ -90,9 +120,10 @@ class Capture:
 
     def _keep_distribution(self, step: Distribution, sampled_B: torch.Tensor) -> None:
         batch, count = self.roster.now(), len(self.roster.now().names)
-        # a request still inside its prompt samples nothing
+        # vLLM samples for every request and throws away what a request inside its prompt was given
         real_B = batch.keeps_B & self.runner.samples_B(count)
         if real_B.any():
+            # asked before the runner books the new tokens, so this is the index of the token just sampled
             index_B = self.runner.next_index_B(count) + self._first_index(batch.prompt_B)
             self._write(step, batch.slot_B, index_B, sampled_B, real_B)
 
@@ -123,6 +154,7 @@ class Capture:
         batch = self.roster.now()
         inside = self.states is not None or self.experts is not None or bool(batch.attends_B.any())
         any_scored = bool((batch.last_id_B >= 0).any())
+        # the same on every worker, as all are told the same: it takes all of them to compute the logits of given tokens
         scores = bool(self.signals.top_k) and (any_scored or (self.decoding and self.signals.of_prompt))
         if not (scores or (inside and (self.decoding or any_scored))):
             return
@@ -140,19 +172,24 @@ class Capture:
     def _keep_scored(self, rows: StepRows) -> None:
         """Compute and reduce the logits that predict tokens which exist: a scored completion, and a kept prompt."""
         batch = self.roster.now()
+        # to vLLM the inputs of a scored request are all prompt, P + T - 1 of them; batch.prompt_B has the P
         given_B = self.runner.given_B(len(batch.names))
         scored_B = batch.last_id_B >= 0
+        # of a request that is not scored, either all prompt tokens but the first or, from its end on, none
         first_B = np.ones_like(given_B) if self.signals.of_prompt else np.where(scored_B, batch.prompt_B, given_B)
         token_N = rows.position_N + 1  # a position predicts the token after it
         end_B = given_B + scored_B  # the last id of a scored completion is no input, but predicted
         chosen = np.flatnonzero((token_N >= first_B[rows.request_N]) & (token_N < end_B[rows.request_N]))
         token_N, request_N = token_N[chosen], rows.request_N[chosen]
+        # the last id of a scored completion is not among the runner's: any known one stands for it in the look-up
         known_N = self.runner.ids_at(request_N, np.minimum(token_N, given_B[request_N] - 1))
         target_N = np.where(token_N < given_B[request_N], known_N, batch.last_id_B[request_N]).astype(np.int64)
+        # below 0 for the prompt's tokens
         index_N = token_N - batch.prompt_B[request_N]
         kept_N = index_N + self._first_index(batch.prompt_B)[request_N]
         slot_N, row_N, seed_N = rows.slot_N[chosen], rows.row_N[chosen], batch.seed_B[request_N]
         hidden_NH = self.runner.final_states_NH()
+        # a long transcript's logits are never there all at once: positions x vocabulary would be gigabytes
         step = max(16, SCORED_LOGITS // self.runner.vocab_size)
         for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // step)) if len(chosen) else []:
             logits = self.runner.compute_logits(hidden_NH[torch.from_numpy(row_N[part]).to(hidden_NH.device)])
@@ -177,6 +214,7 @@ class Capture:
             return {}
         arrays: dict[str, Array] = {}
         if self.signals.top_k:
+            # P - 1 of the prompt and T of the completion are as many as there were inputs
             count = inputs if self.signals.of_prompt else tokens
             arrays |= split_rows(self.rows.take(slot, count), self.signals.top_k)
         arrays |= {} if self.states is None else self.states.take(slot, inputs)
@@ -207,6 +245,7 @@ class CaptureExtension:
 
         With tensor parallelism only the first worker keeps: it holds whole logits and states.
         """
+        # names begin with `factory_`: vLLM refuses an extension that has an attribute of its worker
         self.factory_capture = None
         missing = find_missing(self.model_runner)
         if signals.any and not missing:

@@ -20,7 +20,9 @@ class StateKeeper:
 
     def __init__(self, model: nn.Module, layers: Sequence[int], final_norm: bool) -> None:
         self.layers = layers
+        # by layer: one step's outputs [tokens, H], or [1, tokens, H]; empty between steps
         self.outputs: dict[int, torch.Tensor] = {}
+        # [slot, position] -> L * H values as bfloat16 bits; None until a step tells how wide H is
         self.states: Pages | None = None
         self._hook(model, final_norm)
 
@@ -39,7 +41,8 @@ class StateKeeper:
             if not isinstance(output, tuple):
                 self.outputs[layer] = output
             elif residual and len(output) > 1 and output[1] is not None:
-                self.outputs[layer] = output[0] + output[1]  # vLLM hands the residual on beside the branch's output
+                # vLLM fuses the addition into the next norm, and hands the residual on beside the branch's output
+                self.outputs[layer] = output[0] + output[1]
             else:
                 self.outputs[layer] = output[0]
 
@@ -48,6 +51,7 @@ class StateKeeper:
     def _keeper_of_input(self) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
             tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+            # positions are integers, so the first floating tensor is the hidden state; blocks write into it in place
             self.outputs[0] = tensors[0].clone()
 
         return keep
@@ -60,8 +64,10 @@ class StateKeeper:
         where = torch.from_numpy(step.row_N).to(self.outputs[self.layers[0]].device)
         rows = [self.outputs[layer].flatten(0, -2)[where] for layer in self.layers]
         states_NLH = torch.stack(rows, 1).to(torch.bfloat16)
+        # numpy has no bfloat16: its bits travel as unsigned integers
         bits = states_NLH.flatten(1).cpu().view(torch.int16).numpy().view(np.uint16)
         if self.states is None:
+            # blank is 0: a position without any state stands out, as no block puts out zeros alone
             self.states = Pages(bits.shape[1], np.uint16, 0)
         self.states.write(step.slot_N, step.position_N, bits)
 
@@ -91,11 +97,13 @@ def find_blocks(model: nn.Module) -> tuple[nn.ModuleList, nn.Module]:
     ]
     if not found:
         raise ValueError(f"no decoder layers found in {type(model).__name__}; set signals.hidden_layers = []")
+    # a model that sees pictures has two such lists: its decoder is taken to be the longer one
     return max(found, key=lambda pair: len(pair[0]))
 
 
 def find_final_norm(trunk: nn.Module) -> nn.Module:
     """The norm after the last layer."""
+    # as Llama and its kin, Jamba, GPT-2 and OPT call it
     for name in ("norm", "final_layernorm", "ln_f", "final_layer_norm"):
         if isinstance(getattr(trunk, name, None), nn.Module):
             return trunk.get_submodule(name)

@@ -32,6 +32,7 @@ class RunnerV1:
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
+        # the model's own, before anything listens to it: logits of given tokens are no step's logits
         self.compute_logits = runner.model.compute_logits
         self.device = runner.device
 
@@ -51,6 +52,7 @@ class RunnerV1:
 
     def listen_to_samples(self, around_logits: Around, around_sample: Around) -> None:
         """`around_logits(inner, ...)` and `around_sample(inner, ...)`: the logits, then the tokens drawn from them."""
+        # called before the grammar's mask is laid over the logits, which happens in place
         wrap(self.runner.model, "compute_logits", around_logits)
         wrap(self.runner, "_sample", around_sample)
 
@@ -65,18 +67,21 @@ class RunnerV1:
         return given_B
 
     def next_index_B(self, count: int) -> Array:
-        """Which output token of each request the logits of this step belong to."""
+        """Which output token of each request the logits of this step belong to: as many as it has already."""
+        # tokens that are known, prompt and output; `no_spec`: none that a speculation has only guessed
         known_B = self.runner.input_batch.num_tokens_no_spec[:count].astype(np.int64)
         index_B: Array = known_B - self.given_B(count)
         return index_B
 
     def samples_B(self, count: int) -> Array:
         """Whether the token sampled for each request counts: not while it is still inside its prompt."""
+        # set by the runner where prompt or, after a preemption, known output is left to compute after this step
         samples_B: Array = ~self.runner.discard_request_mask.np[:count]
         return samples_B
 
     def first_position_B(self, count: int) -> Array:
         """The absolute position of each request's first token in this step."""
+        # as it was when the step began: the runner adds the step's tokens when the next one is prepared
         first_B: Array = self.runner.input_batch.num_computed_tokens_cpu[:count].astype(np.int64)
         return first_B
 
@@ -87,5 +92,6 @@ class RunnerV1:
 
     def final_states_NH(self) -> torch.Tensor:
         """What the step's logits are computed from, a row for each of its tokens."""
+        # between execute_model and sample_tokens the runner keeps its results here, and nowhere afterwards
         states_NH: torch.Tensor = self.runner.execute_model_state.hidden_states
         return states_NH
