@@ -50,6 +50,7 @@ def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], windo
     """Raise Unfit where the chat template refuses a probe, or none of a task's leaves room for an answer."""
     if window is None:
         return
+    # before the engine is built: loading a large model takes minutes
     shortest: dict[str, int] = {}
     for probe in probes:
         try:
@@ -71,11 +72,13 @@ def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Marker
 
     extra: dict[str, Any] = {}
     if markers is not None:
+        # the parser tells where the grammar begins, the config what is forced when the thinking budget is spent
         register_parser(markers)
         extra["reasoning_parser"] = PARSER_NAME
         extra["reasoning_config"] = ReasoningConfig(
             reasoning_parser=PARSER_NAME, reasoning_start_str=markers.start, reasoning_end_str=markers.end
         )
+    # only the way out without capture asks vLLM for logprobs at all; the limit is fixed when the engine starts
     extra["max_logprobs"] = max(MAX_LOGPROBS, top_k)
     if teacher["max_model_len"] is not None:
         extra["max_model_len"] = teacher["max_model_len"]
@@ -92,6 +95,8 @@ def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Marker
             max_num_seqs=teacher["max_num_seqs"],
             tensor_parallel_size=teacher["tensor_parallel_size"],
             gpu_memory_utilization=teacher["gpu_memory_utilization"],
+            # guidance held 63 of 64 hard schemas where xgrammar held 43; without white space, which can be forbidden
+            # engine-wide only, an answer begins right after the end marker
             structured_outputs_config={
                 "backend": "guidance",
                 "disable_any_whitespace": True,
@@ -107,6 +112,7 @@ def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Marker
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 over the vocabulary, merges and chat template: what token ids mean."""
+    # a fast tokenizer's whole pipeline, normaliser and merges included; a slow one has no such text
     backend = getattr(tokenizer, "backend_tokenizer", None)
     body = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256((body + str(tokenizer.chat_template)).encode()).hexdigest()
@@ -114,6 +120,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 def first_line(error: BaseException) -> str:
     """An error's most telling line: that of its innermost cause."""
+    # an error that was raised from another tells less than the one it came from
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(error)

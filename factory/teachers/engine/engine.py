@@ -33,15 +33,24 @@ from factory.teachers.spool import SpoolWriter, as_experts, as_logprobs
 class Request:
     """What is in the engine: a prompt to answer, or, with `completion_ids`, a prefill that scores them."""
 
-    inner: str  # the engine's own name for it
+    # the engine's own name for it: vLLM adds random letters to ours, and the worker sees only the result
+    inner: str
+    # a line of the input: the fields of a `Prompt` that `factory.teachers.vllm` sends
     prompt: dict[str, Any]
+    # P ids, as they went in
     prompt_ids: list[int]
+    # T ids that are scored; None while they are still to be generated
     completion_ids: list[int] | None = None
+    # why the generation that is scored had ended; empty while there is none
     finish_reason: str = ""
 
 
 class Engine:
-    """A vLLM engine with capture installed, and what is needed to turn its outputs into generations."""
+    """A vLLM engine with capture installed, and what is needed to turn its outputs into generations.
+
+    `requests` are those in the engine now, by the name we gave them. `decoding`: signals are taken while it generates,
+    not by a prefill afterwards. `flat`: the worker lacks the places for capture, and vLLM's own logprobs must do.
+    """
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self.teacher = setup["teacher"]
@@ -51,6 +60,7 @@ class Engine:
         self.tokenizer = load_tokenizer(self.teacher)
         self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
         self.encoder = make_encoder(self.tokenizer, self.markers, self.teacher["chat_template_kwargs"])
+        # all that can be found unfit without the engine is found before it is started
         require_some_fit(self.encoder, setup["probes"], setup["window"])
         self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
@@ -63,6 +73,7 @@ class Engine:
         """Begin to capture; true where the engine's own logprobs must do. Raises Unfit where they would not."""
         try:
             answers = self._tell_worker("factory_install", self.signals, self.decoding)
+            # one answer a worker; all run the same code, so whichever lacks something speaks for all
             missing: list[str] = next(filter(None, answers), [])
             if self.signals.any and missing:
                 require_enough(self.signals, self.decoding, missing)
@@ -130,11 +141,13 @@ class Engine:
             return failed(
                 prompt, ids, "empty_transcript", f"{len(ids)} prompt and {len(completion_ids)} completion ids"
             )
+        # all ids but the last are inputs, and vLLM has to sample one token after them
         if len(ids) + len(completion_ids) > self.window:
             detail = (
                 f"{len(ids) + len(completion_ids)} tokens in a window of {self.window}; raise teacher.max_model_len"
             )
             return failed(prompt, ids, "transcript_too_long", detail)
+        # that one token is thrown away
         params = SamplingParams(
             max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
@@ -150,6 +163,7 @@ class Engine:
         except ValueError as error:
             return failed(prompt, ids, "refused_by_engine", one_line(error))
         keeps = prompt["keeps"]
+        # the worker is told only of what is not as usual, which saves most requests a call to it
         attends = keeps and self.signals.keeps_attention(prompt["id"], len(ids))
         if completion_ids is not None or self.signals.keep == "sampled" or attends or not keeps:
             last_id = None if completion_ids is None else int(completion_ids[-1])
@@ -165,12 +179,15 @@ class Engine:
         thinking = sampling.pop("thinking_tokens")
         # the budget needs an end marker of one token: any other could be spelt in several ways and be missed
         budget = thinking if self.markers is not None and self.markers.end_id is not None else None
+        # a completion that fills the window is cut there, as one that reaches its max_tokens
         sampling["max_tokens"] = min(sampling["max_tokens"], room)
         own = {"logprobs": self.signals.top_k, "flat_logprobs": True} if self.flat and prompt["keeps"] else {}
         return SamplingParams(
             **sampling,
             **own,
+            # of its own, so that a row does not depend on who shares its batch
             seed=prompt["seed"],
+            # ids are what counts; their text is made once, when all are there
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             thinking_token_budget=budget,
@@ -186,11 +203,13 @@ class Engine:
     def _finish(self, output: Any) -> Generation | None:
         request = self.requests.pop(output.request_id)
         prompt, completion = request.prompt, output.outputs[0]
+        # vLLM gave it up itself (an abort, an error): what capture has of it belongs to no row
         if completion.finish_reason not in ("stop", "length"):
             self._tell_worker("factory_drop", request.inner)
             return failed(prompt, request.prompt_ids, f"engine_{completion.finish_reason}", "see engine.log")
         if request.completion_ids is not None:
             return self._generation(request, request.completion_ids, request.finish_reason)
+        # its second way through the engine, over the exact ids it was given and has produced
         if self.signals.any and not self.decoding and prompt["keeps"]:
             return self._score(prompt, request.prompt_ids, list(completion.token_ids), completion.finish_reason)
         flat = read_flat(completion.logprobs, self.signals) if self.flat and prompt["keeps"] else None
@@ -204,6 +223,7 @@ class Engine:
         if request.prompt["transcript"] is not None and split.answer_start >= len(ids_T):
             split = split_completion(self.tokenizer, ids_T, None)  # it never reasoned, or never stopped to
         arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
+        # those of the prompt come first, where they are kept; the completion's are the last T
         captured = as_logprobs(arrays)
         before = len(captured.sampled_T) - len(ids_T) if captured else 0  # of the prompt's tokens
         all_logprobs = captured or flat
@@ -227,6 +247,7 @@ class Engine:
 
     def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
         answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.signals.any else []
+        # of several workers only the first keeps anything
         return next((answer for answer in answers if answer), {})
 
 

@@ -36,9 +36,11 @@ def require_enough(signals: SignalSpec, decoding: bool, missing: list[str]) -> N
 
 def read_flat(flat: Any, signals: SignalSpec) -> Logprobs:
     """The distributions in vLLM's FlatLogprobs: at each position the sampled token's entry, then the k likeliest."""
+    # vLLM lists the sampled token first, even where it is among the likeliest
     wide, tokens = signals.top_k + 1, len(flat.start_indices)
     values_TW = np.array(flat.logprobs, np.float32).reshape(tokens, wide)
     ids_TK = np.array(flat.token_ids, np.int32).reshape(tokens, wide)[:, 1:]
+    # ids that the grammar rules out come with -inf, and 0 * -inf is not a number
     topk_TK = np.maximum(values_TW[:, 1:], -1e30)
     probs_TK = np.exp(topk_TK.astype(np.float64))
     if signals.keep == "top_p":
@@ -49,6 +51,7 @@ def read_flat(flat: Any, signals: SignalSpec) -> Logprobs:
     rest_T = np.maximum(1 - probs_TK.sum(1), LEAST_MASS)
     entropy_T = -(probs_TK * np.maximum(values_TW[:, 1:], -1e30)).sum(1) - rest_T * np.log(rest_T)
     tail_T = np.log(np.maximum(1 - np.where(ids_TK < 0, 0, probs_TK).sum(1), LEAST_MASS))
+    # what is beyond float16 becomes -inf there, which is what such a probability rounds to
     with np.errstate(over="ignore"):
         kept_TK = topk_TK.astype(np.float16)
     sampled_T = np.maximum(values_TW[:, 0], -1e30)

@@ -4,6 +4,16 @@ Started as `python -m factory.teachers.engine.process EVENT_FD` by `factory.teac
 setup, then prompts. Events are JSON lines: `ready`, `done` (where a generation stands on the spool), `alive`, or
 `unfit` (the job cannot be served, and why). When the input ends the process ends, so it never outlives the one that
 started it.
+
+    stdin  -> reading thread -> inbox -> main thread -> engine -> spool segment, then one event line
+    prints of ours, of vLLM and of its libraries -> stdout and stderr -> engine.log, never the event pipe
+
+Two threads, and each thing has one owner: the reading thread alone touches stdin; the main thread alone the engine, the
+spool and the events. The inbox is all they share. Nothing is told before it is on the spool, so a generation that the
+other side knows of survives this process, and one it does not know of is found there by the next run or asked again.
+
+What an end means: `unfit` and then exit 0, nobody needs to start again; the input's end, exit 0; anything else is a
+death, after which the other side starts a new process and asks what was open once more.
 """
 
 import json
@@ -25,6 +35,8 @@ def read_input(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
     """Pass input lines on; at the end of input the process ends at once, whatever it is doing."""
     for line in sys.stdin:
         inbox.put(json.loads(line))
+    # not sys.exit, which would end this thread alone while the other one may be minutes deep in a forward or a loading;
+    # nothing is lost, as each frame and each event was flushed when it was written
     os._exit(0)
 
 
@@ -33,9 +45,12 @@ def serve(engine: Engine, inbox: "queue.SimpleQueue[dict[str, Any]]", emit: Any)
     last_sign = time.monotonic()
     while True:
         finished = []
+        # with work in the engine only what has come already is taken; without any, the next prompt is waited for.
+        # Nobody misses a sign of life then: the other side waits for one only while a prompt is open
         while not engine.requests or not inbox.empty():
             generation = engine.add(inbox.get())
             if generation is not None:
+                # it could not be begun: told now, because the next turn of this loop may wait for ever
                 finished.append(generation)
                 break
         if engine.requests:
@@ -43,6 +58,7 @@ def serve(engine: Engine, inbox: "queue.SimpleQueue[dict[str, Any]]", emit: Any)
         for generation in finished:
             place = engine.spool.append(generation)
             emit({"event": "done", "segment": place.segment, "offset": place.offset})
+        # after a step, not from a thread of its own: an engine that hangs inside a step is to fall silent
         if time.monotonic() - last_sign > SIGN_OF_LIFE_S:
             last_sign = time.monotonic()
             emit({"event": "alive"})
@@ -54,8 +70,10 @@ def main() -> None:
     def emit(event: dict[str, Any]) -> None:
         events.write(json.dumps(event) + "\n")
 
+    # read before the thread begins: from then on stdin is the thread's
     setup = json.loads(sys.stdin.readline())
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    # begun before the engine is built: who started us may be gone before that is done
     threading.Thread(target=read_input, args=(inbox,), daemon=True).start()
     try:
         engine = Engine(setup)
