@@ -54,7 +54,7 @@ ENGINE_ENVIRONMENT = {
     # capture wraps the first one
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    # vLLM has some functions compiled even in an eager engine, which takes longer than they ever would
+    # vLLM has some of its sampler's functions compiled even in an eager engine
     "TORCHDYNAMO_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
