@@ -14,13 +14,15 @@ import os
 import re
 import sys
 
+# whole words where the short form is common elsewhere: `_KEY` and `KEY`, not MONKEY
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY|_PAT$", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
     """A text for people without the secrets of the environment (variables named like tokens, keys and passwords)."""
     secrets = [(value.strip(), name) for name, value in os.environ.items() if SECRET_NAME.search(name)]
-    for value, name in sorted(secrets, key=lambda pair: -len(pair[0])):  # one may begin with another
+    # longest first, as one may begin with another; a short value may be any word of the text
+    for value, name in sorted(secrets, key=lambda pair: -len(pair[0])):
         if len(value) >= 8:
             text = text.replace(value, f"<{name}>")
     return text

@@ -27,20 +27,27 @@ from factory.runs.run import run
 from factory.tasks.tasks import builtin_root, discover
 from factory.teachers.demo import demo_teacher
 
-WELL_FORMED = ("check",)  # a row that was rejected here had an answer of the right form
-Z_95 = 1.959963984540054  # the normal distribution's quantile of a 95 % interval
+# a row that was rejected here had an answer of the right form
+WELL_FORMED = ("check",)
+# the normal distribution's quantile of a 95 % interval
+Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What became of the rows of one task and level. `entropy` is in nats a token, of right answers; None without."""
+    """What became of the rows of one task and level."""
 
     task: str
     level: str
+    # planned rows: each has ended as right, as rejected or as an error
     rows: int
+    # of these, those whose answer matched the schema, right or wrong
     well_formed: int
+    # of these, those that `check` had nothing to say of
     right: int
+    # mean over the tokens of right answers, nats; None without any
     entropy: float | None
+    # mean over all rows
     completion_tokens: float
 
     def as_json(self) -> dict[str, Any]:
@@ -75,6 +82,7 @@ def _percent(share: float) -> float:
 
 def evaluation_job(model: str, rows: int, backend: str = "vllm") -> Job:
     """`rows` held-out rows of each task and level. Raises JobError where that is more than are held out."""
+    # validation has taken its examples from the last rows of the same seeds
     levels = {task.name: len(task.levels) for task in discover(builtin_root()).get(list(TASKS))}
     most = (EVALUATION_ROWS - Recipe().validation_examples) // max(levels.values())
     if not 1 <= rows <= most:

@@ -1,4 +1,10 @@
-"""Sections of a job file, as pydantic checks them, and one line for everything that is wrong in one."""
+"""Sections of a job file, as pydantic checks them, and one line for everything that is wrong in one.
+
+    teacher.max_num_seqs: Input should be a valid integer, got 'many'; teacher.modle: unknown key (known here: ...)
+    where                 what                             got
+
+All faults of a file are told at once, since each costs its author another start.
+"""
 
 import tomllib
 from pathlib import Path
@@ -35,6 +41,7 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
+    # a fault that belongs to no key; a task's Scenario is told about here too, and is no file
     whole = "file" if issubclass(model, Config) else model.__name__
     where = ".".join(str(part) for part in problem["loc"]) or whole
     if problem["type"] == "extra_forbidden":
@@ -42,7 +49,9 @@ def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
         return f"{where}: unknown key (known here: {known})"
     if problem["type"] == "missing":
         return f"{where}: missing; add it"
+    # pydantic's prefix before messages of our own validators
     message = problem["msg"].removeprefix("Value error, ")
+    # what was got may be a whole section
     if isinstance(problem["input"], dict | list):
         return f"{where}: {message}"
     return f"{where}: {message}, got {problem['input']!r}"
@@ -51,9 +60,11 @@ def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Names of the keys allowed at a location inside a model, as far as it can be followed."""
     for part in location:
+        # a number is a place in a list; what is no field is a branch of a union, which pydantic names in the location
         if isinstance(part, int) or part not in model.model_fields:
             continue
         annotation = model.model_fields[part].annotation
+        # the model itself, or the one inside a list or a union
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not nested:

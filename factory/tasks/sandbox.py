@@ -21,11 +21,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
 MAX_SECONDS = 5.0
-AGAIN_SECONDS = 0.1  # then once more, and again: a bare `except` in what runs may have swallowed the first
-MAX_BYTES = 1 << 30  # of memory, beyond what the process holds already
-MAX_CHARACTERS = 4_000_000  # of rendered text: about a million tokens, more than any model's window
+# then once more, and again: a bare `except` in what runs may have swallowed the first
+AGAIN_SECONDS = 0.1
+# of memory, beyond what the process holds already
+MAX_BYTES = 1 << 30
+# of rendered text: about a million tokens, more than any model's window
+MAX_CHARACTERS = 4_000_000
 MAX_EXPONENT = 1000
-MAX_BITS = 1 << 17  # of a product or power: a larger one is a single step that no clock interrupts
+# of a product or power: a larger one is a single step that no clock interrupts, as signals wait for Python's next step
+MAX_BITS = 1 << 17
 # what a template may use of the things that pydantic gives every model; `parse_file` and `parse_raw` are among the rest
 OF_EVERY_MODEL = frozenset(
     {"model_dump", "model_dump_json", "model_copy", "model_extra", "model_fields_set", "dict", "json", "copy"}
@@ -64,11 +68,14 @@ class TaskEnvironment(ImmutableSandboxedEnvironment):
 
 def _leads_out(obj: Any, attr: str) -> bool:
     """Whether an attribute is a model's machinery or a path's way to the disk, not the author's own."""
+    # a scenario may hold a class as well as an object
     kind = obj if isinstance(obj, type) else type(obj)
+    # parts, name and suffix are text; read_text, iterdir and open are methods
     if issubclass(kind, PurePath):
         return callable(getattr(kind, attr, None))
     if not issubclass(kind, BaseModel) or attr in kind.model_fields or attr in OF_EVERY_MODEL:
         return False
+    # what an author overrides is the author's, whatever its name
     owner = next((parent for parent in kind.__mro__ if attr in vars(parent)), None)
     return owner is BaseModel
 
@@ -89,6 +96,7 @@ def bounds(seconds: float | None = None, more_bytes: int | None = None) -> Itera
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
+    # Python runs signal handlers in the main thread alone
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,12 +120,14 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _memory_limit(more_bytes: int) -> Iterator[None]:
+    # what the process holds already is told by /proc
     if sys.platform != "linux":
         yield
         return
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + more_bytes
+    # a limit that somebody else has set is not raised
     known = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([limit, *known]), hard))
     try:
