@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from factory import __version__
-from factory.errors import FactoryError, JobError, redact
+from factory.errors import FactoryError, JobError, redact, report
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -24,13 +24,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = command(options)
     except FactoryError as error:
-        for line in str(error).splitlines():
-            print(f"error: {redact(line)}", file=sys.stderr)
-        code = error.exit_code
+        code = report(error)
     except BrokenPipeError:
+        # `factory show DIR | head`: no error of anyone's. Python flushes stdout once more as it ends, now into nothing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
+        # a disk or a right that is missing in a place that has no better message: the user's to mend, so no traceback
         print(redact(f"error: {error.filename or 'file system'}: {error.strerror or error}"), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _on_sigterm(number: int, frame: object) -> NoReturn:
+    # SystemExit passes through every `finally` and context manager, as Ctrl-C does: the engine is stopped in order
     print("stopped by SIGTERM; committed shards are safe, the same command goes on from them", file=sys.stderr)
     sys.exit(143)
 
@@ -131,12 +132,14 @@ def _add_curriculum(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _positive(text: str) -> int:
+    # int() would also take "1_000", " 7" and "+7"
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def _print(lines: Iterable[str]) -> None:
+    # lines may hold what a job or a model wrote, and be piped into a log that others read
     for line in lines:
         print(redact(line))
 
@@ -182,6 +185,7 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
     job = load_job(options.job)
     out = options.out or Path(job.out)
     if not options.allow_outside:
+        # an --out was typed by whoever starts the job; the paths inside it may be anyone's
         paths = {} if options.out else {"out": out}
         require_inside(paths | source_paths(job), [Path(), options.workspace, options.job.parent])
     return job, out
@@ -194,6 +198,7 @@ def _run(options: argparse.Namespace) -> int:
     from factory.runs.run import run_prepared
 
     job, out = _read_job(options)
+    # which command it is stands in the job too; both must say the same, before an engine is started for nothing
     if options.scores != (job.transcripts is not None):
         other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
         raise JobError(f"{options.job}: has {why}; use factory {other}")

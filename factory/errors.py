@@ -12,23 +12,38 @@ A message says what, where, got, allowed and the next step. A bad record is neve
 
 import os
 import re
+import sys
 
+# whole words where the short form is common elsewhere: `_KEY` and `KEY`, not MONKEY
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY|_PAT$", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
     """A text for people without the secrets of the environment (variables named like tokens, keys and passwords)."""
     secrets = [(value.strip(), name) for name, value in os.environ.items() if SECRET_NAME.search(name)]
-    for value, name in sorted(secrets, key=lambda pair: -len(pair[0])):  # one may begin with another
+    # longest first, as one may begin with another; a short value may be any word of the text
+    for value, name in sorted(secrets, key=lambda pair: -len(pair[0])):
         if len(value) >= 8:
             text = text.replace(value, f"<{name}>")
     return text
+
+
+def one_line(error: BaseException, most: int = 500) -> str:
+    """What an error says, on one line of at most so many characters; the name of its type where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 class FactoryError(Exception):
     """Base of every error that is the user's to mend; the command line prints one line and exits with its code."""
 
     exit_code = 2
+
+
+def report(error: FactoryError) -> int:
+    """Tell people of an error, a line for each problem in it, and return the exit code of the command."""
+    for line in str(error).splitlines():
+        print(f"error: {redact(line)}", file=sys.stderr)
+    return error.exit_code
 
 
 class JobError(FactoryError):

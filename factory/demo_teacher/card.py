@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from factory.demo_teacher.recipe import Recipe
-from factory.errors import FactoryError, TeacherError
+from factory.errors import FactoryError, TeacherError, report
 
 WEIGHTS, CONFIG, LOG, PASS_RATES, CARD = (
     "model.safetensors",
@@ -91,6 +91,7 @@ def describe_curve(log: Sequence[dict[str, Any]]) -> list[str]:
     """A few rows of the training log as a Markdown table: validated steps, evenly spaced, the last one among them."""
     validated = [line for line in log if "validation" in line]
     count = min(CURVE_ROWS, len(validated))
+    # the ends of `count` equal parts, so the last one is the finished model
     rows = [validated[len(validated) * (place + 1) // count - 1] for place in range(count)]
     lines = [
         "| step | million tokens | loss a token | " + " | ".join(f"{level}: exact %" for level in LEVELS) + " |",
@@ -99,6 +100,7 @@ def describe_curve(log: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         cells = row["validation"]
         loss = _mean([loss for loss, _ in cells.values()])
+        # a cell is named task/level, and holds its mean loss and its share of exact completions
         exact = [_mean([right for name, (_, right) in cells.items() if name.endswith(f"/{lv}")]) for lv in LEVELS]
         shares = " | ".join(f"{100 * share:.0f}" for share in exact)
         lines.append(f"| {row['step']} | {row['tokens'] / 1e6:.1f} | {loss:.4f} | {shares} |")
@@ -117,8 +119,7 @@ def main(arguments: list[str]) -> int:
     try:
         write_card(Path(arguments[0]))
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 

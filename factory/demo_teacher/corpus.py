@@ -72,6 +72,7 @@ class Corpus:
 
     def held_out(self, task: str, level: str, number: int) -> Example:
         """A validation example: the evaluation rows from the last one down."""
+        # from the other end than a job counts, so the rows an evaluation runs on have not steered the training either
         return self.solve(task, level, derive_seed(EVALUATION_SEED, task, level, EVALUATION_ROWS - 1 - number))
 
     def solve(self, task: str, level: str, seed: int) -> Example:
@@ -80,6 +81,7 @@ class Corpus:
         known = self._tasks[task]
         assert known.solve is not None
         reasoning, answer = known.solve(known.Scenario.model_validate_json(prompt.scenario))
+        # every task that is learnt has a system turn
         system, user = (message["content"] for message in prompt.messages)
         return Example(task, level, system, user, reasoning, answer.model_dump_json())
 

@@ -21,26 +21,33 @@ from factory.dataset.shards import file_digest, read_batches, shard_path
 from factory.demo_teacher.card import PASS_RATES, WEIGHTS, describe_cells, write_card
 from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED
 from factory.demo_teacher.recipe import TASKS, Recipe
-from factory.errors import FactoryError, JobError
+from factory.errors import FactoryError, JobError, report
 from factory.job.job import Job
 from factory.runs.run import run
 from factory.tasks.tasks import builtin_root, discover
 from factory.teachers.demo import demo_teacher
 
-WELL_FORMED = ("check",)  # a row that was rejected here had an answer of the right form
-Z_95 = 1.959963984540054  # the normal distribution's quantile of a 95 % interval
+# a row that was rejected here had an answer of the right form
+WELL_FORMED = ("check",)
+# the normal distribution's quantile of a 95 % interval
+Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What became of the rows of one task and level. `entropy` is in nats a token, of right answers; None without."""
+    """What became of the rows of one task and level."""
 
     task: str
     level: str
+    # planned rows: each has ended as right, as rejected or as an error
     rows: int
+    # of these, those whose answer matched the schema, right or wrong
     well_formed: int
+    # of these, those that `check` had nothing to say of
     right: int
+    # mean over the tokens of right answers, nats; None without any
     entropy: float | None
+    # mean over all rows
     completion_tokens: float
 
     def as_json(self) -> dict[str, Any]:
@@ -75,6 +82,7 @@ def _percent(share: float) -> float:
 
 def evaluation_job(model: str, rows: int, backend: str = "vllm") -> Job:
     """`rows` held-out rows of each task and level. Raises JobError where that is more than are held out."""
+    # validation has taken its examples from the last rows of the same seeds
     levels = {task.name: len(task.levels) for task in discover(builtin_root()).get(list(TASKS))}
     most = (EVALUATION_ROWS - Recipe().validation_examples) // max(levels.values())
     if not 1 <= rows <= most:
@@ -174,8 +182,7 @@ def main(arguments: list[str]) -> int:
         (folder / PASS_RATES).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         write_card(folder)
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     print("\n".join(describe_cells(result["cells"])))
     return 0
 

@@ -36,9 +36,11 @@ def new_model(tokenizer: Any, sizes: Mapping[str, Any]) -> Any:
 
 def export(model: Any, tokenizer: Any, sizes: Mapping[str, Any], folder: Path) -> None:
     """Write what the factory ships: bf16 weights, configuration and tokenizer."""
+    # a copy: training may go on, and in float32
     weights = new_model(tokenizer, sizes)
     weights.load_state_dict(model.state_dict())
     weights.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it readable to its owner alone
+    # safetensors leaves it readable to its owner alone
+    (folder / "model.safetensors").chmod(0o644)

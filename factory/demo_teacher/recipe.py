@@ -78,11 +78,13 @@ def draw_tokenizer_examples(recipe: Recipe, levels: Mapping[str, Sequence[str]])
 
 def draw_step(recipe: Recipe, step: int, levels: Mapping[str, Sequence[str]]) -> list[Draw]:
     """The examples of one step; no number comes twice. `levels` are each task's, easiest first."""
+    # from the step's number alone, so a run that was cut off draws on as if it had not been
     draw = random.Random(derive_seed("step", step))
     first = recipe.tokenizer_examples + step * recipe.step_examples
     tasks = [TASKS[index % len(TASKS)] for index in range(recipe.step_examples)]
     weights = (1.0, 0.0, 0.0) if step / recipe.steps < recipe.easy_only else recipe.level_weights
     if step / recipe.steps >= recipe.focus:
+        # some tasks have been learnt by now, and the others get what they would have taken
         tasks = draw.choices(TASKS, recipe.focus_task_weights, k=recipe.step_examples)
         weights = recipe.focus_level_weights
     return [Draw(task, draw.choices(levels[task], weights)[0], first + index) for index, task in enumerate(tasks)]

@@ -21,6 +21,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>"
     "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{% endif %}"
 )
+# a byte-level BPE merges inside a piece and never across: the first alternative that fits makes one
 PIECES = (
     r" ?(?<!\d)\d\d:\d\d(?!\d)",
     r" ?(?<!\d)\d{4}(?=-\d\d)",

@@ -24,10 +24,11 @@ from factory.demo_teacher.corpus import Corpus, encode, texts
 from factory.demo_teacher.network import export, new_model
 from factory.demo_teacher.recipe import TASKS, Recipe, draw_step, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import PIECES, train_tokenizer
-from factory.errors import FactoryError, TeacherError
+from factory.errors import FactoryError, TeacherError, report
 
 CHECKPOINT_STEPS = 100
-MICROBATCH_TOKENS = 4096  # memory and padding; the gradient is the same but for rounding
+# memory and padding; the gradient is the same but for rounding
+MICROBATCH_TOKENS = 4096
 RECIPE, LOG, CHECKPOINT, MODEL = "recipe.json", "training.jsonl", "checkpoint.pt", "model"
 
 
@@ -50,6 +51,7 @@ class Trainer:
         torch.manual_seed(0)
         self.model = new_model(self.tokenizer, recipe.model).to(device)
         self.forward = torch.compile(self.model.model, dynamic=True) if compiled else self.model.model
+        # Muon is for matrices inside the network: embeddings (the tied head with them) and norms go to AdamW
         hidden = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or "embed" in n]
         rate = recipe.learning_rate
@@ -66,6 +68,7 @@ class Trainer:
     def _require_same_recipe(self) -> None:
         """Keep the recipe in OUT, or hold it against the one that is there. Raises TeacherError."""
         recipe = asdict(self.recipe) | {"pieces": PIECES, "examples": self.corpus.digest()}
+        # as it reads back: tuples have become lists
         recipe = json.loads(json.dumps(recipe))
         path = self.out / RECIPE
         self.out.mkdir(parents=True, exist_ok=True)
@@ -109,6 +112,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(self.step)
         batches = self._batches()
+        # over the whole step, so that how it is cut into batches does not weigh tokens differently
         targets = sum(int((b.targets != -100).sum()) for b in batches)
         total = 0.0
         for batch in batches:
@@ -142,6 +146,7 @@ class Trainer:
         ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
         targets = torch.full_like(ids, -100)
         for row, (tokens, prompt) in enumerate(rows):
+            # the last token of the prompt predicts the first of the completion
             targets[row, prompt - 1 : len(tokens) - 1] = ids[row, prompt : len(tokens)]
         return Batch(ids.to(self.device), targets.to(self.device))
 
@@ -149,6 +154,7 @@ class Trainer:
         """Logits [N, V] and targets [N] of the positions with a loss."""
         with torch.autocast(self.device, dtype=torch.bfloat16):
             states = self.forward(input_ids=batch.ids, use_cache=False).last_hidden_state
+            # the head is the dearest layer of a small model: it runs where there is a loss, nowhere else
             chosen = batch.targets != -100
             return self.model.lm_head(states[chosen]).float(), batch.targets[chosen]
 
@@ -200,6 +206,7 @@ class Trainer:
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         lines = (self.out / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        # a run that was cut off after its checkpoint has told of steps that are now taken once more
         kept = [line for line in lines if json.loads(line)["step"] <= self.step]
         (self.out / LOG).write_text("".join(kept), encoding="utf-8")
 
@@ -217,8 +224,7 @@ def main(arguments: list[str]) -> int:
     try:
         Trainer(options.out, Recipe(steps=options.steps), options.device, not options.no_compile).run()
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 

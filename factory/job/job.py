@@ -1,13 +1,20 @@
-"""The job file: what to make, with which teacher, how much. TOML, checked by pydantic, nothing unknown allowed."""
+"""The job file: what to make, with which teacher, how much. TOML, checked by pydantic, nothing unknown allowed.
 
-import tomllib
+Here a file is checked against itself alone. What needs a model (layers, window, experts) is checked in `teachers`, what
+needs the tasks in `runs`: a `Job` that loads may still ask for something that cannot be had.
+
+A default is what a user gets who says nothing. None means that somebody else decides: the model, vLLM, task.toml or
+another key. Values that decide what comes out are part of the job's digest, defaults too: another default makes another
+job of an old file.
+"""
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from factory.errors import JobError
-from factory.job.config import Config, describe_problems
+from factory.job.config import Config, describe_problems, read_toml
 from factory.records import HiddenPositions, Keep, Positions, Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -30,6 +37,7 @@ class ScriptedFaults(Config):
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "ScriptedFaults":
+        # shares such as 0.1 and 0.7 add up to a little more than they say
         total = sum(self.model_dump().values())
         if total > 1 + 1e-9:
             raise ValueError(f"the shares add up to {total:g}, more than 1")
@@ -48,20 +56,28 @@ class TeacherConfig(Config):
 
     model: Annotated[str, Field(min_length=1)] = "demo"
     backend: Literal["vllm", "scripted"] = "vllm"
+    # of a hub id: branch, tag or commit; None for its main branch
     revision: str | None = None
+    # None for the model's own
     tokenizer: str | None = None
     trust_remote_code: bool = False
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: str | None = None
+    # tokens of prompt and completion together; None for the model's own window
     max_model_len: Annotated[int, Field(ge=64)] | None = None
+    # requests in one batch of the engine
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 64
+    # requests handed to the engine and not answered; None for `feed_depth`'s choice
     in_flight: Annotated[int, Field(ge=1, le=65536)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    # GiB of the key-value cache; None for 1 on a processor and what is free on a GPU
     kv_cache_gb: Annotated[float, Field(gt=0)] | None = None
     reasoning: Literal["auto", "prompted", "off"] | Markers = "auto"
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    # further arguments of `vllm.LLM`: checked by factory.teachers.settings, which knows what each does to signals
     engine: dict[str, Any] = Field(default_factory=dict)
+    # deaths in a row, without an answer between them
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     hang_timeout_s: Annotated[float, Field(gt=0)] = 300.0
@@ -70,6 +86,7 @@ class TeacherConfig(Config):
     @property
     def feed_depth(self) -> int:
         """Requests kept in flight: enough that the engine's batch never runs dry while a shard is written."""
+        # a batch that runs, and another that takes its place while nobody feeds
         return self.in_flight or 2 * self.max_num_seqs
 
 
@@ -318,6 +335,7 @@ class Job(Config):
     def _tasks_or_transcripts(self) -> "Job":
         if self.transcripts is None and not self.tasks:
             raise ValueError("no [[tasks]] table; add one, or [transcripts] for factory score")
+        # named at all is enough: a section at its defaults was written by somebody who expects it to do something
         asks = {"tasks", "sampling", "validation", "samples", "judge"} & self.model_fields_set
         if self.transcripts is not None and asks:
             told = ", ".join(sorted(asks))
@@ -343,16 +361,7 @@ def load_job(path: Path) -> Job:
     """Read and check a job file; every problem in it is named in one JobError."""
     if path.is_dir():
         raise JobError(f"{path}: is a directory; give a job file such as {path / 'job.toml'}")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such job file; see docs/examples/ for one to copy") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise JobError(f"{path}: not valid TOML: nested too deeply") from None
+    data = read_toml(path, "no such job file; see docs/examples/ for one to copy")
     try:
         return Job.model_validate(data)
     except ValidationError as error:
@@ -365,4 +374,5 @@ def source_paths(job: Job) -> dict[str, Path]:
     paths |= {} if job.transcripts is None else {"transcripts.path": Path(job.transcripts.path)}
     sets = job.filters.contamination.files if job.filters.contamination is not None else []
     paths |= {f"filters.contamination.files.{number}": Path(name) for number, name in enumerate(sets)}
+    # what is not here may be the name of a dataset on the hub
     return {key: path for key, path in paths.items() if path.exists()}

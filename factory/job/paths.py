@@ -14,6 +14,7 @@ def real_path(path: Path) -> Path:
 
 def require_inside(paths: dict[str, Path], roots: Sequence[Path]) -> None:
     """Raise JobError for the first path, links followed, that lies in none of the folders `roots`."""
+    # both sides with links followed: a link inside a root may lead out of it, and a root may itself be one
     inside = [real_path(root) for root in roots]
     for key, path in paths.items():
         if not any(real_path(path).is_relative_to(root) for root in inside):

@@ -17,6 +17,7 @@ def list_tasks(workspace: Path) -> tuple[list[str], list[str]]:
     problems: list[str] = []
     for name in sorted({*found.tasks, *found.problems}):
         task = found.tasks.get(name)
+        # templates are rendered here, so that what is listed as whole is whole
         wrong = found.problems.get(name) or (check_templates(task) if task else [])
         problems += wrong
         if task is None or wrong:
@@ -40,6 +41,7 @@ def preview(workspace: Path, name: str, level: str | None, seed: int, count: int
         raise TaskError(f"task {name!r}: has no sample(), so it can only be previewed by running a job with a source")
     renderer = open_renderer(task, Sampling())
     for number in range(count):
+        # each level in turn, so that a few prompts show them all
         drawn = level or task.levels[number % len(task.levels)]
         row = PlannedRow(0, number, name, drawn, number, derive_seed(seed, name, drawn, number))
         try:
@@ -62,6 +64,7 @@ def scaffold(workspace: Path, name: str) -> list[Path]:
     for source, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text(encoding="utf-8").replace("_template", name), encoding="utf-8")
+    # the template is ours: if it does not load, it is our fault and not the user's
     task, problems = load_task(workspace, name)
     assert task is not None, problems
     return sorted(targets.values())

@@ -2,6 +2,11 @@
 
 Templates run in the sandbox of `factory.tasks.sandbox` over the task's own files only: they cannot reach the disk,
 underscore attributes or a variable that does not exist, and they have so much time, memory and text.
+
+    planned row (task, level, number, sample, seed)
+        seed           -> the scenario that `sample` draws, and which phrasing asks for it
+        content        -> group: one for all samples of a prompt;  id: group and number of the sample
+        id and seed    -> the seed that the teacher samples this row with
 """
 
 import random
@@ -29,6 +34,7 @@ from factory.tasks.tasks import JUDGE, Task
 
 VARIABLES = ("scenario", "level", "answer_schema", "style")
 JUDGE_VARIABLES = ("scenario", "level", "style", "prompt", "reasoning", "answer")
+# for a teacher without reasoning of its own; the markers are those of `teacher.reasoning = "prompted"`
 REASON_IN_WORDS = "First think step by step between <think> and </think>. Then give the answer, and nothing else."
 
 
@@ -52,10 +58,12 @@ class Renderer:
     def render(self, row: PlannedRow, source: Mapping[str, Any] | None = None) -> Prompt:
         """The prompt of a planned row, from a sampled scenario or from one row of the user's `source`."""
         scenario = self._sample(row) if source is None else self._adopt(source)
-        scenario_json = _dump(scenario)  # before any template has had it: what `check` will be given
+        # before any template has had it, which might change it: `check` is to be given what was drawn
+        scenario_json = _dump(scenario)
         messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed))
         identity = [self.task.name, self.task.version, row.level, row.number, messages]
         group = content_hash(identity)
+        # the first sample is the one that the group is named after
         prompt_id = content_hash([group, row.sample]) if row.sample else group
         return Prompt(
             id=prompt_id,
@@ -87,6 +95,7 @@ class Renderer:
 
     def _sample(self, row: PlannedRow) -> BaseModel:
         assert self.task.sample is not None
+        # the author's code: a row that it fails on is rejected, the others go on
         try:
             scenario = self.task.sample(random.Random(row.seed), row.level)
             if not isinstance(scenario, self.task.Scenario):
@@ -145,6 +154,7 @@ def open_environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment
 
 def check_templates(task: Task) -> list[str]:
     """Everything wrong with a task's templates: read as text first, then rendered once for each level and phrasing."""
+    # rendering waits until the texts are sound: its errors would only repeat theirs, less clearly
     names = sorted(task.templates)
     problems = [line for name in names for line in _read_template(task, task.templates, name, VARIABLES)]
     if task.judge is not None:
@@ -186,6 +196,7 @@ def _try_templates(task: Task) -> list[str]:
     if task.sample is None:
         return []
     renderer = open_renderer(task, Sampling())
+    # a dict for its keys, in order: levels and phrasings often have the same fault
     problems: dict[str, None] = {}
     for level in task.levels:
         row = PlannedRow(0, 0, task.name, level, 0, seed=0)
@@ -215,6 +226,7 @@ def judge_messages(
 def _try_judge(task: Task, level: str, scenario: BaseModel, prompt: str) -> str | None:
     if task.judge is None:
         return None
+    # an empty answer is enough: what is looked for is a rubric that cannot be filled
     texts = {"prompt": prompt, "reasoning": "", "answer": "{}"}
     try:
         judge_messages(open_environment({JUDGE: task.judge}), task, level, texts, scenario)

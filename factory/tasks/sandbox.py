@@ -20,13 +20,19 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
-MAX_SECONDS = 5.0  # of this thread's own work: how busy the machine is must not decide which rows a dataset has
-MAX_WAIT_SECONDS = 120.0  # by the clock on the wall, for code that sleeps or waits and so never works that long
-AGAIN_SECONDS = 0.1  # then once more, and again: a bare `except` in what runs may have swallowed the first
-MAX_BYTES = 1 << 30  # of memory, beyond what the process holds already
-MAX_CHARACTERS = 4_000_000  # of rendered text: about a million tokens, more than any model's window
+# of this thread's own work: how busy the machine is must not decide which rows a dataset has
+MAX_SECONDS = 5.0
+# by the clock on the wall, for code that sleeps or waits and so never works that long
+MAX_WAIT_SECONDS = 120.0
+# then once more, and again: a bare `except` in what runs may have swallowed the first
+AGAIN_SECONDS = 0.1
+# of memory, beyond what the process holds already
+MAX_BYTES = 1 << 30
+# of rendered text: about a million tokens, more than any model's window
+MAX_CHARACTERS = 4_000_000
 MAX_EXPONENT = 1000
-MAX_BITS = 1 << 17  # of a product or power: a larger one is a single step that no clock interrupts
+# of a product or power: a larger one is a single step that no clock interrupts, as signals wait for Python's next step
+MAX_BITS = 1 << 17
 # what a template may use of the things that pydantic gives every model; `parse_file` and `parse_raw` are among the rest
 OF_EVERY_MODEL = frozenset(
     {"model_dump", "model_dump_json", "model_copy", "model_extra", "model_fields_set", "dict", "json", "copy"}
@@ -69,11 +75,14 @@ class TaskEnvironment(ImmutableSandboxedEnvironment):
 
 def _leads_out(obj: Any, attr: str) -> bool:
     """Whether an attribute is a model's machinery or a path's way to the disk, not the author's own."""
+    # a scenario may hold a class as well as an object
     kind = obj if isinstance(obj, type) else type(obj)
+    # parts, name and suffix are text; read_text, iterdir and open are methods
     if issubclass(kind, PurePath):
         return callable(getattr(kind, attr, None))
     if not issubclass(kind, BaseModel) or attr in kind.model_fields or attr in OF_EVERY_MODEL:
         return False
+    # what an author overrides is the author's, whatever its name
     owner = next((parent for parent in kind.__mro__ if attr in vars(parent)), None)
     return owner is BaseModel
 
@@ -125,6 +134,7 @@ def _timer(
     clock: Callable[[], float],
 ) -> Iterator[None]:
     """Ring after so many seconds of `clock` and again until the body is done; a timer around us goes on afterwards."""
+    # Python runs signal handlers in the main thread alone
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -144,12 +154,14 @@ def _timer(
 
 @contextmanager
 def _memory_limit(more_bytes: int) -> Iterator[None]:
+    # what the process holds already is told by /proc
     if sys.platform != "linux":
         yield
         return
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + more_bytes
+    # a limit that somebody else has set is not raised
     known = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([limit, *known]), hard))
     try:

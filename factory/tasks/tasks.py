@@ -1,11 +1,19 @@
 """Task discovery: a folder `prompts/<task>/` and a file `schemas/<task>.py` are a task, with no registry beside them.
 
 A broken task never vanishes: `discover` returns what is whole and, for what is not, every reason why.
+
+    prompts/<name>/task.toml            name, version, levels, gate, sampling, style
+                   user.j2, user_*.j2   phrasings of the user turn; the seed draws one
+                   system.j2            the system turn, where there is one
+                   judge.j2             the rubric, where there is one
+    schemas/<name>.py                   Scenario, Answer, check; sample and solve where it has them
+
+A `Task` is whole: each of its parts has been read, its answer's JSON schema is closed, and what it renders and checks
+with is in memory. Whether its templates render is another question, and `factory.tasks.render` answers it.
 """
 
 import importlib.util
 import sys
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +24,8 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, Field, ValidationError
 
-from factory.errors import TaskError
-from factory.job.config import Config, describe_problems
+from factory.errors import JobError, TaskError
+from factory.job.config import Config, describe_problems, read_toml
 from factory.job.job import SamplingConfig, StyleConfig
 from factory.job.paths import real_path
 from factory.records import Sampling
@@ -41,29 +49,36 @@ class TaskFile(Config):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One whole task: its texts, its types and its behaviour.
-
-    `judge` is the text of the rubric, None where the task has none; it is no phrasing and not among `templates`.
-    """
+    """One whole task: its texts, its types and its behaviour."""
 
     name: str
+    # part of every prompt's id: another version makes other rows
     version: str
     description: str
+    # easiest first
     levels: tuple[str, ...]
+    # what an answer must pass where the job does not say: its schema alone, or `check` too
     gate: Literal["schema", "check"]
+    # task.toml's, over the defaults; a job's comes over this
     sampling: Sampling
     folder: Path
     schema_path: Path
+    # text of each .j2 file by its name, but for the rubric's
     templates: dict[str, str]
     Scenario: type[BaseModel]
     Answer: type[BaseModel]
+    # (scenario, answer) -> findings; none means right
     check: Callable[[Any, Any], list[str]]
+    # (rng, level) -> scenario; None for a task that is made from a source alone
     sample: Callable[..., Any] | None
+    # scenario -> (reasoning, answer); None for a task without reference solutions
     solve: Callable[[Any], tuple[str, Any]] | None
+    # JSON schema of the answer, closed to extra keys: what templates show and the grammar is made of
     answer_schema: dict[str, Any]
     digests: dict[str, str]
     warnings: tuple[str, ...] = ()
     style: StyleConfig = field(default_factory=StyleConfig)
+    # text of the rubric; None where the task has none
     judge: str | None = None
 
     @property
@@ -100,16 +115,19 @@ class Discovery:
 def builtin_root() -> Path:
     """The folder of the built-in prompts/ and schemas/: inside the wheel, or the checkout beside the package."""
     package = Path(__file__).parents[1]
+    # where hatch's force-include puts them in a wheel; a checkout has no such folder
     packaged = package / "builtin"
     return packaged if packaged.is_dir() else package.parent
 
 
 def discover(workspace: Path) -> Discovery:
     """Every task in the workspace, then every built-in one that the workspace does not define itself."""
+    # the workspace may be the checkout itself: one root, not two
     roots = tuple(dict.fromkeys([real_path(workspace), real_path(builtin_root())]))
     found = Discovery(roots=roots)
     for root in roots:
         for name in _task_names(root):
+            # a broken task of the workspace hides a built-in one too: to run that in its place would be a surprise
             if name in found.tasks or name in found.problems:
                 continue
             task, problems = load_task(root, name)
@@ -130,12 +148,14 @@ def _task_names(root: Path) -> list[str]:
 def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
     """One task and no problems, or no task and every problem that could be seen."""
     folder, schema_path = root / "prompts" / name, root / "schemas" / f"{name}.py"
+    # each part is looked at however broken the others are: an author wants all of it at once
     problems: list[str] = []
     config = _read_task_file(folder / "task.toml", name, problems)
     templates = _read_templates(folder, problems)
     module = _load_schema(schema_path, problems)
     if module is not None:
         _check_contract(module, schema_path, problems)
+    # it has variables of its own, so it is no phrasing and not to be checked as one
     judge = templates.pop(JUDGE, None)
     answer_schema = _describe_answer(module, schema_path, problems)
     if config is not None and answer_schema:
@@ -177,15 +197,10 @@ def source_digest(path: Path) -> str:
 
 def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | None:
     try:
-        config = TaskFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        problems.append(f"{path}: missing; a task needs one with name, version, description and levels")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read: {error}")
-    except tomllib.TOMLDecodeError as error:
-        problems.append(f"{path}: not valid TOML: {error}")
-    except RecursionError:
-        problems.append(f"{path}: not valid TOML: nested too deeply")
+        data = read_toml(path, "missing; a task needs one with name, version, description and levels")
+        config = TaskFile.model_validate(data)
+    except JobError as error:
+        problems.append(str(error))
     except ValidationError as error:
         problems.append(f"{path}: {describe_problems(error, TaskFile)}")
     else:
@@ -198,6 +213,7 @@ def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | No
 def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
     templates: dict[str, str] = {}
     for path in sorted(folder.glob("*.j2")):
+        # its text would come into prompts and, as a copy, into the dataset: no private file is to come there by a link
         if not real_path(path).is_relative_to(real_path(folder)):
             problems.append(f"{path}: is a link out of its folder; put the file itself there")
             continue
@@ -215,15 +231,17 @@ def _load_schema(path: Path, problems: list[str]) -> ModuleType | None:
     if not path.is_file():
         problems.append(f"{path}: missing; it must define {', '.join(REQUIRED)} and sample")
         return None
+    # named by its path: tasks of one name in two workspaces are two modules
     name = f"factory_task_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # before it runs, as an import does: pydantic looks a class's annotations up in its module
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # whatever a file does that runs when it is read
         problems.append(f"{path}{_line_of(error, path)}: {type(error).__name__}: {' '.join(str(error).split())}")
         del sys.modules[name]
         return None
@@ -231,6 +249,7 @@ def _load_schema(path: Path, problems: list[str]) -> ModuleType | None:
 
 
 def _line_of(error: BaseException, path: Path) -> str:
+    # the line is one that no frame has reached
     if isinstance(error, SyntaxError):
         return f":{error.lineno}" if error.lineno else ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -238,6 +257,7 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 
 def _check_contract(module: ModuleType, path: Path, problems: list[str]) -> None:
+    # a name set to None is left out on purpose
     defined = {name for name, value in vars(module).items() if value is not None}
     has = ", ".join(sorted(defined & {*REQUIRED, "sample", "solve"})) or "none of them"
     for name in REQUIRED:
@@ -287,6 +307,7 @@ def _step(root: dict[str, Any], schema: Any, key: str) -> list[Any]:
     """The schemas under a key of an object, or under `*` of a list, whichever of its alternatives holds it."""
     if not isinstance(schema, dict):
         return []
+    # pydantic puts every model that is used inside another under $defs
     if "$ref" in schema:
         return _step(root, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], key)
     found = [schema.get("items"), *schema.get("prefixItems", [])] if key == "*" else []
@@ -310,6 +331,7 @@ def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
 def _close_objects(schema: dict[str, Any]) -> dict[str, Any]:
     """Forbid extra keys in every object: grammar engines invent some wherever they are allowed."""
     for part in _subschemas(schema):
+        # an open dict[str, int] stays one: it has no properties, and its keys are its content
         if part.get("type") == "object" and isinstance(part.get("properties"), dict):
             part.setdefault("additionalProperties", False)
     return schema
@@ -317,6 +339,7 @@ def _close_objects(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _unbounded(schema: dict[str, Any], path: Path) -> Iterator[str]:
     """Warnings for strings and lists without an upper bound: a weak teacher under a grammar never ends them."""
+    # a pattern or a format may be endless too, but whoever writes one has thought about the value's form
     ends = ("maxLength", "enum", "const", "pattern", "format")
     for part in _subschemas(schema):
         title = part.get("title", "a value")

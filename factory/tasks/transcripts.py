@@ -2,6 +2,10 @@
 
 A row is, in this order of preference: `prompt_token_ids` and `completion_token_ids`, taken as they are; `prompt` and
 `completion` as texts, or as messages of which the completion is one assistant turn; `messages` that end with one.
+
+The form is the table's, decided once by its columns: a row that does not hold to it is rejected, never read in another.
+Each row becomes a `Prompt` with its transcript, so that plan, shards and ledger are those of any run; its id is a hash
+of its number and content, so two equal rows are two.
 """
 
 from collections.abc import Mapping
@@ -9,12 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from factory.errors import JobError
+from factory.errors import JobError, one_line
 from factory.job.job import Job, TranscriptsConfig
 from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript, canonical_json, content_hash
 from factory.tasks.sources import Rows, digest_rows, load_rows
 
-TASK, LEVEL = "transcripts", "given"  # what stands in these columns of a scored row
+# what stands in these columns of a scored row
+TASK, LEVEL = "transcripts", "given"
 FORMS = (("prompt_token_ids", "completion_token_ids"), ("prompt", "completion"), ("messages",))
 
 
@@ -68,7 +73,7 @@ class Transcripts:
         except (ValueError, TypeError) as error:
             where = f"row {row.number} of {self.config.path}"
             prompt = self._make(row, kept, (), None)
-            return Rejection(prompt, None, "prompt", "bad_transcript", (f"{where}: {_one_line(error)}",))
+            return Rejection(prompt, None, "prompt", "bad_transcript", (f"{where}: {_describe(error)}",))
         return self._make(row, kept, messages, transcript)
 
     def _read(self, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], Transcript]:
@@ -77,12 +82,14 @@ class Transcripts:
             prompt_ids, completion_ids = (tuple(IDS.validate_python(value)) for value in values)
             if not prompt_ids or not completion_ids:
                 raise ValueError(f"{len(prompt_ids)} prompt ids and {len(completion_ids)} completion ids; need both")
+            # for people: what the ids stand for, where the data says it in messages beside them
             asked = fields.get(self.columns["prompt"])
             messages = _turns(asked) if isinstance(asked, list) else []
             return tuple(messages), Transcript(prompt_ids, completion_ids)
         if self.form == FORMS[1] and all(isinstance(value, str) for value in values):
             return ({"role": "user", "content": values[0]},), Transcript(prompt=values[0], completion=values[1])
         turns = [turn for value in values for turn in _turns(value)]
+        # a completion column has that one turn and no other; messages have the prompt's before it
         last = len(values[-1])
         if not turns or turns[-1]["role"] != "assistant" or (len(values) == 2 and last != 1):
             raise ValueError("the completion must be one assistant turn, the last of the messages")
@@ -102,6 +109,7 @@ class Transcripts:
             messages=messages,
             scenario=scenario,
             seed=row.seed,
+            # nothing is sampled; a record has the field all the same
             sampling=Sampling(),
             group=name,
             transcript=transcript,
@@ -135,8 +143,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _one_line(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
-    return " ".join(str(error).split())
+    return one_line(error)

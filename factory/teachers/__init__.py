@@ -2,6 +2,9 @@
 
 A teacher is fed continuously: `submit` while it has `room`, `collect` what has finished in whatever order, `release`
 what is safely stored. Nothing here waits for a batch to end.
+
+Each prompt that was submitted comes out of `collect` exactly once, with a completion or as a failure. Between `collect`
+and `release` the teacher still holds what it gave out: its arrays may be views of that.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,6 +64,7 @@ def open_teacher(
     Raises TeacherError where the model or the engine cannot serve the job.
     """
     schemas = {task.name: task.answer_schema for task in tasks} | dict(more_schemas)
+    # inside the function: neither backend is imported where the other one answers, nor by `factory --help`
     if job.teacher.backend == "scripted":
         from factory.teachers.scripted import ScriptedTeacher
 

@@ -1,8 +1,10 @@
 """Agreement: how far the stored signals of a row are from those of a second forward, and how far they may be.
 
 Plain arithmetic in float64. `stored` is what a dataset's files hold, `again` what another engine computes for the same
-token ids. Bounds belong to the dtype of the two forwards; docs/decisions/0012-fidelity-self-test.md has what was
-measured.
+token ids, at the same positions and for the same kept ids: entry by entry both speak of one thing. Bounds belong to the
+dtype of the two forwards; docs/decisions/0012-fidelity-self-test.md has what was measured.
+
+Figures are plain floats that JSON can hold, each of one row (and layer), each the larger the worse but for cosines.
 """
 
 import math
@@ -15,10 +17,14 @@ from factory.records import Array, Logprobs
 
 Figures = dict[str, float]
 
-LOG_FLOOR: Final = -100.0  # nats; its exp() weighs nothing, and no difference to it is infinite
-NORM_FLOOR: Final = 1e-6  # a padding token's embedding is zero
-NOT_A_NUMBER: Final = 1e30  # stands for NaN and infinity, which JSON does not have
-LEAST: Final = ("state_cosine_mean", "state_cosine_min")  # figures of which too little is the fault
+# nats; its exp() weighs nothing, and no difference to it is infinite
+LOG_FLOOR: Final = -100.0
+# a padding token's embedding is zero, and has no direction
+NORM_FLOOR: Final = 1e-6
+# stands for NaN and infinity, which JSON does not have
+NOT_A_NUMBER: Final = 1e30
+# figures of which too little is the fault
+LEAST: Final = ("state_cosine_mean", "state_cosine_min")
 
 # float32: bfloat16 rounding of the kept states (0.2 %) and float16 rounding of the top-k are all that is between them.
 # 16 bits: two right engines round every layer differently; the means tell right from wrong, the extremes are for gross
@@ -52,6 +58,7 @@ def divergence(stored: Logprobs, again: Logprobs) -> Array:
     In the form that needs no normalising: it is the same for distributions, and float16's rounding of the kept
     log-probabilities enters it squared only.
     """
+    # both at the ids that were stored: these need not be the likeliest of the second forward
     log_p, log_q = _outcomes(stored), _outcomes(again)
     p, q = np.exp(log_p), np.exp(log_q)
     total: Array = (p * (log_p - log_q) - p + q).sum(1)
@@ -92,6 +99,7 @@ def compare_states(stored_NH: Array, again_NH: Array) -> Figures:
     norm_N, norm_again_N = np.linalg.norm(stored, axis=1), np.linalg.norm(again, axis=1)
     error_N = np.linalg.norm(stored - again, axis=1) / np.maximum(norm_again_N, NORM_FLOOR)
     product_N = np.maximum(norm_N, NORM_FLOOR) * np.maximum(norm_again_N, NORM_FLOOR)
+    # two zeros agree; a zero against anything else has the cosine 0
     both_zero_N = (norm_N < NORM_FLOOR) & (norm_again_N < NORM_FLOOR)
     cosine_N = np.where(both_zero_N, 1.0, (stored * again).sum(1) / product_N)
     return _finite(
@@ -125,6 +133,7 @@ def exceeded(figures: Figures, dtype: str) -> list[str]:
 
     An extreme comes after the mean of the same: the first name is the most telling.
     """
+    # a figure that a row does not have (no states are kept, say) is past nothing
     bounds = BOUNDS[dtype]
     past = {name: figures[name] < bounds[name] if name in LEAST else figures[name] > bounds[name] for name in figures}
     return [name for name in bounds if past.get(name)]

@@ -16,6 +16,7 @@ def keep_chosen(generation: Generation, signals: SignalSpec) -> Generation:
     kept_T = _chosen_of_completion(generation, signals)
     if completion is not None and not kept_T.all():
         completion = _blank(completion, ~kept_T)
+    # entry i belongs to prompt token i + 1: nothing predicts the first
     kept_P = np.zeros(max(len(generation.prompt_token_ids) - 1, 0), np.bool_)
     if prompt is not None:
         kept_P = prompt.entropy_T >= signals.min_entropy
@@ -24,6 +25,7 @@ def keep_chosen(generation: Generation, signals: SignalSpec) -> Generation:
     if states is not None and signals.hidden_positions != "all":
         if signals.hidden_positions == "completion":
             kept_T, kept_P = np.ones_like(kept_T), np.zeros_like(kept_P)
+        # position i predicts token i + 1, so the two together are one entry for each of the N states
         states = _cut(states, np.concatenate([kept_P, kept_T]))
     return replace(generation, logprobs=completion, prompt_logprobs=prompt, hidden_states=states)
 
@@ -33,17 +35,22 @@ def choose_ids(probs_TV: Array, signals: SignalSpec, rng: np.random.Generator) -
     k = signals.top_k
     ids_TK, draws_TK = np.argsort(-probs_TV, axis=1, kind="stable")[:, :k], None
     if signals.keep == "top_p":
-        mass_TK = np.take_along_axis(probs_TV, ids_TK, 1)
-        enough_TK = np.cumsum(mass_TK, 1) - mass_TK >= signals.top_p
-        enough_TK[:, :1] = False
-        ids_TK = np.where(enough_TK, -1, ids_TK)
+        ids_TK = np.where(beyond_mass(np.take_along_axis(probs_TV, ids_TK, 1), signals.top_p), -1, ids_TK)
     if signals.keep == "sampled":
+        # multinomial refuses rows that add up to more than 1 in float64
         exact_TV = probs_TV.astype(np.float64)
         drawn_TV = rng.multinomial(k, exact_TV / exact_TV.sum(1, keepdims=True))
         ids_TK = np.argsort(-np.where(drawn_TV > 0, probs_TV, -1.0), axis=1, kind="stable")[:, :k]
         draws_TK = np.take_along_axis(drawn_TV, ids_TK, 1).astype(np.int16)
         ids_TK = np.where(draws_TK > 0, ids_TK, -1)
     return ids_TK.astype(np.int32), draws_TK
+
+
+def beyond_mass(probs_TK: Array, top_p: float) -> Array:
+    """Which of the likeliest ids, in that order, are not needed to reach the mass `top_p`; never the first."""
+    beyond_TK: Array = np.cumsum(probs_TK, 1) - probs_TK >= top_p
+    beyond_TK[:, :1] = False
+    return beyond_TK
 
 
 def _chosen_of_completion(generation: Generation, signals: SignalSpec) -> Array:

@@ -1,17 +1,17 @@
 """What can be known of a model before any engine starts: its config.json, and whether the job fits it."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.errors import TeacherError
+from factory.errors import TeacherError, one_line
 from factory.job.job import AttentionConfig, Job, TeacherConfig
 from factory.records import SignalSpec
 from factory.teachers.demo import demo_teacher
 from factory.teachers.settings import require_sound
 
+# configurations call the same thing by many names; the first that is there counts
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_topk", "moe_k")
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -19,15 +19,23 @@ BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The numbers of a config.json that the job is checked against; `kv_values_per_token` is over all layers."""
+    """The numbers of a config.json that the job is checked against."""
 
+    # ids of the vocabulary, those that pad it included
     vocab_size: int
+    # decoder blocks
     layers: int
+    # values of a hidden state
     hidden_size: int
+    # most tokens of prompt and completion together; None where the configuration does not say
     window: int | None
+    # keys and values of one token over all blocks: numbers, not bytes
     kv_values_per_token: int
+    # of the weights as they are stored
     dtype: str
+    # query heads of a block
     heads: int = 0
+    # experts of a block, and how many each token goes to; 0 without any
     experts: int = 0
     experts_per_token: int = 0
 
@@ -44,6 +52,7 @@ def locate_model(teacher: TeacherConfig) -> str:
         if not (path / "config.json").is_file():
             raise TeacherError(f"teacher.model {teacher.model!r}: no config.json in this folder; is it a model?")
         return str(path.resolve())
+    # a hub id is `owner/name`: anything else was meant as a path, and no hub is asked for a mistyped one
     looks_local = teacher.model.startswith((".", "/", "~")) or teacher.model.count("/") != 1
     if path.exists() or looks_local:
         raise TeacherError(
@@ -53,24 +62,12 @@ def locate_model(teacher: TeacherConfig) -> str:
     return teacher.model
 
 
-def digest_model(model: str) -> str | None:
-    """SHA-256 of the configuration and weights of a local model; None for one of the hub, whose revision names it."""
-    if not Path(model).is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(Path(model).glob("*")):
-        if path.name == "config.json" or path.suffix in (".safetensors", ".bin", ".pt"):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def read_shape(model: str, revision: str | None) -> ModelShape:
     """The shape of a local model or of one on the hub. Raises TeacherError where its config.json cannot be had."""
     try:
         config = json.loads(_config_path(model, revision).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        told = " ".join(str(error).split())[:300]
+        told = one_line(error, 300)
         raise TeacherError(f"teacher.model {model!r}: its config.json cannot be read: {told}") from None
     return shape_of(model, config)
 
@@ -98,8 +95,10 @@ def shape_of(model: str, config: dict[str, Any]) -> ModelShape:
     try:
         text = config.get("text_config") or config
         heads, hidden = text["num_attention_heads"], text["hidden_size"]
+        # many models leave it to be computed, some (Qwen3, Gemma) have another one
         head_size = text.get("head_dim") or hidden // heads
         dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
+        # a key and a value for each head that has its own
         width = 2 * (text.get("num_key_value_heads") or heads) * head_size
         return ModelShape(
             vocab_size=text["vocab_size"],
@@ -173,6 +172,7 @@ def require_window(job: Job, shape: ModelShape) -> int | None:
     if asked and most and asked > most:
         raise TeacherError(f"teacher.max_model_len {asked}: the model's window is {most}; lower it")
     window = asked or most
+    # vLLM itself would find out after loading the weights
     need = (window or 0) * shape.kv_values_per_token * _value_bytes(job.teacher, shape) / 2**30
     if cache_gb is not None and need > cache_gb:
         raise TeacherError(
@@ -188,6 +188,7 @@ def kv_cache_gb(teacher: TeacherConfig) -> float | None:
 
 
 def _value_bytes(teacher: TeacherConfig, shape: ModelShape) -> int:
+    # quantised weights have types of their own; what is cached is then 16 bits
     return BYTES_OF_DTYPE.get(shape.dtype if teacher.dtype == "auto" else teacher.dtype, 2)
 
 

@@ -3,7 +3,9 @@
 Started as `python -m factory.teachers.plain_forward FOLDER` by `factory.teachers.reference`. FOLDER holds request.json
 and one row-N.npz for each row; answer.json is written there at the end: the figures of each row, or why there are none.
 Nothing is shared with the engine or with capture: layers come from `output_hidden_states=True`, logits from the model's
-own head.
+own head. So a mistake in how rows are matched to tokens, or in what a layer's number means, cannot be made twice alike.
+
+What it takes of memory is known before anything is loaded: the trunk runs once over a whole row, the head over chunks.
 """
 
 import inspect
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from factory.errors import redact
+from factory.errors import one_line, redact
 from factory.records import LOGPROB_ARRAYS, Array, Logprobs
 from factory.teachers.agreement import Figures, compare_logprobs, compare_states
 
@@ -43,6 +45,7 @@ class PlainModel:
         names = {name: request[name] for name in ("revision", "trust_remote_code")}
         config = load_config(request["model"], names)
         device, free = choose_device()
+        # asked first: a process that the kernel kills for memory tells nobody why, and may take others with it
         need = HEADROOM * count_weights(config, names) * dtype.itemsize + row_bytes(config, dtype, request)
         if need > free:
             raise NotChecked(f"needs {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free on {device}")
@@ -50,7 +53,7 @@ class PlainModel:
             model = AutoModelForCausalLM.from_pretrained(request["model"], config=config, dtype=dtype, **names)
             self.model = model.eval().to(device)
         except Exception as error:  # transformers raises many types here, and none is a fault of ours
-            raise NotChecked(f"transformers cannot load the model: {one_line(error)}") from error
+            raise NotChecked(f"transformers cannot load the model: {one_line(error, 300)}") from error
         if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
             raise NotChecked(f"{type(self.model).__name__} gives no logits for chosen positions")
 
@@ -60,14 +63,17 @@ class PlainModel:
         Log-probabilities are taken at the ids given; None stands for what was not asked for.
         """
         ids_1S = torch.tensor(ids[None].astype(np.int64), device=self.model.device)
+        # the trunk alone: logits of every position at once would be tokens x vocabulary
         with self._before_final_norm() as last:
             output = self.model.base_model(ids_1S, output_hidden_states=bool(self.layers), use_cache=False)
         logprobs = None if topk_ids_TK is None else self._logprobs(ids_1S, output, first, topk_ids_TK)
         if not self.layers:
             return logprobs, None
+        # transformers' last entry is after the final norm
         layers = list(output.hidden_states)
         if last:
             layers[-1] = last[0]
+        # without the last token's: in the engine it never was an input
         states = torch.stack([layers[layer][0, :-1].float() for layer in self.layers], 1)
         return logprobs, states.cpu().numpy()
 
@@ -89,6 +95,7 @@ class PlainModel:
             handle.remove()
 
     def _logprobs(self, ids_1S: torch.Tensor, output: Any, first: int, topk_ids_TK: Array) -> Logprobs:
+        # each id is predicted at the position before it
         positions = torch.arange(first - 1, ids_1S.shape[1] - 1, device=ids_1S.device)
         topk = torch.tensor(topk_ids_TK.astype(np.int64), device=ids_1S.device)
         size = max(1, CHUNK_VALUES // self.model.get_output_embeddings().weight.shape[0])
@@ -103,6 +110,7 @@ class PlainModel:
     @contextmanager
     def _trunk_done(self, output: Any) -> Iterator[None]:
         """Meanwhile the model's own forward is its head alone, with whatever it scales or caps: the trunk has run."""
+        # set on the object, over the method of its class, which is there again when it is deleted
         trunk = self.model.base_model
         trunk.forward = lambda *args, **kwargs: output
         try:
@@ -122,6 +130,7 @@ def reduce_logits(
     entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
     own_C = logprobs_CV.gather(1, sampled_C[:, None])[:, 0]
     kept_CK = logprobs_CV.gather(1, ids_CK.clamp_min(0)).masked_fill_(ids_CK < 0, -torch.inf)
+    # the tail is summed without the kept ids, not as one minus them, which would cancel where the model is sure
     row_N, entry_N = (ids_CK >= 0).nonzero(as_tuple=True)
     logprobs_CV[row_N, ids_CK[row_N, entry_N]] = -torch.inf
     return own_C, kept_CK, logprobs_CV.logsumexp(-1), entropy_C
@@ -134,7 +143,7 @@ def load_config(model: str, names: dict[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(model, **names)
     except Exception as error:  # unknown architecture, no such revision, no network, code that is not trusted
-        raise NotChecked(f"transformers cannot read the model's configuration: {one_line(error)}") from error
+        raise NotChecked(f"transformers cannot read the model's configuration: {one_line(error, 300)}") from error
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
@@ -146,17 +155,19 @@ def count_weights(config: Any, names: dict[str, Any]) -> int:
     """Numbers in the model, counted without memory. Raises NotChecked for an architecture that transformers lacks."""
     from transformers import AutoModelForCausalLM
 
+    # tensors on this device have shapes and no memory
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=names["trust_remote_code"])
     except Exception as error:
-        raise NotChecked(f"transformers does not hold this architecture: {one_line(error)}") from error
+        raise NotChecked(f"transformers does not hold this architecture: {one_line(error, 300)}") from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def row_bytes(config: Any, dtype: torch.dtype, request: dict[str, Any]) -> int:
     """Memory the longest row takes beside the weights: states of every layer, and logits of one chunk with copies."""
     text = config.get_text_config()
+    # transformers keeps every layer's states where any are asked for; else a few live at a time
     layers = text.num_hidden_layers + 1 if request["layers"] else 4
     return int(request["longest"] * text.hidden_size * dtype.itemsize * (layers + 8) + 6 * 4 * CHUNK_VALUES)
 
@@ -176,6 +187,7 @@ def free_memory() -> float:
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free.append(1024.0 * int(lines["MemAvailable"].split()[0]))
+    # in a container the machine's own figure promises too much
     limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
         free.append(float(limit.read_text()) - float(used.read_text()))
@@ -192,6 +204,7 @@ def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
     if stored is not None and again is not None:
         figures["logprobs"] = compare_logprobs(stored, again)
     if states_NLH is not None:
+        # the upper 16 bits of a float32 are a bfloat16
         kept_NLH = (row["bits_NLH"].astype(np.uint32) << 16).view(np.float32)
         again_NLH = states_NLH[row["positions_N"]] if "positions_N" in row else states_NLH
         figures["layers"] = compare_layers(model.layers, kept_NLH, again_NLH)
@@ -200,10 +213,6 @@ def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
 
 def compare_layers(layers: list[int], stored_NLH: Array, again_NLH: Array) -> dict[str, Figures]:
     return {str(layer): compare_states(stored_NLH[:, at], again_NLH[:, at]) for at, layer in enumerate(layers)}
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def answer(folder: Path) -> dict[str, Any]:

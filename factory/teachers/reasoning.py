@@ -2,6 +2,13 @@
 
 Everything is decided on token ids. A marker that is one token of the vocabulary is found by its id; any other is found
 by decoding ever longer prefixes, never by tokenising text again.
+
+    prompt ids             completion ids
+    ... <think> \n   |     r r r r </think>  a a a a <eos>
+                           0                ^ answer_start: the first id after the end marker
+
+With a marker of several tokens the last of them may hold the answer's first letters too: `answer_start` is then the id
+after it, and the text of the answer begins inside the id before.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,10 +41,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """Texts around the reasoning; `end_id` is the end's token id where it is one token."""
+    """Texts around the reasoning."""
 
     start: str
     end: str
+    # the end's id where it is one token of the vocabulary; None where it is spelt in several
     end_id: int | None
 
 
@@ -50,6 +58,7 @@ def find_markers(tokenizer: Tokenizer, reasoning: str, start: str = "", end: str
     if reasoning == "off":
         return None
     if reasoning == "prompted":
+        # asked for in words: they need be no tokens of this model
         start, end = KNOWN_MARKERS[0]
     elif reasoning == "auto":
         known = [pair for pair in KNOWN_MARKERS if pair[1] in vocab]
@@ -69,8 +78,10 @@ def find_answer_start(tokenizer: Tokenizer, ids_T: Array, markers: Markers | Non
     if markers is None:
         return 0
     if markers.end_id is not None:
+        # the first: after it the answer may speak of markers
         hits = np.flatnonzero(ids_T == markers.end_id)
         return int(hits[0]) + 1 if len(hits) else len(ids_T)
+    # ids cannot be searched one by one: a letter, or the marker itself, may be spread over several
     ids = ids_T.tolist()
     return first_prefix(len(ids), lambda length: markers.end in decode(tokenizer, ids[:length]))
 
@@ -88,9 +99,13 @@ def first_prefix(length: int, holds: Callable[[int], bool]) -> int:
 class SplitCompletion:
     """A completion cut into reasoning and answer."""
 
+    # everything, markers and stop tokens included
     text: str
+    # without markers and the line breaks next to them; None where the model does not reason
     reasoning: str | None
+    # without the stop tokens at its end; empty where the reasoning never ended
     answer: str
+    # index of its first id; T where there is none
     answer_start: int
 
 
@@ -102,6 +117,7 @@ def split_completion(tokenizer: Tokenizer, ids_T: Array, markers: Markers | None
     ids = ids_T.tolist()
     start = find_answer_start(tokenizer, ids_T, markers)
     text = decode(tokenizer, ids)
+    # a stop token inside the answer stays: it is what the teacher wrote, and the parser has to say so
     specials = set(tokenizer.all_special_ids)
     end = len(ids)
     while end > start and ids[end - 1] in specials:
@@ -110,6 +126,7 @@ def split_completion(tokenizer: Tokenizer, ids_T: Array, markers: Markers | None
     if markers is None:
         return SplitCompletion(text, None, answer, start)
     reasoning, closed, straddle = decode(tokenizer, ids[:start]).partition(markers.end)
+    # a model may write the start marker once more, although the prompt has
     reasoning = reasoning.removeprefix(markers.start)
     # a marker of several tokens may end inside one that already holds the answer's first letters
     return SplitCompletion(text, reasoning.strip("\n"), (straddle if closed else "") + answer, start)

@@ -23,8 +23,10 @@ from factory.errors import TeacherError
 from factory.job.job import TeacherConfig
 from factory.records import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS
-from factory.teachers.models import digest_model, locate_model
+from factory.teachers.digest import digest_model
+from factory.teachers.models import locate_model
 
+# a forward over a few rows that takes longer than an hour hangs
 TIMEOUT_S = 3600.0
 
 
@@ -34,16 +36,16 @@ class NotChecked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KeptRow:
-    """What a dataset's files hold of one row: ids, and the signals it keeps (bits uint16 [N, L, H]).
-
-    `logprobs` are of the completion, after those of the prompt's tokens but the first where these are kept.
-    """
+    """What a dataset's files hold of one row: ids, and the signals it keeps; None for what it does not."""
 
     id: str
     task: str
+    # P and T ids
     prompt_ids: Array
     completion_ids: Array
+    # T entries, or P - 1 + T: of the completion, after those of the prompt's tokens but the first where these are kept
     logprobs: Logprobs | None
+    # uint16 [N, L, H], bits of bfloat16; N = P + T - 1 unless `positions_N` says which they are
     bits_NLH: Array | None
     positions_N: Array | None = None
 
@@ -66,6 +68,7 @@ def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False)
         raise NotChecked(f"the {teacher['backend']} teacher has no model")
     if details.get("dtype") not in BOUNDS:
         raise NotChecked(f"no bounds are known for dtype {details.get('dtype')}")
+    # after a grammar's mask: a forward without the grammar must differ
     if "distribution" in details:
         raise NotChecked(f"the distributions are {details['distribution']}")
     try:
@@ -115,6 +118,7 @@ def _run_child(folder: Path, local: bool) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             raise NotChecked(f"no result after {TIMEOUT_S:g} s") from None
         finally:
+            # the group, for what it has started; it may have ended by itself
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -3,6 +3,14 @@
 It answers with a task's own `solve`, or with a schema-valid value where there is none, and fails on demand. Its
 vocabulary is the 256 bytes and a few markers, so its ids decode exactly; its logprobs come from a whole distribution
 at every position, so top-k, tail mass and entropy agree with each other. Same prompt and seed: same generation.
+
+    ids   0 .. 255   a byte of UTF-8
+          256        </think>
+          257        <|end|>, the stop token
+          258, 259   nothing: room in the vocabulary that no text uses
+
+All it draws comes from one generator that the prompt's seed and attempt begin, in one fixed order: a draw put between
+two others changes all that come after it.
 """
 
 import json
@@ -76,6 +84,7 @@ class ScriptedTeacher:
 
     def answer(self, prompt: Prompt) -> Generation:
         """One generation, with the fault that the prompt's seed draws for it."""
+        # the attempt too: what is asked again is to come out otherwise
         rng = np.random.default_rng([prompt.seed, prompt.attempt])
         if prompt.transcript is not None:
             return self._score(prompt, prompt.transcript, rng)
@@ -87,27 +96,20 @@ class ScriptedTeacher:
         reasoning, answer = self._solve(prompt, rng, wrong=fault == "wrong")
         more = {"loop": LOOP, "pii": LEAK}.get(fault)
         reasoning = REFUSAL if fault == "refusal" else f"{reasoning}\n{more}" if more else reasoning
+        # a closing brace less: no JSON, however it is read
         if fault == "bad_json":
             answer = answer[:-1] + ","
         think = [] if fault == "no_reasoning" else [*encode(reasoning), THINK_END]
         ids = [*think, *encode(answer), STOP]
+        # an answer that is too long is cut as the engine would cut it, fault or not
         most = prompt.sampling.max_tokens
         if fault == "truncated":
             most = min(most, len(ids) // 2)
         cut = len(ids) > most
         ids_T = np.array(ids[:most], np.int32)
+        # a cut may fall inside the reasoning: then no answer was begun
         start = min(len(think), len(ids_T))
-        made = Generation(
-            prompt_id=prompt.id,
-            attempt=prompt.attempt,
-            text=decode(ids_T.tolist()),
-            reasoning=reasoning if think else None,
-            answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
-            prompt_token_ids=prompt_ids,
-            completion_token_ids=ids_T,
-            answer_start=start,
-            finish_reason="length" if cut else "stop",
-        )
+        made = _make(prompt, prompt_ids, ids_T, start, reasoning if think else None, "length" if cut else "stop")
         return self._with_signals(made, rng, self._peak(prompt)) if prompt.keeps else made
 
     def _score(self, prompt: Prompt, transcript: Transcript, rng: np.random.Generator) -> Generation:
@@ -118,22 +120,14 @@ class ScriptedTeacher:
         asked = transcript.prompt or "\n".join(message["content"] for message in prompt.messages)
         prompt_ids = np.array(transcript.prompt_ids or encode(asked), np.int32)
         ids_T = np.array(transcript.completion_ids or [*think, *encode(turn["content"]), STOP], np.int32)
+        # ids of the user's, made with some other vocabulary
         if not 0 <= min(prompt_ids.min(), ids_T.min()) <= max(prompt_ids.max(), ids_T.max()) <= STOP:
             detail = f"an id is below 0 or above {STOP}"
             return Generation.failed(prompt.id, prompt.attempt, "bad_token_id", detail, prompt_ids)
         closed = np.flatnonzero(ids_T == THINK_END)
         start = int(closed[0]) + 1 if len(closed) else 0
-        made = Generation(
-            prompt_id=prompt.id,
-            attempt=prompt.attempt,
-            text=decode(ids_T.tolist()),
-            reasoning=decode(ids_T[: start - 1].tolist()) if start else None,
-            answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
-            prompt_token_ids=prompt_ids,
-            completion_token_ids=ids_T,
-            answer_start=start,
-            finish_reason="stop",
-        )
+        reasoned = decode(ids_T[: start - 1].tolist()) if start else None
+        made = _make(prompt, prompt_ids, ids_T, start, reasoned, "stop")
         return self._with_signals(made, rng, PEAK)
 
     def _with_signals(self, made: Generation, rng: np.random.Generator, peak: float) -> Generation:
@@ -153,6 +147,7 @@ class ScriptedTeacher:
         return keep_chosen(made, self.signals)
 
     def _draw_fault(self, rng: np.random.Generator) -> str:
+        # one draw for all faults: their shares lie side by side on [0, 1), what is left of it is no fault
         point = float(rng.random())
         for name, share in self.job.teacher.scripted.model_dump().items():
             if point < share:
@@ -183,6 +178,7 @@ class ScriptedTeacher:
         kept_TK = ids_TK >= 0
         outside_TV = probs_TV.copy()
         np.put_along_axis(outside_TV, np.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0, 1)
+        # no mass outside is log 0, which -inf says rightly
         with np.errstate(divide="ignore"):
             tail_T = np.log(outside_TV.sum(1))
         return Logprobs(
@@ -209,7 +205,25 @@ class ScriptedTeacher:
 
     def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:
         states = rng.standard_normal((inputs, len(self.signals.layers), HIDDEN), np.float32)
+        # the upper half of a float32 is a bfloat16, rounded towards zero
         return HiddenStates(self.signals.layers, (states.view(np.uint32) >> 16).astype(np.uint16))
+
+
+def _make(
+    prompt: Prompt, prompt_ids: Array, ids_T: Array, start: int, reasoning: str | None, finish_reason: str
+) -> Generation:
+    """The generation of these ids, its answer beginning at `start`, without any signals."""
+    return Generation(
+        prompt_id=prompt.id,
+        attempt=prompt.attempt,
+        text=decode(ids_T.tolist()),
+        reasoning=reasoning,
+        answer_text=decode([i for i in ids_T[start:].tolist() if i != STOP]),
+        prompt_token_ids=prompt_ids,
+        completion_token_ids=ids_T,
+        answer_start=start,
+        finish_reason=finish_reason,
+    )
 
 
 def invent_answer(task: Task, seed: int) -> str:

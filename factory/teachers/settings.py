@@ -13,10 +13,14 @@ from factory.job.job import Job
 
 Keeps = Literal["signals", "inputs", "states"]  # any at all; of prompts too; what only a hook inside the model sees
 
-PREDICTABLE: Final[dict[str, Any]] = {  # without signals, on a processor: what else costs there is not worth its price
-    "enforce_eager": True,  # compiling takes longer than most jobs
-    "enable_chunked_prefill": False,  # a split prompt breaks the seeds of single requests
+# without signals, on a processor: what else costs there is not worth its price
+PREDICTABLE: Final[dict[str, Any]] = {
+    # compiling takes longer than most jobs
+    "enforce_eager": True,
+    # a split prompt breaks the seeds of single requests: vLLM sets a generator back that has no offset on a processor
+    "enable_chunked_prefill": False,
 }
+# with signals, everywhere: what capture relies on, unless the job sets what goes with the signals it keeps
 SOUND: Final[dict[str, Any]] = PREDICTABLE | {"enable_prefix_caching": False, "async_scheduling": False}
 
 
@@ -29,6 +33,7 @@ class Corrupting:
     reason: str
 
 
+# each of these is right for what does not need the place it leaves out: so the reason names what a job keeps
 CORRUPTING: Final = {
     "enable_prefix_caching": Corrupting(
         "inputs", False, "a cached prefix is not computed again, so its positions have no hidden states and no logits"
@@ -41,6 +46,8 @@ CORRUPTING: Final = {
     "pipeline_parallel_size": Corrupting("signals", 1, "no worker has all layers; use teacher.tensor_parallel_size"),
     "kv_sharing_fast_prefill": Corrupting("inputs", False, "the last layers are skipped for most of a prompt"),
 }
+# known to leave every kept number right. A name that is on no list is refused, because vLLM gains settings with each
+# version and one that corrupts in silence costs a whole dataset
 HARMLESS: Final = frozenset(
     {
         "all2all_backend",
@@ -68,6 +75,7 @@ HARMLESS: Final = frozenset(
         "tokenizer_mode",
     }
 )
+# where the factory decides itself, or checks the value before the engine starts
 OURS: Final = {
     "kv_cache_memory_bytes": "teacher.kv_cache_gb",
     "reasoning_parser": "teacher.reasoning",
@@ -110,6 +118,7 @@ def require_sound(job: Job, on_cpu: bool) -> None:
 
 def _keeps(job: Job) -> dict[Keeps, str]:
     """What a job keeps, and the keys that say so."""
+    # "inputs" and "states" only where something is asked that needs them; top-k of the completion alone needs neither
     signals, kept = job.signals, dict[Keeps, str]()
     inside = [name for name in ("hidden_layers", "experts", "attention") if getattr(signals, name)]
     if signals.top_k or inside:
@@ -134,5 +143,6 @@ def _name(keeps: Keeps) -> str:
 
 def engine_settings(engine: Mapping[str, Any], captures: bool, on_cpu: bool) -> dict[str, Any]:
     """The arguments of `vllm.LLM` that a job may change: what capture needs, or vLLM's own choices without it."""
+    # a GPU without signals has vLLM's own: compiled, with captured graphs and prefix caching
     defaults = SOUND if captures else PREDICTABLE if on_cpu else {}
     return defaults | dict(engine)

@@ -3,13 +3,21 @@
 Segment files hold frames one after another: magic, length, CRC-32, then a JSON head and the arrays' bytes. A frame is
 readable once its bytes are there, so what had finished before a crash is found again and not paid for twice. A segment
 is deleted when every generation in it has been released.
+
+    segment   frame frame frame ...                          000000.gen, 000001.gen, ...
+    frame     magic 4 | length 8 | CRC-32 4 | payload        the length counts the payload alone
+    payload   length of head 4 | head (JSON) | arrays, one after another, as the head lists them
+
+One process writes a segment and never goes back in it; each new one begins a segment of its own. The other reads, and
+it alone deletes. Nothing is synced to the disk: the spool is to survive a process, not the machine, and what a power
+cut takes from it is asked again.
 """
 
 import json
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +77,7 @@ class SpoolWriter:
         return place
 
     def _next_segment(self) -> Any:
+        # "xb": whoever comes second gets an error, not a shared file
         taken = [int(path.stem) for path in self.folder.glob("*.gen")]
         return (self.folder / f"{max(taken, default=-1) + 1:06d}.gen").open("xb")
 
@@ -79,10 +88,14 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        # by segment: generations in it that nobody has released
         self.live: Counter[str] = Counter()
-        self.segments: dict[tuple[str, int], str] = {}  # (prompt id, attempt) -> segment
+        # (prompt id, attempt) -> segment
+        self.segments: dict[tuple[str, int], str] = {}
+        # by segment: its bytes, mapped
         self.maps: dict[str, Array] = {}
-        self.newest = ""  # the segment last read from: every frame of an older one has been told of by now
+        # the segment last read from: every frame of an older one has been told of by now
+        self.newest = ""
 
     def recover(self) -> dict[tuple[str, int], Place]:
         """Generations left by an earlier run, by (prompt id, attempt); torn frames end their segment."""
@@ -96,6 +109,8 @@ class Spool:
 
     def read(self, place: Place) -> Generation:
         """The generation at a place; its arrays are views of the mapped segment."""
+        # a map is as long as the file was when it was made, and the file grows: then it is mapped again; views of the
+        # old map stay good, as they hold it
         data = self.maps.get(place.segment)
         if data is None or len(data) <= place.offset + FRAME.size:
             data = self.maps[place.segment] = _map(self.folder / place.segment)
@@ -117,6 +132,7 @@ class Spool:
                 self._sweep(segment)
 
     def _hold(self, key: tuple[str, int], segment: str) -> None:
+        # a prompt that was answered, not told of because the engine died, and answered again stands there twice
         before = self.segments.get(key)
         if before is not None:
             self.live[before] -= 1
@@ -124,6 +140,7 @@ class Spool:
         self.live[segment] += 1
 
     def _sweep(self, segment: str) -> None:
+        # names sort in the order of writing. In the newest one more frames may stand than have been told of
         if segment < self.newest and not self.live[segment]:
             self.maps.pop(segment, None)
             (self.folder / segment).unlink(missing_ok=True)
@@ -144,6 +161,7 @@ def scan(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if len(frame) < FRAME.size:
                 return
             magic, length, crc = FRAME.unpack(frame)
+            # a length that is not true must not become an allocation
             if magic != MAGIC or offset + FRAME.size + length > size:
                 return
             payload = handle.read(length)
@@ -180,6 +198,7 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     head["arrays"] = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     text = json.dumps(head).encode()
+    # so that the first array begins at a multiple of 8
     text += b" " * (-(HEAD.size + len(text)) % 8)
     return HEAD.pack(len(text)) + text, [array.reshape(-1).view(np.uint8).data for array in contiguous.values()]
 
@@ -197,20 +216,20 @@ def unpack(payload: Array) -> Generation:
         **{name: head[name] for name in TEXTS},
         prompt_token_ids=arrays["prompt_token_ids"],
         completion_token_ids=arrays["completion_token_ids"],
-        logprobs=_unpack_logprobs(arrays, ""),
-        prompt_logprobs=_unpack_logprobs(arrays, PROMPT),
+        logprobs=as_logprobs(arrays),
+        prompt_logprobs=as_logprobs(arrays, PROMPT),
         hidden_states=None if bits_NLH is None else HiddenStates(layers, bits_NLH, arrays.get("positions_N")),
-        experts=_unpack_experts(head, arrays),
+        experts=as_experts(head.get("blocks", ()), arrays),
         attention=Attention(tuple(head["attention"]), arrays["maps_LHNN"]) if "attention" in head else None,
     )
 
 
-def _unpack_experts(head: dict[str, Any], arrays: dict[str, Array]) -> Experts | None:
-    if "blocks" not in head:
-        return None
-    return Experts(tuple(head["blocks"]), arrays["expert_ids_NLE"], arrays["expert_weights_NLE"])
+def as_experts(blocks: Sequence[int], arrays: Mapping[str, Array]) -> Experts | None:
+    """The routes that named arrays hold, of these decoder blocks; None without any block."""
+    return Experts(tuple(blocks), arrays["expert_ids_NLE"], arrays["expert_weights_NLE"]) if blocks else None
 
 
-def _unpack_logprobs(arrays: dict[str, Array], prefix: str) -> Logprobs | None:
+def as_logprobs(arrays: Mapping[str, Array], prefix: str = "") -> Logprobs | None:
+    """The distributions that named arrays hold; None where none of them is there."""
     found = {name: arrays[prefix + name] for name in LOGPROB_ARRAYS if prefix + name in arrays}
     return Logprobs(**found) if found else None

@@ -15,16 +15,20 @@ from typing import Any, Protocol
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from factory.errors import TeacherError
+from factory.errors import TeacherError, one_line
 from factory.job.job import Job, Markers, TeacherConfig
 from factory.records import Message
 from factory.teachers.models import locate_model
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import find_markers
 
-GUESSED_PIECE = re.compile(r"\s?\w{1,4}|\s|[^\w\s]{1,2}")  # about 3 characters a token: English has 4, JSON 3
+# about 3 characters a token: English has 4, JSON 3
+GUESSED_PIECE = re.compile(r"\s?\w{1,4}|\s|[^\w\s]{1,2}")
+# a tag of transformers' own, which plain Jinja does not know
 GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-GUESSED_TEMPLATE_TOKENS = 12  # of a chat template's own, for a prompt
+# of a chat template's own, for a prompt
+GUESSED_TEMPLATE_TOKENS = 12
+# guessed ids are spread as a tokenizer's are, because files are weighed compressed
 GUESSED_VOCAB = 150_000
 
 
@@ -53,6 +57,7 @@ class LocalTokenizer:
         self.special = {name: _text_of(config[name]) for name in config if name.endswith("_token") and config[name]}
         self.chat_template = _chat_template(folder, config)
         self.template = _compile(self.chat_template)
+        # only splitting completions asks for them, and a plan has none to split
         self.all_special_ids: list[int] = []
 
     def get_vocab(self) -> dict[str, int]:
@@ -123,7 +128,7 @@ def open_counter(job: Job) -> Counter:
     try:
         return ExactCounter(LocalTokenizer(folder), job.teacher)
     except (OSError, ValueError, TemplateError) as error:
-        told = " ".join(str(error).split())[:200]
+        told = one_line(error, 200)
         raise TeacherError(f"teacher.model {job.teacher.model!r}: its tokenizer cannot be used: {told}") from None
 
 

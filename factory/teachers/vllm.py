@@ -3,6 +3,17 @@
 The engine lives in one child (`factory.teachers.engine.process`). When it dies, it is started again with tenacity's
 back-off and every unanswered prompt is asked again, those that were in the engine one at a time: a prompt that kills
 the engine twice with nothing else in it becomes a failed generation, and no other prompt pays for it.
+
+A prompt is in exactly one place from `submit` until `collect` has handed its generation out:
+
+    submit --> waiting --> in_engine --> ready --> collect
+       |                    |     ^        ^
+       |              death |     | alone  |  twice dead alone: a failed generation
+       |                    v     |        |
+       |                   suspects -------+
+       +--> ready, where an earlier run has left its generation on the spool
+
+The engine's process owns nothing that outlives it: what it has finished is on the spool, what it has not is here.
 """
 
 import ctypes
@@ -24,8 +35,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from factory.errors import DatasetError, TeacherError
 from factory.job.job import Job
 from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
+from factory.teachers.digest import digest_model
 from factory.teachers.models import (
-    digest_model,
     has_cpu_engine,
     kv_cache_gb,
     locate_model,
@@ -38,9 +49,12 @@ from factory.teachers.spool import Place, Spool
 
 Key = tuple[str, int]  # prompt id, attempt
 ENGINE_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process that we can supervise
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # capture wraps the first one
+    # one process that we can supervise: of two, the death of the inner one leaves the outer one waiting for ever
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # capture wraps the first one
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
+    # vLLM has some of its sampler's functions compiled even in an eager engine
     "TORCHDYNAMO_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -53,7 +67,10 @@ class EngineDied(Exception):
 
 
 class EngineProcess:
-    """One child: a pipe of prompts in, a pipe of events out, everything it prints in a log file."""
+    """One child: a pipe of prompts in, a pipe of events out, everything it prints in a log file.
+
+    We own both pipes' near ends. Closing the one ends the child, and the end of the other tells that it has ended.
+    """
 
     def __init__(self, setup: dict[str, Any], environment: dict[str, str], log_path: Path) -> None:
         events_in, events_out = os.pipe()
@@ -65,10 +82,13 @@ class EngineProcess:
                 stderr=log,
                 pass_fds=[events_out],
                 env={name: value for name, value in os.environ.items() if name not in OVERRULED} | environment,
-                start_new_session=True,  # Ctrl-C is for us: we stop the engine in order
+                # Ctrl-C is for us: we stop the engine in order. The session is also a group, to be killed as one
+                start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
+        # as long as we held the far end open too, its end would never be seen
         os.close(events_out)
+        # without a buffer of Python's: `select` knows nothing of bytes that wait in one
         self.events = os.fdopen(events_in, "rb", buffering=0)
         self.buffer = b""
         self.send(setup)
@@ -92,12 +112,14 @@ class EngineProcess:
             if not data:
                 raise EngineDied(f"exit code {self.process.wait()}")
             self.buffer += data
+        # what follows the last line's end is the beginning of one that is still on its way
         lines, _, self.buffer = self.buffer.rpartition(b"\n")
         return [json.loads(line) for line in lines.splitlines()]
 
     def stop(self) -> None:
         """End the child and everything it started."""
-        with suppress(OSError):  # what it has not read any more
+        # the end of its input ends it; closing also flushes, which fails where it does not read any more
+        with suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
         try:
@@ -110,7 +132,9 @@ class EngineProcess:
 
 def _die_with_parent() -> None:
     """Ask the kernel to end the child with us, even when we are killed outright (Linux)."""
+    # runs in the child between fork and exec. The end of input would end it too, but only once Python runs there
     if sys.platform == "linux":
+        # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
@@ -124,13 +148,20 @@ class VllmTeacher:
         self.signals = signals
         self.spool = Spool(out / ".spool")
         self.spooled = self.spool.recover()
+        # sent to the engine that is alive now, and unanswered
         self.in_engine: dict[Key, Prompt] = {}
+        # not sent yet
         self.waiting: deque[Prompt] = deque()
+        # were in an engine when it died; while there are any, they are asked alone and `waiting` stands still
         self.suspects: dict[Key, Prompt] = {}
+        # answered, or given up, and not collected yet
         self.ready: deque[Generation] = deque()
+        # deaths with nothing else in the engine; under None those with several prompts or none, which accuse nobody
         self.died_alone: Counter[Key | None] = Counter()
-        self.deaths_in_a_row = 0  # and no answer between them, nor a prompt found guilty
-        self.killers_in_a_row = 0  # prompts found guilty, and no answer between them
+        # and no answer between them, nor a prompt found guilty
+        self.deaths_in_a_row = 0
+        # prompts found guilty, and no answer between them: an engine that dies on each of them is broken itself
+        self.killers_in_a_row = 0
         self.engine, details = self._start()
         self.details = details | {"model_sha256": digest_model(setup["teacher"]["model"])}
 
@@ -143,6 +174,7 @@ class VllmTeacher:
         return max(0, self.job.teacher.feed_depth - held)
 
     def submit(self, prompt: Prompt) -> None:
+        # paid for by an earlier run, which ended before its shard was committed
         place = self.spooled.pop((prompt.id, prompt.attempt), None)
         if place is not None:
             self.ready.append(self.spool.read(place))
@@ -179,6 +211,7 @@ class VllmTeacher:
 
     def _ask(self, key: Key, prompt: Prompt) -> None:
         self.in_engine[key] = prompt
+        # what the engine's process needs of a prompt; the row's scenario and history stay here
         names = ("id", "attempt", "task", "messages", "seed", "keeps")
         told = {name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)}
         transcript = None if prompt.transcript is None else asdict(prompt.transcript)
@@ -186,6 +219,7 @@ class VllmTeacher:
 
     def _take(self, events: list[dict[str, Any]]) -> None:
         for event in events:
+            # after `ready` only the spool's disk can be unfit
             if event["event"] == "unfit":
                 raise DatasetError(f"{event['message']}; committed shards are whole, the same command resumes")
             if event["event"] != "done":
@@ -197,16 +231,19 @@ class VllmTeacher:
 
     def _bury(self, death: EngineDied) -> None:
         """Start a new engine after a death, and sort out whose turn it is."""
+        # a hanging engine is not dead yet
         self.engine.stop()
         self.deaths_in_a_row += 1
         alone = next(iter(self.in_engine)) if len(self.in_engine) == 1 else None
         self.died_alone[alone] += 1
+        # once may be chance (memory, a neighbour on the GPU); the second time it was alone with the prompt again
         if alone is not None and self.died_alone[alone] == 2:
             detail = f"the engine died twice with nothing but this prompt in it ({death})"
             self.ready.append(Generation.failed(*alone, "engine_crash", detail))
             self.deaths_in_a_row = 0
             self.killers_in_a_row += 1
         else:
+            # in front: who was just in there is asked first
             self.suspects = self.in_engine | self.suspects
         self.in_engine = {}
         if max(self.deaths_in_a_row, self.killers_in_a_row) > self.job.teacher.max_restarts:
@@ -214,6 +251,7 @@ class VllmTeacher:
                 f"teacher: the engine keeps dying without an answer between ({death}); see {self.out / 'engine.log'}; "
                 f"the same command resumes, teacher.max_restarts allows more"
             )
+        # its details were those of the first: same job, same model, same versions
         self.engine, _ = self._start()
 
     def _start(self) -> tuple[EngineProcess, dict[str, Any]]:
@@ -232,14 +270,17 @@ class VllmTeacher:
 
     def _start_once(self) -> tuple[EngineProcess, dict[str, Any]]:
         environment = dict(ENGINE_ENVIRONMENT)
+        # a job that is to be compiled needs the compiler
         if not self.setup["settings"].get("enforce_eager"):
             del environment["TORCHDYNAMO_DISABLE"]
         if Path(self.setup["teacher"]["model"]).is_dir():
-            environment["HF_HUB_OFFLINE"] = "1"  # nothing of a local model is on the hub
+            # nothing of a local model is on the hub, and asking it waits for time-outs where there is no network
+            environment["HF_HUB_OFFLINE"] = "1"
         engine = EngineProcess(self.setup, environment, self.out / "engine.log")
         try:
             event = engine.receive(self.job.teacher.start_timeout_s)[0]
         except BaseException:
+            # Ctrl-C among them: nobody else knows this process yet
             engine.stop()
             raise
         if event["event"] == "unfit":

@@ -21,7 +21,7 @@ class Ours:
     """The factory's own engine: add, step, and every finished generation onto the spool."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from factory.teachers.engine.process import Engine
+        from factory.teachers.engine.engine import Engine
 
         self.engine = Engine(spec["setup"])
 

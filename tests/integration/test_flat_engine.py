@@ -3,6 +3,7 @@
 The one installed has them all, so its process is made to say otherwise.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def another_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "lacking"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(LACKING)
-    monkeypatch.setitem(ENGINE_ENVIRONMENT, "PYTHONPATH", str(folder))
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setitem(ENGINE_ENVIRONMENT, "PYTHONPATH", os.pathsep.join(paths))
 
 
 def generate(folder: Path, **signals: Any) -> Dataset:

@@ -17,22 +17,31 @@ import torch
 from torch import nn
 
 from factory.teachers.engine.pages import Array, Pages, StepRows
+from factory.teachers.engine.wrap import wrap
 
-Seen = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by block: one step's queries [N, H * D] and keys [N, K * D]
-BLANK = 255  # a byte that was never written: four of them, or two, are NaN in every float type
+# by block: one step's queries [N, H * D] and keys [N, K * D]
+Seen = dict[int, tuple[torch.Tensor, torch.Tensor]]
+# a byte that was never written: four of them, or two, are NaN in every float type
+BLANK = 255
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What a block does with its queries and keys. `window`: how many tokens are seen, itself among them."""
+    """What a block does with its queries and keys."""
 
+    # H query heads; H / key_heads neighbours share a key head
     heads: int
     key_heads: int
+    # D, values of a head
     size: int
+    # scores are query . key * scale
     scale: float
+    # of queries and keys, as they are kept
     dtype: torch.dtype
+    # how many tokens are seen, the looking one among them; None for all before it
     window: int | None = None
-    soft_cap: float = 0.0  # of scores: cap * tanh(score / cap); 0 for none
+    # of scores: cap * tanh(score / cap); 0 for none
+    soft_cap: float = 0.0
 
     @property
     def width(self) -> int:
@@ -44,13 +53,16 @@ class AttentionKeeper:
     """Queries and keys of the requests inside one worker, until their maps are made."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[int], most_tokens: int, device: Any) -> None:
+        # filled by every forward, emptied by `keep`
         self.seen: Seen = {}
         self.heads = keep_queries(model, blocks, self.seen)
         self.most_tokens, self.device = most_tokens, device
+        # bytes, because blocks may differ in width and type, and a row holds all of them
         self.rows = Pages(row_bytes(self.heads), np.uint8, BLANK)
 
     def keep(self, step: StepRows, attends_B: Array) -> None:
         """Take those of a step's tokens that belong to the requests whose attention is kept."""
+        # a request that turns out too long stops costing memory where it does
         chosen = np.flatnonzero(attends_B[step.request_N] & (step.position_N < self.most_tokens))
         if len(chosen):
             rows = rows_of(self.seen, self.heads)
@@ -60,6 +72,7 @@ class AttentionKeeper:
 
     def take(self, slot: int, inputs: int) -> dict[str, Array]:
         """The maps of a request of so many input tokens, if they are not too many."""
+        # the bound is on prompt and completion, so it is known only now; such a row has no map, which is no fault
         if inputs > self.most_tokens:
             return {}
         return {"maps_LHNN": maps_of(self.rows.take(slot, inputs), self.heads, self.device)}
@@ -84,7 +97,7 @@ def keep_queries(model: nn.Module, blocks: Sequence[int], seen: Seen) -> dict[in
     if len({one.heads for one in heads.values()}) > 1:
         raise ValueError(f"blocks {list(blocks)} differ in their number of heads; keep the attention of one kind")
     for block in blocks:
-        _wrap_forward(found[block], _listener(block, seen))
+        wrap(found[block], "forward", _listener(block, seen))
     return heads
 
 
@@ -132,21 +145,12 @@ def why_not(attention: Any) -> str | None:
     return None
 
 
-def _listener(block: int, seen: Seen) -> Callable[..., None]:
-    def listen(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> None:
+def _listener(block: int, seen: Seen) -> Callable[..., Any]:
+    def listen(inner: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen[block] = query, key
+        return inner(query, key, *args, **kwargs)
 
     return listen
-
-
-def _wrap_forward(attention: Any, listen: Callable[..., None]) -> None:
-    inner = attention.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        listen(*args, **kwargs)
-        return inner(*args, **kwargs)
-
-    attention.forward = forward
 
 
 def rows_of(seen: Seen, heads: dict[int, Heads]) -> torch.Tensor:
@@ -191,6 +195,7 @@ def attention_map(query_NHD: torch.Tensor, key_NKD: torch.Tensor, heads: Heads) 
     unseen_NN = back_NN < 0 if heads.window is None else (back_NN < 0) | (back_NN >= heads.window)
     maps_HNN = torch.empty((heads.heads, tokens, tokens), dtype=torch.float16, device=query_NHD.device)
     for head in range(heads.heads):
+        # in float32: scores rounded to bfloat16 would be coarser than the float16 that the map is kept in
         scores = query_NHD[:, head].float() @ key_NKD[:, head // shared].float().T * heads.scale
         if heads.soft_cap:
             scores = heads.soft_cap * torch.tanh(scores / heads.soft_cap)

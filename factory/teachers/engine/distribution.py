@@ -18,12 +18,14 @@ def exact_topk(values_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     """
     rows, vocab = values_BV.shape
     blocks = vocab // BLOCK
+    # with so few blocks most of them would be searched all the same
     if blocks < 4 * k:
         return values_BV.topk(k)
     whole = values_BV[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
     best_BK = whole.amax(-1).topk(k).indices
     values = whole.gather(1, best_BK[:, :, None].expand(-1, -1, BLOCK)).reshape(rows, k * BLOCK)
     indices = (best_BK[:, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)).reshape(rows, k * BLOCK)
+    # what is left behind the last whole block is always searched
     rest = torch.arange(blocks * BLOCK, vocab, device=values.device).expand(rows, -1)
     values = torch.cat([values, values_BV[:, blocks * BLOCK :]], 1)
     top = values.topk(k)
@@ -55,14 +57,17 @@ class Distribution:
     def __init__(
         self, logits_BV: torch.Tensor, signals: SignalSpec, workspace: Workspace, fractions_B: Array | None = None
     ) -> None:
+        # scores: logits less the row's largest, so at most 0; weights: their softmax, used up for the tail at the end
         self.scores_BV, weights_BV, product_BV = workspace.take(logits_BV)
         self.scores_BV.copy_(logits_BV)
         # an id the model rules out has -inf, and 0 * -inf is not a number: a finite floor keeps the entropy exact
         self.scores_BV.sub_(self.scores_BV.amax(-1, keepdim=True)).clamp_min_(-1e30)
-        torch.softmax(self.scores_BV, -1, out=weights_BV)  # faster than exp, but its sum is only nearly 1
+        # faster than exp, but its sum is only nearly 1
+        torch.softmax(self.scores_BV, -1, out=weights_BV)
         total_B = weights_BV.sum(-1)
         log_weight_B = total_B.log()
-        self.log_total_B = log_weight_B - weights_BV.amax(-1).log()  # the largest weight is that of score 0
+        # of exp(scores): the largest weight is that of score 0, so dividing by it undoes the softmax's own total
+        self.log_total_B = log_weight_B - weights_BV.amax(-1).log()
         self.entropy_B = self.log_total_B - torch.mul(weights_BV, self.scores_BV, out=product_BV).sum(-1) / total_B
         self.draws_BK: torch.Tensor | None = None
         if fractions_B is None:
@@ -74,7 +79,8 @@ class Distribution:
             self._draw(weights_BV, signals.top_k, fractions_B)
         # summed without the kept ids rather than as 1 - kept, which would cancel for a peaked distribution
         held_BK = self.ids_BK
-        if signals.keep != "top_k":  # some rows have fewer ids
+        # some rows have fewer ids; there the first one, taken out twice, stands for none
+        if signals.keep != "top_k":
             held_BK = torch.where(held_BK < 0, held_BK[:, :1], held_BK)
         self.tail_B = weights_BV.scatter_(1, held_BK, 0.0).sum(-1).log() - log_weight_B
 
@@ -98,10 +104,19 @@ class Distribution:
         """[B, W] float32, one array for one copy to the host; `split_rows` tells what is where."""
         sampled_B1 = self.scores_BV.gather(1, sampled_B[:, None].long()) - self.log_total_B[:, None]
         columns = [sampled_B1, self.tail_B[:, None], self.entropy_B[:, None], self.kept_BK]
-        columns += [self.ids_BK.to(torch.int32).view(torch.float32)]  # the same bits under another name
+        # the same bits under another name: nothing may calculate with these columns on the way
+        columns += [self.ids_BK.to(torch.int32).view(torch.float32)]
         columns += [] if self.draws_BK is None else [self.draws_BK.to(torch.float32)]
         packed: Array = torch.cat(columns, 1).cpu().numpy()
         return packed
+
+
+# A packed row of float32, W = 3 + 2K values, 3 + 3K where ids are drawn:
+#
+#     0        1     2        3 .. 3+K-1   3+K .. 3+2K-1        3+2K ..
+#     sampled  tail  entropy  kept         ids, as int32 bits   draws
+#
+# A row that was never written is NaN throughout, which the gate of every row finds.
 
 
 def row_width(signals: SignalSpec) -> int:
@@ -129,10 +144,13 @@ def draw_ids(weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> tuple[
     Systematic sampling: draw i falls at (i + fraction) / draws of the cumulative distribution. So an id of probability
     p comes draws * p times in the mean over fractions, exactly, and never a whole time more or less than that.
     """
+    # in float64: with 150,000 ids a float32 sum loses the small ones
     cumulative_BV = weights_BV.double().cumsum_(1)
     at_BK = torch.arange(draws, device=weights_BV.device) + torch.from_numpy(fractions_B).to(weights_BV.device)[:, None]
     drawn_BK = torch.searchsorted(cumulative_BV, at_BK / draws * cumulative_BV[:, -1:], right=True)
+    # a draw at the very end may be rounded past the last id
     drawn_BK = drawn_BK.clamp_max_(weights_BV.shape[1] - 1)
+    # draws ascend, so those of one id are neighbours: each run becomes one id with its length
     new_BK = torch.ones_like(drawn_BK)
     new_BK[:, 1:] = drawn_BK[:, 1:] != drawn_BK[:, :-1]
     run_BK = new_BK.cumsum(1) - 1

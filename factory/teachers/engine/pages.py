@@ -16,17 +16,29 @@ PAGE = 32  # positions a page holds
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """N tokens of one step that belong to requests that are kept: row in the step's tensors, number of the request in
-    the batch, its slot, absolute position of the token."""
+    """N tokens of one step that belong to requests that are kept: where each stands in the step, and where it is kept.
 
+    Entry i of all four is one token. Tokens of requests that are not kept are left out, so `row_N` may have gaps.
+    """
+
+    # int64, ascending: row in the step's tensors
     row_N: Array
+    # int64: place of its request in the batch
     request_N: Array
+    # int64: slot of its request, the same in every step
     slot_N: Array
+    # int64: absolute position, from 0 at the first prompt token
     position_N: Array
 
 
 class Pages:
-    """Rows of `width` values of `dtype`, addressed by (slot, position); a slot is one request."""
+    """Rows of `width` values of `dtype`, addressed by (slot, position); a slot is one request.
+
+        table [slot, position // PAGE] -> page of the pool, -1 for none
+        data  [page, position % PAGE, width]
+
+    A page in no slot's table is in `free`, and all blank.
+    """
 
     def __init__(self, width: int, dtype: Any, blank: float) -> None:
         self.width = width
@@ -40,8 +52,10 @@ class Pages:
         page_B, offset_B = positions_B // PAGE, positions_B % PAGE
         self._grow_table(int(slots_B.max()) + 1, int(page_B.max()) + 1)
         place_B = self.table[slots_B, page_B]
-        if place_B.min() < 0:  # one in PAGE positions at most
+        # a new page for one in PAGE positions at most, so a loop in Python is not felt
+        if place_B.min() < 0:
             for index in np.flatnonzero(place_B < 0):
+                # several positions of this very write may lie in one new page
                 if self.table[slots_B[index], page_B[index]] < 0:
                     self.table[slots_B[index], page_B[index]] = self._allocate()
             place_B = self.table[slots_B, page_B]
@@ -51,6 +65,7 @@ class Pages:
         """A copy of the first `length` rows of a slot, [length, width]; the slot is empty afterwards."""
         used = min(-(-length // PAGE), self.table.shape[1]) if slot < len(self.table) else 0
         pages = self.table[slot, :used] if used else np.zeros(0, np.int64)
+        # a page that no position was written to is left out: the rows are then too few, which shows as misaligned
         pages = pages[pages >= 0]
         rows = self.data[pages].reshape(-1, self.width)[:length].copy()
         self.drop(slot)
@@ -61,12 +76,14 @@ class Pages:
         if slot >= len(self.table):
             return
         pages = self.table[slot][self.table[slot] >= 0]
+        # so that what the next request leaves unwritten is blank, not this one's
         self.data[pages] = self.blank
         self.free.extend(pages.tolist())
         self.table[slot] = -1
 
     def _allocate(self) -> int:
         if not self.free:
+            # doubled, so that rows are moved about once each in the mean, however many there come to be
             count = len(self.data)
             more = np.full(self.data.shape, self.blank, dtype=self.data.dtype)
             self.data = np.concatenate([self.data, more])

@@ -30,8 +30,11 @@ def register_parser(markers: Markers) -> None:
             return False  # asked of prompts, and ours end inside the reasoning
 
         def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
+            # asked after every token, with the ids it brought
             if markers.end_id is not None:
                 return markers.end_id in delta_ids
+            # an end marker of several tokens may be spelt in others than its own encoding, so it is looked for in text.
+            # Early on the tail reaches back into the prompt: only what follows the last start counts
             tail = decode(self.model_tokenizer, list(input_ids[-TAIL:]))
             return markers.end in tail.rpartition(markers.start)[2]
 
@@ -44,4 +47,5 @@ def register_parser(markers: Markers) -> None:
         def extract_reasoning_streaming(self, *args: Any, **kwargs: Any) -> None:
             raise NotImplementedError("completions are split by factory.teachers.reasoning")
 
+    # vLLM finds parsers by name, in this process; a second engine in it replaces the markers of the first
     ReasoningParserManager.register_module(PARSER_NAME, force=True, module=MarkerParser)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from factory.teachers.engine.pages import Array, Pages, StepRows
+from factory.teachers.engine.wrap import wrap
 
 Routes = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by block, from 1: expert ids and weights, [tokens, E] each
 
@@ -32,6 +33,7 @@ class ExpertKeeper:
         self.shape = (-1, len(self.blocks), chosen.pop())
         width = self.shape[1] * self.shape[2]
         self.ids, self.weights = Pages(width, np.int16, -1), Pages(width, np.float16, np.nan)
+        # one step's answers, a row for each of its tokens in the batch's order
         self.routes: Routes = {}
         for block, runner in runners.items():
             self._listen_to(block, runner)
@@ -52,15 +54,17 @@ class ExpertKeeper:
             keep(*runner.router.select_experts(**asked))
             return inner(**kwargs)
 
+        # a monolithic kernel takes the router's logits and chooses inside itself
         if runner.routed_experts.quant_method.is_monolithic:
-            _wrap(runner, "_apply_quant_method", beside_kernel)
+            wrap(runner, "_apply_quant_method", beside_kernel)
         else:
-            _wrap(runner.router, "select_experts", around_router)
+            wrap(runner.router, "select_experts", around_router)
 
     def keep(self, step: StepRows) -> None:
         """Take the routes of a step's tokens, heaviest expert first."""
         ids, weights = (torch.stack([self.routes[block][part] for block in self.blocks], 1) for part in (0, 1))
-        if len(ids) <= step.row_N.max():  # tokens that were split among workers: their routes stay blank, and are told
+        # tokens that were split among workers: their routes stay blank, and the row is rejected for it
+        if len(ids) <= step.row_N.max():
             return
         where = torch.from_numpy(step.row_N).to(ids.device)
         weights_NLE, order_NLE = weights[where].sort(dim=-1, descending=True, stable=True)
@@ -84,14 +88,10 @@ def find_runners(model: nn.Module) -> dict[int, Any]:
     """What runs the experts of each block, by the block's number from 1. Raises ValueError for two in one."""
     runners = {}
     for name, module in model.named_modules():
+        # the first number of a module's path is that of its block
         numbers = [int(part) for part in name.split(".") if part.isdigit()]
         if numbers and hasattr(getattr(module, "router", None), "select_experts"):
             if numbers[0] + 1 in runners:
                 raise ValueError(f"block {numbers[0] + 1} has experts twice; set signals.experts = false")
             runners[numbers[0] + 1] = module
     return runners
-
-
-def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    inner = getattr(owner, name)
-    setattr(owner, name, lambda *args, **kwargs: around(inner, *args, **kwargs))

@@ -1,0 +1,126 @@
+"""What an engine is built from: tokenizer, markers, encoder and vLLM itself, each as the job asks or refused as unfit.
+
+Runs once, while the process starts. Whatever goes wrong here would go wrong again, so it ends as `Unfit` with its
+reason, never as a death that somebody would answer with another start.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from factory.errors import one_line
+from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
+from factory.teachers.reasoning import Markers, find_markers
+
+MAX_LOGPROBS = 20  # vLLM's own limit, which a job may exceed
+MIN_ANSWER_TOKENS = 16  # a prompt that leaves less room than this in the model's window is too long
+
+
+class Unfit(Exception):
+    """The job cannot be served by this model or engine; starting again would not help."""
+
+
+def load_tokenizer(teacher: dict[str, Any]) -> Any:
+    """The model's tokenizer. Raises Unfit where it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    name = teacher["tokenizer"] or teacher["model"]
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=teacher["revision"], trust_remote_code=teacher["trust_remote_code"]
+        )
+    except Exception as error:  # transformers raises many types here, and none is a fault of ours
+        raise Unfit(f"teacher.model {name!r}: tokenizer cannot be loaded: {first_line(error)}") from error
+
+
+def choose_markers(tokenizer: Any, reasoning: Any) -> Markers | None:
+    if isinstance(reasoning, dict):
+        return find_markers(tokenizer, "custom", **reasoning)
+    return find_markers(tokenizer, reasoning)
+
+
+def make_encoder(tokenizer: Any, markers: Markers | None, template_kwargs: dict[str, Any]) -> PromptEncoder:
+    try:
+        return PromptEncoder(tokenizer, markers, template_kwargs)
+    except ValueError as error:
+        raise Unfit(f"teacher.model: {error}") from None
+
+
+def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], window: int | None) -> None:
+    """Raise Unfit where the chat template refuses a probe, or none of a task's leaves room for an answer."""
+    if window is None:
+        return
+    # before the engine is built: loading a large model takes minutes
+    shortest: dict[str, int] = {}
+    for probe in probes:
+        try:
+            length = len(encoder.encode(probe["messages"]))
+        except TemplateRefusal as error:
+            raise Unfit(f"teacher.model: its chat template refuses the prompts of {probe['task']}: {error}") from error
+        shortest[probe["task"]] = min(length, shortest.get(probe["task"], length))
+    long = [f"{task} ({length} tokens)" for task, length in shortest.items() if length + MIN_ANSWER_TOKENS > window]
+    if long:
+        raise Unfit(f"teacher.max_model_len {window}: no prompt fits of {', '.join(long)}; raise it or drop the task")
+
+
+def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Markers | None, top_k: int) -> Any:
+    """The engine, with settings that leave capture right, and guidance grammars."""
+    from vllm import LLM
+    from vllm.config.reasoning import ReasoningConfig
+
+    from factory.teachers.engine.parser import PARSER_NAME, register_parser
+
+    extra: dict[str, Any] = {}
+    if markers is not None:
+        # the parser tells where the grammar begins, the config what is forced when the thinking budget is spent
+        register_parser(markers)
+        extra["reasoning_parser"] = PARSER_NAME
+        extra["reasoning_config"] = ReasoningConfig(
+            reasoning_parser=PARSER_NAME, reasoning_start_str=markers.start, reasoning_end_str=markers.end
+        )
+    # only the way out without capture asks vLLM for logprobs at all; the limit is fixed when the engine starts
+    extra["max_logprobs"] = max(MAX_LOGPROBS, top_k)
+    if teacher["max_model_len"] is not None:
+        extra["max_model_len"] = teacher["max_model_len"]
+    if teacher["kv_cache_gb"] is not None:
+        extra["kv_cache_memory_bytes"] = int(teacher["kv_cache_gb"] * 2**30)
+    try:
+        return LLM(
+            model=teacher["model"],
+            tokenizer=teacher["tokenizer"],
+            revision=teacher["revision"],
+            trust_remote_code=teacher["trust_remote_code"],
+            dtype=teacher["dtype"],
+            quantization=teacher["quantization"],
+            max_num_seqs=teacher["max_num_seqs"],
+            tensor_parallel_size=teacher["tensor_parallel_size"],
+            gpu_memory_utilization=teacher["gpu_memory_utilization"],
+            # guidance held 63 of 64 hard schemas where xgrammar held 43; without white space, which can be forbidden
+            # engine-wide only, an answer begins right after the end marker
+            structured_outputs_config={
+                "backend": "guidance",
+                "disable_any_whitespace": True,
+                **({"reasoning_parser": PARSER_NAME} if markers is not None else {}),
+            },
+            worker_extension_cls="factory.teachers.engine.capture.CaptureExtension",
+            **extra,
+            **settings,
+        )
+    except Exception as error:  # whatever vLLM raises while it starts, it would raise again
+        raise Unfit(f"teacher: the engine does not start: {first_line(error)}") from error
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 over the vocabulary, merges and chat template: what token ids mean."""
+    # a fast tokenizer's whole pipeline, normaliser and merges included; a slow one has no such text
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    body = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256((body + str(tokenizer.chat_template)).encode()).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """An error's most telling line: that of its innermost cause."""
+    # an error that was raised from another tells less than the one it came from
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)
