@@ -3,10 +3,6 @@
 A broken task never vanishes: `discover` returns what is whole and, for what is not, every reason why.
 """
 
-import importlib.util
-import sys
-import tomllib
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -14,13 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from factory.errors import TaskError
-from factory.job.config import Config, describe_problems
+from factory.job.config import Config
 from factory.job.job import SamplingConfig, StyleConfig
 from factory.job.paths import real_path
 from factory.records import Sampling
+from factory.tasks.modules import Loaded, load_module
+from factory.tasks.words import read_toml
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 REQUIRED = ("Scenario", "Answer", "check")
@@ -43,7 +41,8 @@ class TaskFile(Config):
 class Task:
     """One whole task: its texts, its types and its behaviour.
 
-    `judge` is the text of the rubric, None where the task has none; it is no phrasing and not among `templates`.
+    `sources` are the files that it is made of, and `digests` names what each of them held. `judge` is the text of the
+    rubric, None where the task has none; it is no phrasing and not among `templates`.
     """
 
     name: str
@@ -54,6 +53,7 @@ class Task:
     sampling: Sampling
     folder: Path
     schema_path: Path
+    sources: tuple[Path, ...]
     templates: dict[str, str]
     Scenario: type[BaseModel]
     Answer: type[BaseModel]
@@ -133,15 +133,17 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
     problems: list[str] = []
     config = _read_task_file(folder / "task.toml", name, problems)
     templates = _read_templates(folder, problems)
-    module = _load_schema(schema_path, problems)
+    loaded = _load_schema(schema_path, problems)
+    module = loaded.module if loaded else None
     if module is not None:
         _check_contract(module, schema_path, problems)
     judge = templates.pop(JUDGE, None)
     answer_schema = _describe_answer(module, schema_path, problems)
     if config is not None and answer_schema:
         problems += _check_style(config.style, answer_schema, folder / "task.toml")
-    if problems or config is None or module is None:
+    if problems or config is None or loaded is None or module is None:
         return None, problems
+    sources = (folder / "task.toml", *sorted(folder.glob("*.j2")), *loaded.files)
     task = Task(
         name=name,
         version=config.version,
@@ -151,6 +153,7 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         sampling=config.sampling.over(Sampling()),
         folder=folder,
         schema_path=schema_path,
+        sources=sources,
         templates=templates,
         Scenario=module.Scenario,
         Answer=module.Answer,
@@ -158,16 +161,12 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         sample=getattr(module, "sample", None),
         solve=getattr(module, "solve", None),
         answer_schema=answer_schema,
-        digests={str(p.relative_to(root)): source_digest(p) for p in _source_files(folder, schema_path)},
+        digests={str(p.relative_to(root)): source_digest(p) for p in sources},
         warnings=tuple(_unbounded(answer_schema, schema_path)),
         style=config.style,
         judge=judge,
     )
     return task, []
-
-
-def _source_files(folder: Path, schema_path: Path) -> list[Path]:
-    return [folder / "task.toml", *sorted(folder.glob("*.j2")), schema_path]
 
 
 def source_digest(path: Path) -> str:
@@ -177,21 +176,13 @@ def source_digest(path: Path) -> str:
 
 def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | None:
     try:
-        config = TaskFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        problems.append(f"{path}: missing; a task needs one with name, version, description and levels")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read: {error}")
-    except tomllib.TOMLDecodeError as error:
-        problems.append(f"{path}: not valid TOML: {error}")
-    except RecursionError:
-        problems.append(f"{path}: not valid TOML: nested too deeply")
-    except ValidationError as error:
-        problems.append(f"{path}: {describe_problems(error, TaskFile)}")
-    else:
-        if config.name == name:
-            return config
-        problems.append(f"{path}: name is {config.name!r} but the folder is {name!r}; make them the same")
+        config = read_toml(path, TaskFile, "a task needs one with name, version, description and levels")
+    except TaskError as error:
+        problems.append(str(error))
+        return None
+    if config.name == name:
+        return config
+    problems.append(f"{path}: name is {config.name!r} but the folder is {name!r}; make them the same")
     return None
 
 
@@ -210,31 +201,15 @@ def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
     return templates
 
 
-def _load_schema(path: Path, problems: list[str]) -> ModuleType | None:
-    """Run a task's Python file as a module of its own. It is the author's code and runs with the author's rights."""
+def _load_schema(path: Path, problems: list[str]) -> Loaded | None:
     if not path.is_file():
         problems.append(f"{path}: missing; it must define {', '.join(REQUIRED)} and sample")
         return None
-    name = f"factory_task_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        problems.append(f"{path}{_line_of(error, path)}: {type(error).__name__}: {' '.join(str(error).split())}")
-        del sys.modules[name]
+        return load_module(path)
+    except TaskError as error:
+        problems.append(str(error))
         return None
-    return module
-
-
-def _line_of(error: BaseException, path: Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f":{error.lineno}" if error.lineno else ""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f":{lines[-1]}" if lines else ""
 
 
 def _check_contract(module: ModuleType, path: Path, problems: list[str]) -> None:
