@@ -1,5 +1,7 @@
 """Task discovery: a folder `prompts/<task>/` and a file `schemas/<task>.py` are a task, with no registry beside them.
 
+All that the Python file draws from and imports beside it is a part of the task (`modules.py`, `words.py`).
+
 A broken task never vanishes: `discover` returns what is whole and, for what is not, every reason why.
 """
 

@@ -198,3 +198,14 @@ def test_nothing_of_a_task_stays_on_the_import_path(tmp_path: Path) -> None:
         load_module(tmp_path / "schemas/adding.py")
     assert sys.meta_path == before
     assert not list((tmp_path / "schemas").glob("__pycache__"))
+
+
+def test_the_words_that_the_documentation_shows_are_drawn_from(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/add-a-task.md").read_text(encoding="utf-8")
+    section = page.partition("### Words and parts\n")[2].partition("\n### ")[0]
+    words, code = (section.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("toml", "python"))
+    write_task(tmp_path, "gifts", schema=code + SCHEMA, words=words)
+    task = discover(tmp_path).tasks["gifts"]
+    bank = vars(sys.modules[task.Scenario.__module__])["BANK"]
+    assert (bank.brands, bank.products) == (("Aldo", "Brio", "Corin"), {"tent": 99, "stove": 60})
+    assert "schemas/gifts.words.toml" in task.digests
