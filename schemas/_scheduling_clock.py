@@ -24,6 +24,7 @@ class Slot(Strict):
 
     @model_validator(mode="after")
     def _runs_forward(self) -> "Slot":
+        # as texts: HH:MM sorts as time does
         if self.end <= self.start:
             raise ValueError(f"a slot must end after it starts, got {self.start}-{self.end}")
         return self
@@ -33,6 +34,7 @@ def make_slot(low: int, high: int) -> Slot:
     return Slot(start=f"{low // 60:02d}:{low % 60:02d}", end=f"{high // 60:02d}:{high % 60:02d}")
 
 
+# one scenario asks for the same few clocks at every cut and check
 @functools.lru_cache(maxsize=8192)
 def minute(day: date, clock: str, zone: ZoneInfo) -> int:
     moment = datetime(day.year, day.month, day.day, int(clock[:2]), int(clock[3:]), tzinfo=zone)

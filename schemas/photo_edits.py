@@ -3,11 +3,11 @@
 Trains a phone's assistant to map the user's words to operations and values, one wish at a time, and then to put the
 edits into the order that was asked for. Levels grow harder by the number of edits (1-2, 3-4, 5-7), by how a value is
 said (a number; words with a stated scale; relative to what the photo is now), by order constraints and by turns
-(corrections, wishes taken back, parts to leave alone, things that are not in the photo). `check` decides from the
-wishes' intents: every wanted edit once, with its value, and nothing else, in any order that keeps what was asked for.
-Where a wish has no intent (a user's own requests) nobody can know what it asks for: then `check` looks only at
-targets, duplicates and the export's place, values being bounded by the Answer's types, and refuses an empty list,
-because nothing in it can be verified.
+(corrections, wishes taken back, parts to leave alone, things that are not in the photo): `LEVELS` in
+`_photo_edits_speech.py`. `check` decides from the wishes' intents: every wanted edit once, with its value, and nothing
+else, in any order that keeps what was asked for. Where a wish has no intent (a user's own requests) nobody can know
+what it asks for: then `check` looks only at targets, duplicates and the export's place, values being bounded by the
+Answer's types, and refuses an empty list, because nothing in it can be verified.
 
 `check` and `solve` start from one reading of the intents (`_read`): the edits wanted in the end, what must not be
 done, and the rules of order. `solve` arranges the first by the last, so every reference keeps what `check` asks.

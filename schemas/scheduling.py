@@ -118,6 +118,7 @@ class Scenario(Strict):
     def _is_solvable(self) -> "Scenario":
         if len({person.name for person in self.people}) < len(self.people) or self.host.role != "required":
             raise ValueError("people must have different names, and the first one must be required")
+        # the search itself is the validator: rows of a user's own are refused before a teacher is asked
         if _search(self)[0] is None:
             raise ValueError("no slot fits all required people: add `days`, widen `window` or shorten `duration`")
         return self
@@ -220,6 +221,7 @@ def _search(scenario: Scenario) -> tuple[int | None, list[str]]:
         gaps = [(minute(day, scenario.window.start, zone), minute(day, scenario.window.end, zone))]
         clock = f" UTC{show_shift(offset(day, zone))}" if scenario.multi_zone else ""
         lines.append(f"{show_day(day)} {show(zone, *gaps)}{clock}.")
+        # everybody's hours before anybody's entries: the reasoning about a day ends as soon as nothing is left of it
         for keep, person in itertools.product((_keep_hours, _keep_entries), scenario.required):
             if gaps:
                 gaps, more = keep(scenario, person, day, gaps)
@@ -276,6 +278,7 @@ def _check_list(scenario: Scenario, attendees: Sequence[Attendee], start: int) -
         clock = f"{local(start, listed_person.zone):%H:%M}"
         if attendee.role != listed_person.role:
             yield f"wrong_role: got {attendee.role} for {attendee.name}, expected {listed_person.role}"
+        # where all share a zone nothing has to be carried over, and the clock may be left out
         if attendee.local_start != clock and (attendee.local_start or scenario.multi_zone):
             yield f"wrong_local_start: got {attendee.local_start} for {attendee.name}, expected {clock}"
 
@@ -292,6 +295,7 @@ def check(scenario: Scenario, answer: Answer) -> list[str]:
     findings += [finding for person in scenario.required for finding in _clashes(scenario, person, at)]
     findings += _check_list(scenario, answer.attendees, at)
     best = _search(scenario)[0]
+    # only later than the best: a slot before it breaks a rule, and that is told already
     if scenario.earliest and best is not None and at > best:
         findings.append(f"not_earliest: got {answer.start}, expected {local(best, scenario.host.zone):%Y-%m-%dT%H:%M}")
     return findings
@@ -374,6 +378,7 @@ def sample(rng: random.Random, level: str) -> Scenario:
         # required people have the hidden slot free; of the others some, so that both verdicts on a guest occur
         keep = [(begin - buffer, begin + duration + buffer)] if role == "required" or rng.random() < 0.4 else []
         busy = [entry for on in days for entry in _fill(rng, knobs, on, works, keep if on == day else [])]
+        # the full hour up to the hidden start, which it therefore allows
         limit = f"{begin // 60:02d}:00"
         not_before = limit if "limit" in rules and name == limited and works.start < limit else None
         people.append(Person(name=name, zone=zone, works=works, busy=tuple(busy), role=role, not_before=not_before))

@@ -206,6 +206,7 @@ def _write(rng: Random, knobs: _Knobs) -> Scenario:
         style=style,
         min_points=points,
         max_points=points,
+        # a round number, as people state limits; the spare words are more than rounding takes away
         max_words=(sum(sizes) + knobs.spare_words) // 5 * 5,
         max_point_words=max(sizes) + knobs.spare_words // 2,
         max_copied=knobs.max_copied,
@@ -227,6 +228,7 @@ def sample(rng: Random, level: str) -> Scenario:
 
 @lru_cache(maxsize=64)
 def _runs(text: str, length: int) -> frozenset[tuple[str, ...]]:
+    # without marks and case: another comma makes no sentence one's own
     words = [word.strip("\"'.,;:!?()*-").casefold() for word in text.split()]
     return frozenset(tuple(words[start : start + length]) for start in range(len(words) - length + 1))
 
@@ -291,6 +293,7 @@ def _check_people(scenario: Scenario, listed: list[str], summary: str) -> Iterat
 def _check_key_facts(expected: Expected, got: KeyFacts) -> Iterator[str]:
     if got.date != expected.date:
         yield f"wrong_date: got {got.date}, expected {expected.date}"
+    # by its figures: a sum may be written with or without its currency and its separators
     sums = [amount and set(re.findall(r"\d+(?:\.\d+)?", canon(amount))) for amount in (got.amount, expected.amount)]
     if sums[0] != sums[1]:
         yield f"wrong_amount: got {got.amount}, expected {expected.amount}"
@@ -330,6 +333,7 @@ def solve(scenario: Scenario) -> tuple[str, Answer]:
     if len(scenario.facts) < scenario.min_points:
         raise ValueError(f"summarization: {len(scenario.facts)} facts cannot fill {scenario.length}; add facts")
     points = _compose(list(scenario.facts), scenario.min_points, scenario.style)
+    # a user's document may come with facts and without key facts
     expected = scenario.expected or Expected(urgency="low")
     day, amount, topic = expected.date, expected.amount, scenario.event or scenario.kind
     plain_day = f"{day.day} {MONTHS[day.month - 1]} {day.year}" if day else ""

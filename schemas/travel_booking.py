@@ -1,9 +1,10 @@
 """Book a trip: choose flights, trains and hotels from the offers in the prompt, and give the exact total.
 
 Trains filtering by rules, chaining places, dates and connection times, and whole-number sums. Levels grow in legs,
-offers, decoys that undercut the right choice, changes on the way, party size, rules, wishes and finer prices. `check`
-accepts every plan that keeps the stated rules; where the prompt asks for the best plan, an exact search over all plans
-decides, so every tie is right. Times are local, and only times in the same city are ever compared.
+offers, decoys that undercut the right choice, changes on the way, party size, rules, wishes and finer prices (`LEVELS`
+in `_travel_booking_drafts.py`). `check` accepts every plan that keeps the stated rules; where the prompt asks for the
+best plan, an exact search over all plans decides, so every tie is right. Times are local, and only times in the same
+city are ever compared.
 
 The `_..._findings` functions alone say what a rule forbids, and `_extend` alone what a plan costs. `check` runs them
 over the plan that was booked, the search behind `solve` over all plans: so a reference breaks no rule, and none that
