@@ -24,7 +24,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy factory
-	$(BIN)/mypy $(wildcard schemas/*.py) --cache-dir .mypy_cache/schemas
+	$(BIN)/mypy $(wildcard schemas/*.py) --explicit-package-bases --cache-dir .mypy_cache/schemas
 	$(BIN)/lint-imports --no-logo
 
 unit: $(READY)

@@ -1,90 +1,26 @@
 """Book a trip: choose flights, trains and hotels from the offers in the prompt, and give the exact total.
 
 Trains filtering by rules, chaining places, dates and connection times, and whole-number sums. Levels grow in legs,
-offers, decoys that undercut the right choice, changes on the way, party size, rules, wishes and finer prices. `check`
-accepts every plan that keeps the stated rules; where the prompt asks for the best plan, an exact search over all plans
-decides, so every tie is right. Times are local, and only times in the same city are ever compared.
+offers, decoys that undercut the right choice, changes on the way, party size, rules, wishes and finer prices (`LEVELS`
+in `_travel_booking_drafts.py`). `check` accepts every plan that keeps the stated rules; where the prompt asks for the
+best plan, an exact search over all plans decides, so every tie is right. Times are local, and only times in the same
+city are ever compared.
+
+The `_..._findings` functions alone say what a rule forbids, and `_extend` alone what a plan costs. `check` runs them
+over the plan that was booked, the search behind `solve` over all plans: so a reference breaks no rule, and none that
+keeps them ranks before it.
 """
 
 import datetime as dt
 import random
 from collections.abc import Iterator
-from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import NamedTuple
 
-from faker import Faker
-from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, model_validator
+from pydantic import Field
 
-OfferId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,16}$")]
-Name = Annotated[str, Field(max_length=60)]
-Money = Annotated[int, Field(ge=0, le=1_000_000)]
-Minutes = Annotated[int, Field(ge=0, le=2880)]
-Cabin = Literal["economy", "business"]
-Goal = Literal["any", "cheapest", "wish_first"]
-Currency = Literal["EUR", "USD", "GBP", "CHF", "SEK", "PLN", "JPY", "CAD", "AUD", "INR"]
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Ride(Frozen):
-    id: OfferId
-    origin: Name
-    destination: Name
-    depart: NaiveDatetime  # local to the origin
-    arrive: NaiveDatetime  # local to the destination
-    price: Money  # for one traveller
-    mode: Literal["flight", "train"] = "flight"
-    carrier: Name = ""
-    stops: int = Field(default=0, ge=0, le=5)
-    cabin: Cabin = "economy"
-
-
-class Hotel(Frozen):
-    id: OfferId
-    city: Name
-    price: Money  # one night, the whole party
-    stars: int = Field(default=3, ge=1, le=5)
-    breakfast: bool = False
-    free_cancellation: bool = False
-
-
-class Leg(Frozen):
-    origin: Name
-    destination: Name
-    date: dt.date
-    arrive_by: NaiveDatetime | None = None
-    hotel_until: dt.date | None = None  # sleep at the destination from the arrival to this date
-
-
-class Scenario(Frozen):
-    legs: tuple[Leg, ...] = Field(min_length=1, max_length=6)
-    rides: tuple[Ride, ...] = Field(min_length=1, max_length=80)
-    hotels: tuple[Hotel, ...] = Field(default=(), max_length=40)
-    traveller: Name = "Alex Doe"
-    travellers: int = Field(default=1, ge=1, le=9)
-    currency: Currency = "EUR"
-    budget: Money | None = None
-    goal: Goal = "any"
-    wish: Literal["train", "morning", "breakfast", "free_cancellation"] | None = None
-    max_changes: int = Field(default=1, ge=0, le=2)
-    min_connection: Minutes = 60
-    max_connection: Minutes = 720
-    only_cabin: Cabin | None = None
-    max_stops: int | None = Field(default=None, ge=0, le=5)
-    avoid_carrier: Name | None = None
-    not_before: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
-    min_stars: int | None = Field(default=None, ge=1, le=5)
-    breakfast: bool = False
-    free_cancellation: bool = False
-
-    @model_validator(mode="after")
-    def _ids_differ(self) -> Self:
-        if len({r.id for r in self.rides} | {h.id for h in self.hotels}) < len(self.rides) + len(self.hotels):
-            raise ValueError("two offers share an id; ids must differ over rides and hotels together")
-        return self
+from ._travel_booking_drafts import LEVELS, draft_trip, invent_names
+from ._travel_booking_trip import MINUTE, Chain, Currency, Frozen, Hotel, Leg, OfferId, Ride, Scenario
 
 
 class Booking(Frozen):
@@ -103,10 +39,6 @@ class Answer(Frozen):
     hotels: list[Stay] = Field(max_length=6)
     total: int = Field(strict=True, ge=0, le=100_000_000)
     currency: Currency
-
-
-Chain = tuple[Ride, ...]
-_MINUTE = dt.timedelta(minutes=1)
 
 
 class Plan(NamedTuple):
@@ -131,7 +63,7 @@ def _ride_findings(s: Scenario, ride: Ride) -> Iterator[str]:
 
 
 def _wait_findings(s: Scenario, one: Ride, two: Ride, longest: int | None = None) -> Iterator[str]:
-    wait = (two.depart - one.arrive) // _MINUTE
+    wait = (two.depart - one.arrive) // MINUTE
     if wait < s.min_connection:
         yield f"connection_too_short: {one.id} to {two.id} leaves {wait} minutes, at least {s.min_connection}"
     if longest is not None and wait > longest:
@@ -179,6 +111,7 @@ def _chains(s: Scenario, leg: Leg, so_far: Chain = ()) -> Iterator[Chain]:
     """Every way to ride from the leg's origin to its destination, whether or not it keeps the rules."""
     city = so_far[-1].destination if so_far else leg.origin
     for ride in s.rides:
+        # a first ride on another day is told as wrong by itself, and nothing is chained to it
         if ride.origin != city or (so_far and (so_far[0].depart.date() != leg.date or ride.depart < so_far[-1].arrive)):
             continue
         if ride.destination == leg.destination:
@@ -206,6 +139,7 @@ def _best(s: Scenario) -> Plan | None:
         reached: dict[tuple[dt.datetime, int], Plan] = {}
         hotels = [hotel for hotel in s.hotels if not any(_hotel_findings(s, leg, hotel))]
         for chain in _options(s, leg):
+            # from one leg to the next a traveller may wait as long as it takes: only the shortest connection counts
             before = [p for p in front if not p.chains or not any(_wait_findings(s, p.chains[-1][-1], chain[0]))]
             for hotel in hotels if _nights(leg, chain[-1].arrive) else [None]:
                 for plan in (_extend(s, leg, chain, hotel, plan) for plan in before):
@@ -225,6 +159,7 @@ def _split(s: Scenario, rides: list[Ride]) -> tuple[list[Chain], str]:
         if len(chains) == len(s.legs):
             return chains, f"extra_ride: {ride.id} comes after the last leg, nothing expected"
         leg = s.legs[len(chains)]
+        # a leg ends as soon as a ride reaches its destination: answers list rides only, not where a leg ends
         city = chain[-1].destination if chain else leg.origin
         if ride.origin != city:
             return chains, f"wrong_place: {ride.id} leaves from {ride.origin}, expected {city}"
@@ -238,6 +173,7 @@ def check(scenario: Scenario, answer: Answer) -> list[str]:
     s, rides, hotels = scenario, {ride.id: ride for ride in scenario.rides}, {h.id: h for h in scenario.hotels}
     findings = [f"unknown_ride: {b.offer_id} is not offered" for b in answer.rides if b.offer_id not in rides]
     findings += [f"unknown_hotel: {b.offer_id} is not offered" for b in answer.hotels if b.offer_id not in hotels]
+    # an offer that does not exist has no place, no time and no price: nothing else can be said of the plan
     if findings:
         return findings
     chains, broken = _split(s, [rides[booking.offer_id] for booking in answer.rides])
@@ -259,6 +195,7 @@ def check(scenario: Scenario, answer: Answer) -> list[str]:
             findings.append(f"missing_hotel: none booked in {leg.destination} until {leg.hotel_until}")
         plan = _extend(s, leg, chain, hotel, plan)
     findings += [f"extra_hotel: {stay.offer_id} is not needed" for stay in stays]
+    # a plan that breaks a rule may well be cheaper than the best: its price is no finding of its own
     return findings or [*_price_findings(s, answer, plan)]
 
 
@@ -277,6 +214,7 @@ def _price_findings(s: Scenario, answer: Answer, plan: Plan) -> Iterator[str]:
         yield f"wrong_total: got {answer.total}, expected {plan.price} for these bookings"
     if s.budget is not None and plan.price > s.budget:
         yield f"over_budget: got {plan.price}, at most {s.budget}"
+    # compared by rank and not by content: every plan that ties with the best is right
     best = None if s.goal == "any" else _best(s)
     if best and (s.budget is None or plan.price <= s.budget) and plan.rank(s.goal) > best.rank(s.goal):
         if plan.price > best.price and (s.goal == "cheapest" or plan.wishes == best.wishes):
@@ -285,115 +223,19 @@ def _price_findings(s: Scenario, answer: Answer, plan: Plan) -> Iterator[str]:
             yield f"wish_missed: got it {plan.wishes} times, expected {best.wishes}"
 
 
-class _Knobs(NamedTuple):
-    legs: tuple[int, ...]
-    party: int  # travellers at most
-    rules: int  # about the rides
-    hubs: int  # legs that can be ridden with a change as well
-    hotels: int  # a city
-    night: float  # chance that a leg's rides arrive on the next day
-    step: int  # prices are its multiples
-    goals: tuple[Goal, ...]
-
-
-_KNOBS = {
-    "easy": _Knobs((1,), 1, 1, 0, 2, 0.0, 10, ("any", "cheapest")),
-    "medium": _Knobs((2,), 2, 2, 1, 3, 0.1, 5, ("any", "cheapest", "wish_first")),
-    "hard": _Knobs((3, 3, 3, 4), 3, 3, 2, 2, 0.2, 1, ("cheapest", "wish_first")),
-}
-_HOUR, _DAY = 60 * _MINUTE, dt.timedelta(1)
-
-
-@cache
-def _faker() -> Faker:
-    return Faker("en_US")
-
-
-def _leg_rides(rng: random.Random, knobs: _Knobs, rules: dict[str, Any], base: Ride, hub: str) -> list[Ride]:
-    """Two rides that keep the rules, decoys that undercut them and break one, and perhaps a cheap way round."""
-
-    def vary(ride: Ride, percents: tuple[int, int], wait: dt.timedelta = 0 * _HOUR, **changes: Any) -> Ride:
-        price = ride.price * rng.randint(*percents) // 100 // knobs.step * knobs.step
-        times = {"depart": ride.depart + wait, "arrive": ride.arrive + wait}
-        return ride.model_copy(update={"price": price, "mode": rng.choice(("flight", "train")), **times, **changes})
-
-    stops = (0,) if "max_stops" in rules else (0, 0, 1)
-    good = [vary(base, (100, 160), 5 * rng.randrange(48) * _MINUTE, stops=rng.choice(stops)) for _ in range(2)]
-    waits = {"date": rng.choice((-24, 24)), "not_before": 5 - good[0].depart.hour, "arrive_by": 6}
-    changes: dict[str, dict[str, Any]] = {
-        "only_cabin": {"cabin": "economy" if base.cabin == "business" else "business"},
-        "max_stops": {"stops": rng.randint(1, 2)},
-        "avoid_carrier": {"carrier": rules.get("avoid_carrier")},
-    }
-    kinds = rng.choices(["date", "arrive_by", *rules], k=2)
-    bad = [vary(good[0], (60, 90), waits.get(kind, 0) * _HOUR, **changes.get(kind, {})) for kind in kinds]
-    middle = base.depart + rng.randrange(55, 90, 5) * _MINUTE
-    leave = middle + rng.choice((35, 45, 55, 60, 70, 85, 105)) * _MINUTE
-    end = leave + rng.randrange(55, 120, 5) * _MINUTE
-    there, on = vary(base, (30, 55), arrive=middle), vary(base, (30, 55), depart=leave, arrive=end)
-    around = [there.model_copy(update={"destination": hub}), on.model_copy(update={"origin": hub})] if hub else []
-    return [*good, *bad, *around]
-
-
-def _draft(rng: random.Random, knobs: _Knobs, goal: Goal, names: list[str]) -> Scenario:
-    n = rng.choice(knobs.legs)
-    cities, hub, carriers = names[: max(2, n)], names[4], names[5:8]
-    pool = {"only_cabin": rng.choice(("economy", "business")), "max_stops": 0, "not_before": "07:00"}
-    pool["avoid_carrier"] = carriers[0]
-    rules: dict[str, Any] = {key: pool[key] for key in rng.sample(list(pool), knobs.rules)}
-    hubs, timed = rng.sample(range(n), knobs.hubs), rng.randrange(-1, n)
-    day = dt.datetime(2025, 1, 8) + rng.randrange(320) * _DAY
-    legs, rides, hotels = list[Leg](), list[Ride](), list[Hotel]()
-    for i, (origin, city) in enumerate(pairwise([*cities, cities[0]][: n + 1])):
-        night = rng.random() < knobs.night
-        leave = day + (20 if night else rng.choice((7, 8, 9, 12))) * _HOUR
-        arrive = leave + (5 * rng.randrange(18, 60) + 240 * night) * _MINUTE
-        base = Ride(id="X", origin=origin, destination=city, depart=leave, arrive=arrive, price=rng.randint(60, 220))
-        usual = {"carrier": rng.choice(carriers[1:]), "cabin": rules.get("only_cabin", "economy")}
-        made = _leg_rides(rng, knobs, rules, base.model_copy(update=usual), hub if i in hubs and not night else "")
-        latest = max(made[0].arrive, made[1].arrive) if i == timed else None
-        until = day + (rng.randint(1, 4) + night) * _DAY
-        sleep = until.date() if city != cities[0] and rng.random() < 0.85 else None
-        legs.append(Leg(origin=origin, destination=city, date=day.date(), arrive_by=latest, hotel_until=sleep))
-        rides += made
-        for _ in range(knobs.hotels if sleep else 0):
-            price, extras = rng.randint(40, 160) // knobs.step * knobs.step, rng.choices((True, False), (6, 4), k=2)
-            comfort = {"stars": rng.randint(2, 5), "breakfast": extras[0], "free_cancellation": extras[1]}
-            hotels.append(Hotel.model_validate({"id": "X", "city": city, "price": price, **comfort}))
-        day = until
-    if hotels:
-        rules |= rng.choice(({"min_stars": rng.choice((3, 4))}, {"breakfast": True}, {"free_cancellation": True}))
-    rng.shuffle(rides)
-    rng.shuffle(hotels)
-    return Scenario(
-        legs=tuple(legs),
-        rides=tuple(ride.model_copy(update={"id": f"{ride.mode[0].upper()}{i}"}) for i, ride in enumerate(rides, 1)),
-        hotels=tuple(hotel.model_copy(update={"id": f"H{i}"}) for i, hotel in enumerate(hotels, 1)),
-        traveller=names[8],
-        travellers=rng.randint(1, knobs.party),
-        currency=rng.choice(("EUR", "USD", "GBP", "CHF")),
-        goal=goal,
-        wish=rng.choice(("train", "morning", "breakfast", "free_cancellation")) if goal == "wish_first" else None,
-        max_changes=int(knobs.hubs > 0),
-        max_connection=480,
-        **rules,
-    )
-
-
 def sample(rng: random.Random, level: str) -> Scenario:
-    knobs, fake = _KNOBS[level], _faker()
-    fake.seed_instance(rng.getrandbits(32))
-    cities = list(dict.fromkeys(fake.first_name() + fake.city_suffix() for _ in range(9)))[:5]
-    names = [*cities, *(fake.last_name() + kind for kind in ("Travel", "Lines", "Express")), fake.name()]
+    knobs, names = LEVELS[level], invent_names(rng)
     goal = rng.choice(knobs.goals)
     for _ in range(1000):
-        draft = _draft(rng, knobs, goal, names)
+        draft = draft_trip(rng, knobs, goal, names)
         best = _best(draft)
         # One arrival day a leg keeps the nights, and so the choices of different legs, independent of each other.
         if not best or any(len({chain[-1].arrive.date() for chain in _options(draft, leg)}) > 1 for leg in draft.legs):
             continue
+        # a wish that the cheapest plan meets anyhow asks for nothing: the wished plan must cost more
         cheapest = _best(draft.model_copy(update={"goal": "cheapest"})) if goal == "wish_first" else None
         if not cheapest or cheapest.price < best.price:
+            # sometimes barely enough, so that the budget binds, sometimes no hindrance at all
             budget = (best.price + best.price // rng.choice((6, 12, 100))) // knobs.step * knobs.step
             return draft.model_copy(update={"budget": budget})
     raise AssertionError(f"no solvable {level} trip in 1000 drafts")
@@ -410,7 +252,7 @@ def _tell_leg(s: Scenario, leg: Leg, taken: Chain) -> Iterator[str]:
     yield f"{leg.origin} to {leg.destination} on {leg.date}."
     for chain in _chains(s, leg):
         fault = next(_chain_findings(s, leg, chain), "").partition(": ")[2]
-        waits = "".join(f", wait {(two.depart - one.arrive) // _MINUTE}" for one, two in pairwise(chain))
+        waits = "".join(f", wait {(two.depart - one.arrive) // MINUTE}" for one, two in pairwise(chain))
         wish = ", as wished" if _wishes(s, chain, None) else ""
         names, cost = " and ".join(ride.id for ride in chain), _cost([ride.price for ride in chain], s.travellers)
         yield f"{fault}." if fault else f"{names}: {cost}{waits}{wish}."

@@ -48,6 +48,19 @@ def solve(scenario: Scenario) -> tuple[str, Answer]:
     total = scenario.a + scenario.b
     return f"{scenario.a} and {scenario.b} make {total}.", Answer(total=total, words="done")
 """
+WITH_WORDS = (
+    SCHEMA.replace('words="done"', "words=BANK.done[0]")
+    + """
+from factory.tasks.words import WordBank, Words, read_words
+
+
+class Bank(WordBank):
+    done: Words
+
+
+BANK = read_words(__file__, Bank)
+"""
+)
 TASK_FILE = """
 name = "adding"
 version = "1"
@@ -60,7 +73,7 @@ thinking_tokens = 24
 
 
 def write_task(root: Path, name: str = "adding", **replaced: str) -> None:
-    """A small whole task; `replaced` gives other texts for its files (`schema`, `task_toml`, `user_j2`, ...)."""
+    """A small whole task; `replaced` gives other texts for its files (`schema`, `words`, `user_j2`, ...)."""
     folder = root / "prompts" / name
     folder.mkdir(parents=True, exist_ok=True)
     (root / "schemas").mkdir(exist_ok=True)
@@ -72,6 +85,8 @@ def write_task(root: Path, name: str = "adding", **replaced: str) -> None:
         "schema": SCHEMA,
     } | replaced
     (root / "schemas" / f"{name}.py").write_text(texts.pop("schema"), encoding="utf-8")
+    if "words" in texts:
+        (root / "schemas" / f"{name}.words.toml").write_text(texts.pop("words"), encoding="utf-8")
     for key, text in texts.items():
         stem, _, suffix = key.rpartition("_")
         (folder / f"{stem}.{suffix}").write_text(text, encoding="utf-8")

@@ -56,8 +56,8 @@ def build(folder: Path) -> None:
 def corpus() -> Iterator[str]:
     """Text the tokenizer learns from: the built-in tasks, as they stand."""
     root = builtin_root()
-    for path in [*sorted(root.glob("prompts/*/*.j2")), *sorted(root.glob("schemas/*.py"))]:
-        yield path.read_text(encoding="utf-8")
+    for pattern in ("prompts/*/*.j2", "schemas/*.py", "schemas/*.toml"):
+        yield from (path.read_text(encoding="utf-8") for path in sorted(root.glob(pattern)))
 
 
 def train_tokenizer() -> Any:

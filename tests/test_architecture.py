@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import factory
+from factory.tasks.tasks import discover
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "factory").rglob("*.py"))
+SCHEMAS = sorted((ROOT / "schemas").rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONTRACTS = PYPROJECT["tool"]["importlinter"]["contracts"]
 
@@ -33,7 +35,7 @@ def test_imports_go_down_only() -> None:
     assert re.search(rf"Contracts: {len(CONTRACTS)} kept, 0 broken", done.stdout)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", MODULES + SCHEMAS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_and_no_function_is_too_long(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
     assert [(name, lines) for name, lines in functions(path) if lines > 60] == []
@@ -46,12 +48,13 @@ def test_functions_are_short_as_a_rule() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))] == []
+    modules = MODULES + SCHEMAS
+    assert [str(path) for path in modules if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))] == []
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
-    names = {path.stem for path in MODULES}
-    assert not names & {"utils", "util", "common", "helpers", "misc", "_utils"}
+    names = {path.stem.strip("_") for path in MODULES + SCHEMAS}
+    assert not names & {"utils", "util", "common", "helpers", "misc"}
 
 
 def test_every_wing_has_layers_that_name_all_of_its_modules() -> None:
@@ -77,6 +80,19 @@ def test_a_wheel_carries_the_built_in_tasks_inside_the_package() -> None:
 
 def test_every_built_in_task_has_its_two_halves_and_its_golden_file() -> None:
     prompts = {path.name for path in (ROOT / "prompts").iterdir() if path.is_dir()}
-    schemas = {path.stem for path in (ROOT / "schemas").glob("*.py")}
-    assert prompts == schemas
+    parts = {path.stem for path in SCHEMAS if path.stem.startswith("_")} - {"_template"}
+    assert prompts == {path.stem for path in SCHEMAS} - parts
     assert [name for name in sorted(prompts) if not (ROOT / "prompts" / name / "golden.jsonl").is_file()] == []
+
+
+def test_every_file_of_the_schemas_is_a_source_of_a_task() -> None:
+    sources = {path for task in discover(ROOT).tasks.values() for path in task.sources}
+    files = {path for path in (ROOT / "schemas").rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
+    assert files - sources == {ROOT / "schemas" / "_template.py"}
+
+
+def test_a_schema_knows_of_the_factory_no_more_than_word_banks() -> None:
+    nodes = [node for path in SCHEMAS for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    imports = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    imports |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert {name for name in imports if name.split(".")[0] == "factory"} == {"factory.tasks.words"}

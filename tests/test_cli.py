@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SCHEMA, TASK_FILE, write_task
+from conftest import SCHEMA, TASK_FILE, WITH_WORDS, write_task
 from dataset_support import FACTORY, flip_byte, read_tree, start_factory, write_job
 
 from factory import __version__
@@ -257,6 +257,13 @@ BAD_TASKS = {
         "schemas/adding.py: Answer is missing (needs Scenario, Answer, check; has Scenario, check); define it",
     ),
     "broken Python": ({"schema": "def check(:"}, "schemas/adding.py:1: SyntaxError: "),
+    "no word bank": ({"schema": WITH_WORDS}, "schemas/adding.words.toml: missing; adding.py draws from it"),
+    "broken word bank": (
+        {"schema": WITH_WORDS, "words": "done = ["},
+        "schemas/adding.words.toml: not valid TOML: Invalid value",
+    ),
+    "empty word bank": ({"schema": WITH_WORDS, "words": "done = []"}, "schemas/adding.words.toml: done: Tuple should"),
+    "no part": ({"schema": "from ._parts import x\n" + SCHEMA}, "schemas/adding.py:1: imports "),
     "broken task.toml": ({"task_toml": "name = "}, "prompts/adding/task.toml: not valid TOML: "),
     "another name": (
         {"task_toml": TASK_FILE.replace('"adding"', '"adder"')},

@@ -41,6 +41,11 @@ def training_seed(draw: Draw) -> int:
     return derive_seed(TRAINING_SEED, *draw)
 
 
+def _read_python_side(task: Task) -> list[str]:
+    """The task's file, its parts and their word banks."""
+    return [path.read_text(encoding="utf-8") for path in task.sources if path.parent == task.schema_path.parent]
+
+
 class Corpus:
     """Training and held-out examples by task, level and number, made when asked for."""
 
@@ -58,7 +63,7 @@ class Corpus:
 
     def digest(self) -> str:
         """One name for all that decides what an example of a seed is."""
-        texts = [[task.templates, task.schema_path.read_text(encoding="utf-8")] for task in self._tasks.values()]
+        texts = [[task.templates, _read_python_side(task)] for task in self._tasks.values()]
         return content_hash([TRAINING_SEED, EVALUATION_SEED, EVALUATION_ROWS, texts])
 
     def example(self, draw: Draw) -> Example | None:

@@ -243,7 +243,7 @@ def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
     for task in prepared.tasks.values():
         target = out / "templates" / task.name
         target.mkdir(parents=True, exist_ok=True)
-        for path in [task.folder / "task.toml", *task.folder.glob("*.j2"), task.schema_path]:
+        for path in task.sources:
             write_atomically(target / path.name, path.read_bytes())
     # what may change between two runs of a job must not make the copy differ from what the first rows were made with
     if ledger.entries and (out / "job.toml").exists():

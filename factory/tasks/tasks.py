@@ -1,5 +1,7 @@
 """Task discovery: a folder `prompts/<task>/` and a file `schemas/<task>.py` are a task, with no registry beside them.
 
+All that the Python file draws from and imports beside it is a part of the task (`modules.py`, `words.py`).
+
 A broken task never vanishes: `discover` returns what is whole and, for what is not, every reason why.
 
     prompts/<name>/task.toml            name, version, levels, gate, sampling, style
@@ -12,9 +14,6 @@ A `Task` is whole: each of its parts has been read, its answer's JSON schema is 
 with is in memory. Whether its templates render is another question, and `factory.tasks.render` answers it.
 """
 
-import importlib.util
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -22,13 +21,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from factory.errors import JobError, TaskError
-from factory.job.config import Config, describe_problems, read_toml
+from factory.errors import TaskError
+from factory.job.config import Config
 from factory.job.job import SamplingConfig, StyleConfig
 from factory.job.paths import real_path
 from factory.records import Sampling
+from factory.tasks.modules import Loaded, load_module
+from factory.tasks.words import read_checked
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 REQUIRED = ("Scenario", "Answer", "check")
@@ -49,7 +50,11 @@ class TaskFile(Config):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One whole task: its texts, its types and its behaviour."""
+    """One whole task: its texts, its types and its behaviour.
+
+    `sources` are the files that it is made of, and `digests` names what each of them held. `judge` is the text of the
+    rubric, None where the task has none; it is no phrasing and not among `templates`.
+    """
 
     name: str
     # part of every prompt's id: another version makes other rows
@@ -63,6 +68,7 @@ class Task:
     sampling: Sampling
     folder: Path
     schema_path: Path
+    sources: tuple[Path, ...]
     # text of each .j2 file by its name, but for the rubric's
     templates: dict[str, str]
     Scenario: type[BaseModel]
@@ -152,7 +158,8 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
     problems: list[str] = []
     config = _read_task_file(folder / "task.toml", name, problems)
     templates = _read_templates(folder, problems)
-    module = _load_schema(schema_path, problems)
+    loaded = _load_schema(schema_path, problems)
+    module = loaded.module if loaded else None
     if module is not None:
         _check_contract(module, schema_path, problems)
     # it has variables of its own, so it is no phrasing and not to be checked as one
@@ -160,8 +167,9 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
     answer_schema = _describe_answer(module, schema_path, problems)
     if config is not None and answer_schema:
         problems += _check_style(config.style, answer_schema, folder / "task.toml")
-    if problems or config is None or module is None:
+    if problems or config is None or loaded is None or module is None:
         return None, problems
+    sources = (folder / "task.toml", *sorted(folder.glob("*.j2")), *loaded.files)
     task = Task(
         name=name,
         version=config.version,
@@ -171,6 +179,7 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         sampling=config.sampling.over(Sampling()),
         folder=folder,
         schema_path=schema_path,
+        sources=sources,
         templates=templates,
         Scenario=module.Scenario,
         Answer=module.Answer,
@@ -178,16 +187,12 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         sample=getattr(module, "sample", None),
         solve=getattr(module, "solve", None),
         answer_schema=answer_schema,
-        digests={str(p.relative_to(root)): source_digest(p) for p in _source_files(folder, schema_path)},
+        digests={str(p.relative_to(root)): source_digest(p) for p in sources},
         warnings=tuple(_unbounded(answer_schema, schema_path)),
         style=config.style,
         judge=judge,
     )
     return task, []
-
-
-def _source_files(folder: Path, schema_path: Path) -> list[Path]:
-    return [folder / "task.toml", *sorted(folder.glob("*.j2")), schema_path]
 
 
 def source_digest(path: Path) -> str:
@@ -197,16 +202,13 @@ def source_digest(path: Path) -> str:
 
 def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | None:
     try:
-        data = read_toml(path, "missing; a task needs one with name, version, description and levels")
-        config = TaskFile.model_validate(data)
-    except JobError as error:
+        config = read_checked(path, TaskFile, "a task needs one with name, version, description and levels")
+    except TaskError as error:
         problems.append(str(error))
-    except ValidationError as error:
-        problems.append(f"{path}: {describe_problems(error, TaskFile)}")
-    else:
-        if config.name == name:
-            return config
-        problems.append(f"{path}: name is {config.name!r} but the folder is {name!r}; make them the same")
+        return None
+    if config.name == name:
+        return config
+    problems.append(f"{path}: name is {config.name!r} but the folder is {name!r}; make them the same")
     return None
 
 
@@ -226,34 +228,15 @@ def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
     return templates
 
 
-def _load_schema(path: Path, problems: list[str]) -> ModuleType | None:
-    """Run a task's Python file as a module of its own. It is the author's code and runs with the author's rights."""
+def _load_schema(path: Path, problems: list[str]) -> Loaded | None:
     if not path.is_file():
         problems.append(f"{path}: missing; it must define {', '.join(REQUIRED)} and sample")
         return None
-    # named by its path: tasks of one name in two workspaces are two modules
-    name = f"factory_task_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # before it runs, as an import does: pydantic looks a class's annotations up in its module
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a file does that runs when it is read
-        problems.append(f"{path}{_line_of(error, path)}: {type(error).__name__}: {' '.join(str(error).split())}")
-        del sys.modules[name]
+        return load_module(path)
+    except TaskError as error:
+        problems.append(str(error))
         return None
-    return module
-
-
-def _line_of(error: BaseException, path: Path) -> str:
-    # the line is one that no frame has reached
-    if isinstance(error, SyntaxError):
-        return f":{error.lineno}" if error.lineno else ""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f":{lines[-1]}" if lines else ""
 
 
 def _check_contract(module: ModuleType, path: Path, problems: list[str]) -> None:

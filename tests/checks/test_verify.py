@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_task
+from conftest import WITH_WORDS, write_task
 from dataset_support import change_line, flip_byte, held_ledger, read_ledger_lines, write_job
 
 from factory.checks.verify import verify
@@ -285,6 +285,23 @@ def test_a_source_that_was_changed_or_lost_is_named_and_comes_back_with_the_job(
     assert list(verify(out)) == [f"{name}: missing; {next_step}"]
     run(load_job(sound.parent / "job.toml"), sound.parent, out)
     assert list(verify(out)) == []
+
+
+@pytest.mark.parametrize("source", ["adding.words.toml", "_parts.py"])
+def test_a_changed_or_lost_copy_of_a_word_bank_or_a_part_is_named(
+    workspace: Path, make_job: Callable[..., Job], source: str
+) -> None:
+    write_task(workspace, schema="from . import _parts\n" + WITH_WORDS, words='done = ["ready"]')
+    (workspace / "schemas/_parts.py").write_text("x = 1\n")
+    run(make_job(), workspace, workspace / "out")
+    copy = workspace / "out/templates/adding" / source
+    assert list(verify(workspace / "out")) == []
+    copy.write_text('done = ["set"]')
+    (fault,) = verify(workspace / "out")
+    assert fault.startswith(f"templates/adding/{source}: not what the rows were made with")
+    copy.unlink()
+    (fault,) = verify(workspace / "out")
+    assert fault.startswith(f"templates/adding/{source}: missing")
 
 
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:

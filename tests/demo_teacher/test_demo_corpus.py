@@ -169,5 +169,10 @@ def test_the_digest_names_what_decides_an_example_and_no_more(tmp_path: Path) ->
     assert before == shared_corpus().digest()
     (tmp_path / "prompts/scheduling/judge.j2").write_text("Another rubric.")
     assert Corpus(tmp_path).digest() == before
+    for name in ("_names.py", "scheduling.words.toml"):
+        with (tmp_path / "schemas" / name).open("a") as file:
+            file.write("\n")
+        assert Corpus(tmp_path).digest() != before
+        before = Corpus(tmp_path).digest()
     (tmp_path / "prompts/scheduling/user_note.j2").write_text("{{ scenario.topic }}")
     assert Corpus(tmp_path).digest() != before

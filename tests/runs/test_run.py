@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from conftest import SCHEMA, TASK_FILE, write_task
+from conftest import SCHEMA, TASK_FILE, WITH_WORDS, write_task
 from dataset_support import (
     change_line,
     make_generation,
@@ -260,6 +260,27 @@ def test_provenance_is_copied_as_it_was(workspace: Path, make_job: MakeJob) -> N
     assert sorted(copies) == ["adding.py", "system.j2", "task.toml", "user.j2", "user_short.j2"]
     assert copies["adding.py"] == SCHEMA
     assert load_job(workspace / "out/job.toml") == job
+
+
+def test_a_word_bank_and_a_part_are_copied_too_and_are_a_part_of_the_job(workspace: Path, make_job: MakeJob) -> None:
+    part = "def text(words):\n    return words[0]\n"
+    schema = "from ._parts import text\n" + WITH_WORDS.replace("BANK.done[0]", "text(BANK.done)")
+    write_task(workspace, schema=schema, words='done = ["ready"]')
+    (workspace / "schemas/_parts.py").write_text(part)
+    run(make_job(), workspace, workspace / "out")
+    copies = workspace / "out/templates/adding"
+    assert (copies / "adding.words.toml").read_text() == 'done = ["ready"]'
+    assert (copies / "_parts.py").read_text() == part
+    assert (copies / "adding.py").read_text() == schema
+    assert {json.loads(row["answer"])["words"] for row in read_table(workspace / "out", "data")} == {"ready"}
+    before = read_tree(workspace / "out", but=(".lock",))
+    for name, text in {"adding.words.toml": 'done = ["set"]', "_parts.py": part + "\n"}.items():
+        kept = (workspace / "schemas" / name).read_text()
+        (workspace / "schemas" / name).write_text(text)
+        with pytest.raises(DatasetError, match=rf"tasks\.adding\.files\.schemas/{name}: .* -> "):
+            run(make_job(), workspace, workspace / "out")
+        (workspace / "schemas" / name).write_text(kept)
+    assert read_tree(workspace / "out", but=(".lock",)) == before
 
 
 def test_datasets_loads_the_directory_as_it_stands(workspace: Path, make_job: MakeJob) -> None:

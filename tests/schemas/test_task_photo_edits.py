@@ -1,9 +1,7 @@
 """The task photo_edits: its reference answers, wrong answers of every kind, phrasings, schema and golden file."""
 
-import importlib.util
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
@@ -15,6 +13,8 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
 
+from factory.tasks.modules import load_module
+
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = ROOT / "prompts" / "photo_edits"
 LEVELS = ("easy", "medium", "hard")
@@ -23,13 +23,7 @@ Edits = list[dict[str, Any]]
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("task_photo_edits", ROOT / "schemas" / "photo_edits.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(ROOT / "schemas" / "photo_edits.py").module
 
 
 @pytest.fixture(scope="module")
@@ -282,10 +276,10 @@ def test_the_system_turn_states_every_word_that_stands_for_a_value(
     task: ModuleType, templates: ImmutableSandboxedEnvironment
 ) -> None:
     system = templates.get_template("system.j2").render(level="hard", answer_schema={})
-    stated = [f"{words} {size}" for words, size in task.SCALE.items()]
-    stated += [f"{look} ({words})" for words, look in task.ROWS["filter", "worded"].values.items()]
-    stated += [f"{aspect} ({words})" for words, aspect in task.ROWS["crop", "worded"].values.items()]
-    stated += [f"{words} {size}" for words, size in task.ROWS["resize", "worded"].values.items()]
+    stated = [f"{words} {size}" for words, size in task.BANK.scale.items()]
+    stated += [f"{look} ({words})" for words, look in task.BANK.rows["filter"]["worded"].values.items()]
+    stated += [f"{aspect} ({words})" for words, aspect in task.BANK.rows["crop"]["worded"].values.items()]
+    stated += [f"{words} {size}" for words, size in task.BANK.rows["resize"]["worded"].values.items()]
     assert [text for text in stated + list(task.OPS) + list(task.PARTS) if text.lower() not in system.lower()] == []
 
 

@@ -1,14 +1,12 @@
 """The scheduling task: its references are right, its check is exact, its prompts carry every fact."""
 
 import functools
-import importlib.util
 import itertools
 import json
 import random
 import re
-import sys
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +17,8 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import ValidationError
 
+from factory.tasks.modules import load_module
+
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "prompts" / "scheduling"
 LEVELS = ("easy", "medium", "hard")
@@ -26,13 +26,7 @@ PHRASINGS = sorted(path.name for path in PROMPTS.glob("user*.j2"))
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("schema_of_scheduling", ROOT / "schemas" / "scheduling.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(ROOT / "schemas" / "scheduling.py").module
 
 
 TASK = _load()
@@ -449,4 +443,17 @@ def test_golden_texts_come_out_as_stated(line: dict[str, Any]) -> None:
 
 
 def test_zones_of_the_sampler_exist() -> None:
-    assert all(ZoneInfo(zone).key == zone for zones, _, _ in TASK.CIRCLES for zone in zones)
+    assert all(ZoneInfo(zone).key == zone for circle in TASK.BANK.circles for zone in circle.zones)
+
+
+@pytest.mark.parametrize("circle", TASK.BANK.circles, ids=lambda circle: str(circle.zones[0]))
+def test_a_circle_moves_a_clock_on_its_sundays_and_shares_its_working_hours(circle: Any) -> None:
+    noons = {day: datetime(day.year, day.month, day.day, 12, tzinfo=UTC) for day in circle.sundays}
+    for sunday, noon in noons.items():
+        first = ZoneInfo(circle.zones[0])
+        eve, after = (moment.astimezone(first).utcoffset() for moment in (noon - timedelta(1), noon + timedelta(1)))
+        assert sunday.weekday() == 6
+        assert eve != after
+        hours = [noon.replace(hour=circle.hour).astimezone(ZoneInfo(zone)).hour for zone in circle.zones]
+        assert min(hours) >= 7
+        assert max(hours) + TASK.CORE // 60 <= 20

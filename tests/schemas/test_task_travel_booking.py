@@ -1,12 +1,10 @@
 """The travel_booking task: its references are right, its check is exact in both directions, its prompts tell all."""
 
 import functools
-import importlib.util
 import itertools
 import json
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,8 @@ import jinja2.sandbox
 import pydantic
 import pytest
 
+from factory.tasks.modules import load_module
+
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "prompts" / "travel_booking"
 LEVELS = ("easy", "medium", "hard")
@@ -25,15 +25,7 @@ PHRASINGS = sorted(path.name for path in PROMPTS.glob("user*.j2"))
 
 
 def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "task_travel_booking_under_test", ROOT / "schemas" / "travel_booking.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(ROOT / "schemas" / "travel_booking.py").module
 
 
 task = load()
