@@ -10,7 +10,7 @@ from factory.dataset.codec import STORED, Flat, find_damage
 from factory.dataset.columns import PROMPT, Layout, layouts
 from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
 from factory.dataset.manifest import MANIFEST, read_manifest, read_signals
-from factory.dataset.shards import file_digest, read_batches, read_schema, shard_path
+from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.stages import check_curriculum
 from factory.errors import DatasetError
 from factory.records import Array, SignalSpec
@@ -61,14 +61,8 @@ def verify(out: Path) -> Iterator[str]:
 
 def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
     """What is wrong with the files of one committed shard, by size and checksum alone."""
-    for file in entry.files:
-        path = out / file.path
-        if not path.is_file():
-            yield f"{file.path}: missing (shard {entry.shard})"
-        elif path.stat().st_size != file.bytes:
-            yield f"{file.path}: {path.stat().st_size} bytes, committed with {file.bytes} (shard {entry.shard})"
-        elif file_digest(path) != file.sha256:
-            yield f"{file.path}: its bytes have changed since it was committed (shard {entry.shard})"
+    found = (find_file_damage(out, file, "committed") for file in entry.files)
+    yield from (f"{told} (shard {entry.shard})" for told in found if told)
 
 
 def _check_sources(out: Path, manifest: dict[str, Any]) -> Iterator[str]:

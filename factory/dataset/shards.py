@@ -175,6 +175,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def find_file_damage(out: Path, file: ShardFile, done: str) -> str | None:
+    """What is wrong with one file of a dataset by its size and checksum; `done` says what was done with it, for people.
+
+    None where its bytes are those that were written.
+    """
+    path = out / file.path
+    if not path.is_file():
+        return f"{file.path}: missing"
+    if (size := path.stat().st_size) != file.bytes:
+        return f"{file.path}: {size} bytes, {done} with {file.bytes}"
+    if file_digest(path) != file.sha256:
+        return f"{file.path}: its bytes have changed since it was {done}"
+    return None
+
+
 def sync_directory(folder: Path) -> None:
     """Make a rename inside a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

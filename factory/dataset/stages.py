@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import seal
-from factory.dataset.shards import file_digest, read_batches
+from factory.dataset.shards import ShardFile, find_file_damage, read_batches
 from factory.errors import DatasetError
 from factory.records import content_hash
 
@@ -72,9 +72,9 @@ def check_curriculum(out: Path, ledger: Ledger) -> Iterator[str]:
         return
     if summary["dataset"]["state"] != dataset_state(ledger):
         yield f"{FOLDER}/{SUMMARY}: made from an older state of the dataset; {AGAIN}"
-    for file in summary["files"]:
-        yield from _check_file(out, file)
-    known = {file["path"] for file in summary["files"]}
+    files = [ShardFile(**file) for file in summary["files"]]
+    yield from (f"{told}; {AGAIN}" for file in files if (told := _find_damage(out, file)))
+    known = {file.path for file in files}
     for path in sorted((out / FOLDER).rglob("*.parquet")):
         if (name := path.relative_to(out).as_posix()) not in known:
             yield f"{name}: not in {SUMMARY}; {AGAIN}"
@@ -82,21 +82,17 @@ def check_curriculum(out: Path, ledger: Ledger) -> Iterator[str]:
         for split in splits:
             stage = next(s for s in [*summary["stages"], summary["hand_off"]] if s.get("name", "hand-off") == config)
             begin = f"{FOLDER}/{config}/{split}-"
-            rows = sum(file["rows"] for file in summary["files"] if file["path"].startswith(begin))
+            rows = sum(file.rows for file in files if file.path.startswith(begin))
             if rows != stage["rows"][split]:
                 yield f"{FOLDER}/{SUMMARY}: {config} has {stage['rows'][split]} {split} rows, its files {rows}; {AGAIN}"
 
 
-def _check_file(out: Path, file: dict[str, Any]) -> Iterator[str]:
-    path, name = out / file["path"], file["path"]
-    if not path.is_file():
-        yield f"{name}: missing; {AGAIN}"
-    elif path.stat().st_size != file["bytes"]:
-        yield f"{name}: {path.stat().st_size} bytes, written with {file['bytes']}; {AGAIN}"
-    elif file_digest(path) != file["sha256"]:
-        yield f"{name}: its bytes have changed since it was written; {AGAIN}"
-    elif (rows := sum(batch.num_rows for batch in read_batches(path, ["id"]))) != file["rows"]:
-        yield f"{name}: {rows} rows, expected {file['rows']}; {AGAIN}"
+def _find_damage(out: Path, file: ShardFile) -> str | None:
+    """What is wrong with one file of a curriculum, by size, checksum and number of rows."""
+    if told := find_file_damage(out, file, "written"):
+        return told
+    rows = sum(batch.num_rows for batch in read_batches(out / file.path, ["id"]))
+    return f"{file.path}: {rows} rows, expected {file.rows}" if rows != file.rows else None
 
 
 def describe_range(stage: dict[str, Any]) -> str:
