@@ -15,7 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column, Layout
-from factory.dataset.shards import ROW_GROUP_BYTES, ShardFile, file_digest, read_batches, sync_directory
+from factory.dataset.shards import (
+    ROW_GROUP_BYTES,
+    ShardFile,
+    file_digest,
+    read_batches,
+    sync_directory,
+    told_as_damage,
+)
 from factory.errors import DatasetError
 from factory.records import Array, SignalSpec
 
@@ -251,18 +258,13 @@ def take_rows(path: Path, rows: Array) -> Any:
 
     Raises DatasetError where the file is not whole Parquet or has fewer rows.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            ends = np.cumsum([0, *sizes])
-            if len(rows) and not 0 <= rows.min() <= rows.max() < ends[-1]:
-                raise DatasetError(
-                    f"{path}: has {ends[-1]} rows, and row {rows.max()} is asked for; run `factory verify`"
-                )
-            group = np.searchsorted(ends, rows, side="right") - 1
-            wanted = np.unique(group)
-            shift = np.concatenate([[0], np.cumsum(np.diff(ends)[wanted])])
-            table = file.read_row_groups(wanted.tolist())
-            return table.take(pa.array(rows - ends[group] + shift[np.searchsorted(wanted, group)]))
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+    with told_as_damage(path), pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = np.cumsum([0, *sizes])
+        if len(rows) and not 0 <= rows.min() <= rows.max() < ends[-1]:
+            raise DatasetError(f"{path}: has {ends[-1]} rows, and row {rows.max()} is asked for; run `factory verify`")
+        group = np.searchsorted(ends, rows, side="right") - 1
+        wanted = np.unique(group)
+        shift = np.concatenate([[0], np.cumsum(np.diff(ends)[wanted])])
+        table = file.read_row_groups(wanted.tolist())
+        return table.take(pa.array(rows - ends[group] + shift[np.searchsorted(wanted, group)]))

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -199,24 +200,28 @@ def sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
-def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of one file, a row group at a time. Raises DatasetError where it is not whole Parquet."""
+@contextmanager
+def told_as_damage(path: Path) -> Iterator[None]:
+    """Turn whatever reading a file meets into a DatasetError that names it."""
     try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield from file.read_row_group(group, columns=columns).to_batches()
+        yield
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+
+
+def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of one file, a row group at a time. Raises DatasetError where it is not whole Parquet."""
+    with told_as_damage(path), pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, columns=columns).to_batches()
 
 
 def column_bytes(path: Path) -> dict[str, int]:
     """What each column of one file takes, and under "" the frame around them. Raises DatasetError."""
     sizes: dict[str, int] = {}
-    try:
+    with told_as_damage(path):
         metadata = pq.read_metadata(path)
         size = path.stat().st_size
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for chunk in (group.column(index) for index in range(group.num_columns)):
@@ -227,8 +232,6 @@ def column_bytes(path: Path) -> dict[str, int]:
 
 def read_schema(path: Path) -> dict[str, Any]:
     """Column names and types of one file, as text."""
-    try:
+    with told_as_damage(path):
         # Parquet calls a list's field `element`, Arrow calls it `item`
         return {field.name: str(field.type).replace("<element:", "<item:") for field in pq.read_schema(path)}
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
