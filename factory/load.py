@@ -22,9 +22,9 @@ from factory.dataset.rows import (
     IDS,
     Row,
     Tensor,
-    add_attention,
-    add_experts,
     import_torch,
+    join_attention,
+    join_experts,
     join_states,
     label_rows,
     read_rows,
@@ -41,8 +41,8 @@ NEEDED: Final = {"hidden_states": {"id", "states"}, "experts": {"id", "expert_id
 JOINS: Final = {
     "labels": (label_rows, BATCH_ROWS),
     "hidden_states": (join_states, STATES_BATCH_ROWS),
-    "experts": (add_experts, STATES_BATCH_ROWS),
-    "attention": (add_attention, STATES_BATCH_ROWS),
+    "experts": (join_experts, STATES_BATCH_ROWS),
+    "attention": (join_attention, STATES_BATCH_ROWS),
 }  # in this order: how a config beside the rows joins them, and how many of its rows are read at a time
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
 STAGE_LABELS: Final = (

@@ -51,6 +51,11 @@ class Row:
         return self.columns[name]
 
     @property
+    def inputs(self) -> int:
+        """N, the number of tokens that the teacher was given or went on from: all but the last."""
+        return len(self.prompt_token_ids) + len(self.completion_token_ids) - 1
+
+    @property
     def predicting_states(self) -> Tensor | None:
         """The hidden states that predict the completion, [T, L, H]: entry t is taken at position P - 1 + t.
 
@@ -147,17 +152,36 @@ def label_rows(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iter
         yield replace(row, columns=row.columns | label)
 
 
-def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    torch = import_torch()
-    states = (value for batch in batches for value in _state_values(batch))
-    for row, value in zip_longest(rows, states):
-        ids = row and row["id"], value and value[0].as_py()
+def _join(
+    source: str, config: str, rows: Iterable[Row], batches: Iterable[Any], names: tuple[str, ...]
+) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Each row with what another config holds of it, as Arrow scalars: those columns of `names` that are there.
+
+    Raises DatasetError where the two have not the same ids in the same order.
+    """
+    for row, values in zip_longest(rows, _scalars(batches, names)):
+        ids = row and row["id"], values and values["id"].as_py()
         if row is None or ids[0] != ids[1]:
             told = f"id {ids[1]} where the other config has {ids[0]}"
-            raise DatasetError(f"{source}: hidden_states has {told}; both need the same ids in the same order")
-        (layers, shape, dtype), blob = (label.as_py() for label in value[1:4]), value[4].as_buffer()
-        count = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
-        positions = value[5].values.to_numpy() if len(value) > 5 else None
+            raise DatasetError(f"{source}: {config} has {told}; both need the same ids in the same order")
+        yield row, values
+
+
+def _scalars(batches: Iterable[Any], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        present = ["id", *(name for name in names if name in batch.schema.names)]
+        for values in zip(*(batch.column(name) for name in present), strict=True):
+            yield dict(zip(present, values, strict=True))
+
+
+def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their hidden states as tensors."""
+    torch = import_torch()
+    names = ("layers", "shape", "dtype", "states", "positions")
+    for row, values in _join(source, "hidden_states", rows, batches, names):
+        layers, shape, dtype = (values[name].as_py() for name in names[:3])
+        blob, count = values["states"].as_buffer(), row.inputs
+        positions = values["positions"].values.to_numpy() if "positions" in values else None
         if positions is not None:
             if (np.diff(np.concatenate([[-1], positions, [count]])) <= 0).any():
                 told = f"positions are not ascending in 0 to {count - 1}"
@@ -172,48 +196,32 @@ def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Ite
         yield replace(row, hidden_states=flat.reshape(shape), layers=tuple(layers), positions=positions)
 
 
-def _state_values(batch: Any) -> Iterator[tuple[Any, ...]]:
-    """The values of each row of a batch: id, layers, shape, dtype, states, and positions where the config has them."""
-    names = [name for name in ("id", "layers", "shape", "dtype", "states", "positions") if name in batch.schema.names]
-    return zip(*(batch.column(name) for name in names), strict=True)
-
-
-def add_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows with their expert routing, whose config has the same ids in the same order."""
-    names = ("id", "layers", "shape", "expert_ids", "expert_weights")
-    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
-    for row, value in zip_longest(rows, values):
-        ids = row and row["id"], value and value[0].as_py()
-        if row is None or ids[0] != ids[1]:
-            told = f"id {ids[1]} where the other config has {ids[0]}"
-            raise DatasetError(f"{source}: experts has {told}; both need the same ids in the same order")
-        blocks, shape = value[1].as_py(), value[2].as_py()
-        expected = [len(row.prompt_token_ids) + len(row.completion_token_ids) - 1, len(blocks)]
-        if shape[:2] != expected or {len(value[3]), len(value[4])} != {int(np.prod(shape))}:
-            told = f"experts are {shape} in {len(value[3])} ids"
+def join_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their expert routing."""
+    names = ("layers", "shape", "expert_ids", "expert_weights")
+    for row, values in _join(source, "experts", rows, batches, names):
+        blocks, shape = values["layers"].as_py(), values["shape"].as_py()
+        ids, weights = values["expert_ids"], values["expert_weights"]
+        expected = [row.inputs, len(blocks)]
+        if shape[:2] != expected or {len(ids), len(weights)} != {int(np.prod(shape))}:
+            told = f"experts are {shape} in {len(ids)} ids"
             raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected} and E; damaged")
-        expert_ids, weights = (value[at].values.to_numpy().reshape(shape) for at in (3, 4))
+        ids_NLE, weights_NLE = (value.values.to_numpy().reshape(shape) for value in (ids, weights))
         yield replace(
-            row, expert_ids=expert_ids, expert_weights=weights.astype(np.float32), expert_layers=tuple(blocks)
+            row, expert_ids=ids_NLE, expert_weights=weights_NLE.astype(np.float32), expert_layers=tuple(blocks)
         )
 
 
-def add_attention(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+def join_attention(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
     """The rows with their attention maps, where they have any."""
-    names = ("id", "layers", "shape", "maps")
-    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
-    for row, value in zip_longest(rows, values):
-        ids = row and row["id"], value and value[0].as_py()
-        if row is None or ids[0] != ids[1]:
-            told = f"id {ids[1]} where the other config has {ids[0]}"
-            raise DatasetError(f"{source}: attention has {told}; both need the same ids in the same order")
-        blocks, shape, blob = value[1].as_py(), value[2].as_py(), value[3].as_buffer()
+    for row, values in _join(source, "attention", rows, batches, ("layers", "shape", "maps")):
+        blocks, shape, blob = values["layers"].as_py(), values["shape"].as_py(), values["maps"].as_buffer()
         if blob is None:
             yield row
             continue
-        inputs = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
-        if (shape[:1], shape[2:]) != ([len(blocks)], [inputs] * 2) or len(blob) != 2 * int(np.prod(shape)) + 1:
-            told = f"maps are {shape} in {len(blob)} bytes, expected [{len(blocks)}, H, {inputs}, {inputs}]"
+        wanted = [row.inputs] * 2
+        if (shape[:1], shape[2:]) != ([len(blocks)], wanted) or len(blob) != 2 * int(np.prod(shape)) + 1:
+            told = f"maps are {shape} in {len(blob)} bytes, expected [{len(blocks)}, H, {row.inputs}, {row.inputs}]"
             raise DatasetError(f"{source}: row {row['id']}: {told}; damaged")
         maps = np.frombuffer(blob, "<f2", count=int(np.prod(shape))).reshape(shape)
         yield replace(row, attention=maps, attention_layers=tuple(blocks))
