@@ -1,6 +1,6 @@
 """Verification: is a dataset exactly what was committed, and does every row's arrays belong to its tokens?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,13 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
                 inputs |= dict(zip(ids, _input_lengths(batch).tolist(), strict=True))
     if (prompt_tokens, completion_tokens) != (entry.prompt_tokens, entry.completion_tokens):
         yield f"ledger.jsonl: shard {shard}: its rows have {prompt_tokens} + {completion_tokens} tokens, not as told"
-    if "hidden_states" in configs:
-        yield from _check_states(out, configs["hidden_states"], shard, inputs, signals)
-    if "experts" in configs:
-        yield from _check_experts(out, configs["experts"], shard, inputs)
-    if "attention" in configs:
-        yield from _check_attention(out, configs["attention"], shard, inputs, signals)
+    finders: dict[str, Callable[[Any], Iterator[tuple[str, str]]]] = {
+        "hidden_states": lambda batch: _find_in_states(batch, inputs, signals),
+        "experts": lambda batch: _find_in_experts(batch, inputs),
+        "attention": lambda batch: _find_in_attention(batch, inputs, signals),
+    }
+    for config in (name for name in finders if name in configs):
+        yield from _check_beside(out, configs[config], shard, inputs, finders[config])
 
 
 def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
@@ -158,46 +159,41 @@ def _flat(batch: Any, prefix: str) -> Flat:
     return {n: (columns[n].values.to_numpy()[cut[0] : cut[-1]], cut - cut[0]) for n, cut in cuts.items()}
 
 
-def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec) -> Iterator[str]:
-    ids: list[str] = []
-    for name, batch in _batches(out, layout, shard):
-        for row in batch.to_pylist():
-            ids.append(row["id"])
-            count, positions = inputs.get(row["id"]), row.get("positions")
-            if positions is not None and count is not None:
-                if positions != sorted(set(positions) & set(range(count))):
-                    yield f"{name}: row {row['id']}: positions are not ascending in 0 to {count - 1}"
-                count = len(positions)
-            if row["shape"][:2] != [count, len(signals.layers)]:
-                yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{count}, {len(signals.layers)}, H]"
-    if ids != list(inputs):
-        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
-
-
-def _check_experts(out: Path, layout: Layout, shard: int, inputs: dict[str, int]) -> Iterator[str]:
-    ids: list[str] = []
-    for name, batch in _batches(out, layout, shard):
-        found = batch.select(["id", "layers", "shape"]).to_pylist()
-        lengths = zip(_lengths(batch, "expert_ids").tolist(), _lengths(batch, "expert_weights").tolist(), strict=True)
-        for row, sizes in zip(found, lengths, strict=True):
-            ids.append(row["id"])
-            wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
-            if row["shape"][:2] != wanted or sizes != (size, size):
-                yield f"{name}: row {row['id']}: shape {row['shape']} and {sizes[0]} ids, expected {wanted} and E"
-    if ids != list(inputs):
-        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
-
-
-def _check_attention(
-    out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec
+def _check_beside(
+    out: Path, layout: Layout, shard: int, inputs: dict[str, int], find: Callable[[Any], Iterator[tuple[str, str]]]
 ) -> Iterator[str]:
+    """What is wrong with a config beside the rows: `find` tells it of the rows of a batch, as ids and complaints."""
     ids: list[str] = []
     for name, batch in _batches(out, layout, shard):
-        for row in batch.to_pylist():
-            ids.append(row["id"])
-            count, (blocks, *_, second, third) = inputs.get(row["id"], 0), row["shape"] or (0, 0, 0)
-            wanted = (len(signals.attention), count) if signals.keeps_attention(row["id"], count) else (0, 0)
-            if (blocks, second) != wanted or second != third:
-                yield f"{name}: row {row['id']}: maps of shape {row['shape']}, expected of {wanted[1]} tokens"
+        ids += batch.column("id").to_pylist()
+        yield from (f"{name}: row {row}: {told}" for row, told in find(batch))
     if ids != list(inputs):
         yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
+
+
+def _find_in_states(batch: Any, inputs: dict[str, int], signals: SignalSpec) -> Iterator[tuple[str, str]]:
+    for row in batch.to_pylist():
+        count, positions = inputs.get(row["id"]), row.get("positions")
+        if positions is not None and count is not None:
+            if positions != sorted(set(positions) & set(range(count))):
+                yield row["id"], f"positions are not ascending in 0 to {count - 1}"
+            count = len(positions)
+        if row["shape"][:2] != [count, len(signals.layers)]:
+            yield row["id"], f"shape {row['shape']}, expected [{count}, {len(signals.layers)}, H]"
+
+
+def _find_in_experts(batch: Any, inputs: dict[str, int]) -> Iterator[tuple[str, str]]:
+    found = batch.select(["id", "layers", "shape"]).to_pylist()
+    lengths = zip(*(_lengths(batch, name).tolist() for name in ("expert_ids", "expert_weights")), strict=True)
+    for row, sizes in zip(found, lengths, strict=True):
+        wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
+        if row["shape"][:2] != wanted or sizes != (size, size):
+            yield row["id"], f"shape {row['shape']} and {sizes[0]} ids, expected {wanted} and E"
+
+
+def _find_in_attention(batch: Any, inputs: dict[str, int], signals: SignalSpec) -> Iterator[tuple[str, str]]:
+    for row in batch.to_pylist():
+        count, (blocks, *_, second, third) = inputs.get(row["id"], 0), row["shape"] or (0, 0, 0)
+        wanted = (len(signals.attention), count) if signals.keeps_attention(row["id"], count) else (0, 0)
+        if (blocks, second) != wanted or second != third:
+            yield row["id"], f"maps of shape {row['shape']}, expected of {wanted[1]} tokens"
