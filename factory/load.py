@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.curriculum.regroup import take_table
+from factory.curriculum.regroup import STAGE_LABELS, take_table
+from factory.dataset.columns import TOKEN_IDS
 from factory.dataset.manifest import MANIFEST
 from factory.dataset.rows import (
     AGAIN,
-    IDS,
     Row,
     Tensor,
     import_torch,
@@ -45,17 +45,6 @@ JOINS: Final = {
     "attention": (join_attention, STATES_BATCH_ROWS),
 }  # in this order: how a config beside the rows joins them, and how many of its rows are read at a time
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
-STAGE_LABELS: Final = (
-    "id",
-    "difficulty",
-    "value",
-    "tokens",
-    "stage",
-    "position",
-    "hand_off",
-    "hand_off_reason",
-    *POINTERS,
-)
 
 
 class Rows:
@@ -130,7 +119,7 @@ def load_rows(
     options = {"split": split, "streaming": streaming, "revision": revision, "cache_dir": cache_dir and str(cache_dir)}
     wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
     joined = [name for name, asked in wanted.items() if asked or config == name]
-    dataset = _open(source, "default" if config in wanted else config, {"id", *IDS}, options)
+    dataset = _open(source, "default" if config in wanted else config, {"id", *TOKEN_IDS}, options)
     if {"stage", *POINTERS} <= set(dataset.column_names):
         return _open_stage(source, dataset, joined, options)
     beside = {name: _open(source, name, NEEDED[name], options) for name in joined}
@@ -139,7 +128,7 @@ def load_rows(
 
 def _open_stage(source: str | Path, stage: Any, joined: list[str], options: dict[str, Any]) -> Rows:
     """The default config's rows in a stage's order: by number, or shard by shard where they stream."""
-    root, labels = Path(source), {"labels": stage.select_columns(list(STAGE_LABELS))}
+    root, labels = Path(source), {"labels": stage.select_columns(["id", *STAGE_LABELS])}
     top_k = _stored_top_k(source, options["revision"])
     if options["streaming"]:
         if not root.is_dir():
@@ -147,7 +136,7 @@ def _open_stage(source: str | Path, stage: Any, joined: list[str], options: dict
         beside = {name: ShardRows(root / name, labels["labels"]) for name in joined}
         return Rows(str(source), ShardRows(root / "data", labels["labels"]), labels | beside, top_k)
     options = options | {"split": "train"}  # where the rows of every split of a stage are
-    dataset = _open(source, "default", {"id", *IDS}, options)
+    dataset = _open(source, "default", {"id", *TOKEN_IDS}, options)
     index = stage.data.column("index").to_numpy()
     if len(index) and index.max() >= len(dataset):
         raise DatasetError(f"{source}: a stage points at row {index.max()} of {len(dataset)}; {AGAIN}")

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from factory.dataset.codec import SCALARS, STORED, find_damage, read_topk
-from factory.dataset.columns import PROMPT, decode_states, logprob_columns
+from factory.dataset.columns import PROMPT, TOKEN_IDS, decode_states, list_lengths, logprob_columns
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
 from factory.dataset.shards import read_batches, shard_path
@@ -25,7 +25,6 @@ from factory.teachers.reference import KeptRow, NotChecked, forward_rows, requir
 
 SECTION: Final = "fidelity"
 DEFAULT_ROWS: Final = 4
-ID_COLUMNS: Final = ("prompt_token_ids", "completion_token_ids")
 Choice = tuple[int, str]  # shard, id of a row
 
 
@@ -112,8 +111,8 @@ def choose_rows(ledger: Ledger, count: int) -> list[Choice]:
 
 def _list_rows(out: Path, shard: int) -> Iterator[tuple[int, str, str]]:
     """Tokens, task and id of a shard's accepted rows."""
-    for batch in read_batches(_data(out, shard), ["id", "task", *ID_COLUMNS]):
-        lengths = [np.diff(batch.column(name).offsets.to_numpy()) for name in ID_COLUMNS]
+    for batch in read_batches(_data(out, shard), ["id", "task", *TOKEN_IDS]):
+        lengths = [list_lengths(batch.column(name)) for name in TOKEN_IDS]
         names = (batch.column(name).to_pylist() for name in ("task", "id"))
         yield from zip((lengths[0] + lengths[1]).tolist(), *names, strict=True)
 
@@ -124,10 +123,10 @@ def _data(out: Path, shard: int, folder: str = "data") -> Path:
 
 def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
     """One row as the files hold it. Raises DatasetError where its arrays do not fit its tokens."""
-    columns = [*ID_COLUMNS, *(column.name for column in logprob_columns(signals))]
+    columns = [*TOKEN_IDS, *(column.name for column in logprob_columns(signals))]
     row = _find(_data(out, choice[0]), choice[1], ["task", *columns])
     arrays = {name: row[name].values.to_numpy() for name in columns}
-    prompt, completion = (arrays[name] for name in ID_COLUMNS)
+    prompt, completion = (arrays[name] for name in TOKEN_IDS)
     try:
         logprobs = _read_logprobs(arrays, "", len(completion), signals) if signals.top_k else None
         if logprobs is not None and signals.of_prompt:

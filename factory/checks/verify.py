@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, Flat, find_damage
-from factory.dataset.columns import PROMPT, Layout, layouts
+from factory.dataset.columns import PROMPT, TOKEN_IDS, Layout, layouts, list_lengths, read_list
 from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
 from factory.dataset.manifest import MANIFEST, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
@@ -109,11 +109,12 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
             ids = batch.column("id").to_pylist()
             yield from (f"{name}: id {i} is there twice (also in shard {seen[i]})" for i in ids if i in seen)
             seen.update(dict.fromkeys(ids, shard))
-            prompt_tokens += int(_lengths(batch, "prompt_token_ids").sum())
-            completion_tokens += int(_lengths(batch, "completion_token_ids").sum())
+            prompt_B, completion_B = _token_lengths(batch)
+            prompt_tokens += int(prompt_B.sum())
+            completion_tokens += int(completion_B.sum())
             if config == "default":
                 yield from _check_alignment(name, batch, signals)
-                inputs |= dict(zip(ids, _input_lengths(batch).tolist(), strict=True))
+                inputs |= dict(zip(ids, (prompt_B + completion_B - 1).tolist(), strict=True))
     if (prompt_tokens, completion_tokens) != (entry.prompt_tokens, entry.completion_tokens):
         yield f"ledger.jsonl: shard {shard}: its rows have {prompt_tokens} + {completion_tokens} tokens, not as told"
     finders: dict[str, Callable[[Any], Iterator[tuple[str, str]]]] = {
@@ -132,19 +133,15 @@ def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]
     return ((name, batch) for batch in read_batches(out / name, columns))
 
 
-def _lengths(batch: Any, name: str) -> Array:
-    offsets = batch.column(name).offsets.to_numpy()
-    lengths: Array = offsets[1:] - offsets[:-1]
-    return lengths
-
-
-def _input_lengths(batch: Any) -> Array:
-    return _lengths(batch, "prompt_token_ids") + _lengths(batch, "completion_token_ids") - 1
+def _token_lengths(batch: Any) -> tuple[Array, Array]:
+    """How many prompt and completion tokens each row has."""
+    prompt_B, completion_B = (list_lengths(batch.column(name)) for name in TOKEN_IDS)
+    return prompt_B, completion_B
 
 
 def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str]:
-    tokens, before = _lengths(batch, "completion_token_ids"), _lengths(batch, "prompt_token_ids") - 1
-    for prefix, lengths in (("", tokens), (PROMPT, before)) if signals.of_prompt else (("", tokens),):
+    prompt_B, tokens = _token_lengths(batch)
+    for prefix, lengths in (("", tokens), (PROMPT, prompt_B - 1)) if signals.of_prompt else (("", tokens),):
         for row, told in find_damage(_flat(batch, prefix), lengths, signals.top_k):
             yield f"{name}: row {batch.column('id')[row]}: {prefix}{told}"
     starts = batch.column("answer_start").to_numpy()
@@ -154,9 +151,7 @@ def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str
 
 def _flat(batch: Any, prefix: str) -> Flat:
     """The columns of the distributions as they lie: values, and offsets [B + 1]."""
-    columns = {name: batch.column(prefix + name) for name in STORED if prefix + name in batch.schema.names}
-    cuts = {name: column.offsets.to_numpy() for name, column in columns.items()}
-    return {n: (columns[n].values.to_numpy()[cut[0] : cut[-1]], cut - cut[0]) for n, cut in cuts.items()}
+    return {name: read_list(batch.column(prefix + name)) for name in STORED if prefix + name in batch.schema.names}
 
 
 def _check_beside(
@@ -184,7 +179,9 @@ def _find_in_states(batch: Any, inputs: dict[str, int], signals: SignalSpec) -> 
 
 def _find_in_experts(batch: Any, inputs: dict[str, int]) -> Iterator[tuple[str, str]]:
     found = batch.select(["id", "layers", "shape"]).to_pylist()
-    lengths = zip(*(_lengths(batch, name).tolist() for name in ("expert_ids", "expert_weights")), strict=True)
+    lengths = zip(
+        *(list_lengths(batch.column(name)).tolist() for name in ("expert_ids", "expert_weights")), strict=True
+    )
     for row, sizes in zip(found, lengths, strict=True):
         wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
         if row["shape"][:2] != wanted or sizes != (size, size):

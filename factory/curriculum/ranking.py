@@ -10,6 +10,7 @@ import numpy as np
 
 from factory.curriculum.mixture import CurriculumConfig
 from factory.curriculum.splits import Links
+from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, read_schema, shard_path
 from factory.errors import DatasetError, JobError
@@ -30,7 +31,6 @@ MEASURES: Final = (
 )
 LABELS: Final = ("id", "task", "level", "kind", "stage", "reason")
 COUNTS: Final = ("shard", "row", "prompt_tokens", "tokens")
-TOKENS: Final = ("prompt_token_ids", "completion_token_ids")
 
 Columns = dict[str, Array]
 
@@ -40,7 +40,7 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
 
     Every row is also taken into `links`. Raises DatasetError for a column that is not there.
     """
-    wanted = [*names, *TOKENS, "prompt_id", "scenario"]
+    wanted = [*names, *TOKEN_IDS, "prompt_id", "scenario"]
     parts: dict[str, list[Array]] = {name: [np.zeros(0, _dtype(name))] for name in (*names, *COUNTS)}
     for shard in sorted(ledger.entries):
         path, first = ledger.out / shard_path(folder, shard), 0
@@ -52,7 +52,7 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
             parts["row"].append(np.arange(first, first + count))
             for name in names:
                 parts[name].append(_to_array(name, batch.column(name)))
-            lengths = [np.diff(batch.column(name).offsets.to_numpy()) for name in TOKENS]
+            lengths = [list_lengths(batch.column(name)) for name in TOKEN_IDS]
             parts["prompt_tokens"].append(lengths[0])
             parts["tokens"].append(lengths[0].astype(np.int64) + lengths[1])
             texts = (batch.column(name).to_pylist() for name in ("prompt_id", "scenario"))

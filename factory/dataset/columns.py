@@ -23,6 +23,7 @@ IDS: Final = pa.list_(pa.int32())
 MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
 CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention")
 NO_SIGNALS: Final = SignalSpec()
+TOKEN_IDS: Final = ("prompt_token_ids", "completion_token_ids")
 PROMPT: Final = "prompt_"  # before the names of the columns that belong to the prompt's tokens
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
 
@@ -152,6 +153,19 @@ def flat_list(arrays: Sequence[Array], dtype: Any) -> pa.Array:
         flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
     values = np.concatenate([np.zeros(0, dtype), *flat])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def read_list(column: Any) -> tuple[Array, Array]:
+    """The values of a list column of B rows and its offsets from 0, [B + 1]: what `flat_list` made; views."""
+    offsets = column.offsets.to_numpy()
+    # a slice of a column keeps the values of the whole
+    return column.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def list_lengths(column: Any) -> Array:
+    """How many values each row of a list column has, int32 [B]."""
+    lengths: Array = np.diff(column.offsets.to_numpy())
+    return lengths
 
 
 def encode_states(rows: Sequence[Array]) -> pa.LargeBinaryArray:

@@ -8,14 +8,13 @@ from typing import Any, Final
 import numpy as np
 
 from factory.dataset.codec import COUNTS, SCALARS, STORED, Flat, find_damage, read_topk
-from factory.dataset.columns import PROMPT
+from factory.dataset.columns import PROMPT, TOKEN_IDS, read_list
 from factory.errors import DatasetError
 from factory.records import Array
 
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
 
-IDS: Final = ("prompt_token_ids", "completion_token_ids")
-ARRAYS: Final = (*IDS, *STORED, *(PROMPT + name for name in STORED))
+ARRAYS: Final = (*TOKEN_IDS, *STORED, *(PROMPT + name for name in STORED))
 AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
 
 
@@ -110,7 +109,7 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
         for bad, told in find_damage(stored, lengths, k):
             raise DatasetError(f"{source}: row {columns[bad]['id']}: {prefix}{told}; damaged")
         parts[prefix] = _read_logprobs(stored, k) if stored else {}, np.cumsum([0, *lengths]).tolist()
-    ids = {name: (flat[name][0], flat[name][1].tolist()) for name in IDS}
+    ids = {name: (flat[name][0], flat[name][1].tolist()) for name in TOKEN_IDS}
     for i, texts in enumerate(columns):
         cut: dict[str, dict[str, Any]] = {
             prefix: {name: array[ends[i] : ends[i + 1]] for name, array in arrays.items()}
@@ -139,9 +138,8 @@ def _find_top_k(flat: Flat, tokens: Array) -> int:
 
 def _flatten(column: Any) -> tuple[Array, Array]:
     """The values and the offsets of a list column: views, but for float16, which becomes float32."""
-    offsets = column.offsets.to_numpy()
-    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
-    return values.astype(np.float32) if values.dtype == np.float16 else values, offsets - offsets[0]
+    values, offsets = read_list(column)
+    return values.astype(np.float32) if values.dtype == np.float16 else values, offsets
 
 
 def label_rows(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
