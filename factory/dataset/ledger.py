@@ -69,6 +69,10 @@ class Totals:
     def left(self) -> int:
         return self.planned - self.done
 
+    def ranked_reasons(self) -> list[tuple[str, int]]:
+        """Why rows were not accepted, the commonest reason first."""
+        return sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+
     def add(self, entry: ShardEntry) -> None:
         self.committed_shards += 1
         self.accepted += entry.accepted

@@ -21,21 +21,37 @@ def seal(value: dict[str, Any]) -> dict[str, Any]:
     return body | {"sum": content_hash(body)}
 
 
+def sealed_text(value: dict[str, Any], allow_nan: bool = True) -> str:
+    """The text of a sealed JSON file: sorted, indented, with its own checksum."""
+    return json.dumps(seal(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=allow_nan) + "\n"
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What a sealed JSON file says, without its checksum.
+
+    Raises FileNotFoundError where there is none, DatasetError where any byte of it is not as it was written.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}: damaged: not a JSON object")
+    if sealed_text(value) != text:
+        raise DatasetError(f"{path}: damaged: changed since it was written")
+    del value["sum"]
+    return value
+
+
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of a dataset. Raises DatasetError where there is none or it is damaged."""
     try:
-        text = (out / MANIFEST).read_bytes().decode("utf-8")
-        manifest = json.loads(text)
+        return read_sealed(out / MANIFEST)
     except FileNotFoundError:
         raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{out / MANIFEST}: damaged: {error}") from None
-    if not isinstance(manifest, dict):
-        raise DatasetError(f"{out / MANIFEST}: damaged: not a JSON object")
-    if _manifest_text(manifest) != text:
-        raise DatasetError(f"{out / MANIFEST}: damaged: changed since it was written")
-    del manifest["sum"]
-    return manifest
 
 
 def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
@@ -62,12 +78,12 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     before = read_manifest(out) if path.exists() and not anew else {}
     require_same_job(out, before, manifest)
     if manifest.keys() - before.keys():
-        write_atomically(path, _manifest_text(before | manifest).encode())
+        write_atomically(path, sealed_text(before | manifest).encode())
 
 
 def replace_section(out: Path, name: str, value: Any) -> None:
     """Put one section of a dataset's manifest in place of what it was."""
-    write_atomically(out / MANIFEST, _manifest_text(read_manifest(out) | {name: value}).encode())
+    write_atomically(out / MANIFEST, sealed_text(read_manifest(out) | {name: value}).encode())
 
 
 def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]) -> None:
@@ -80,10 +96,6 @@ def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]
         raise DatasetError(
             f"{out}: made by another job, cannot resume: {told}; undo the change or choose another `out`"
         )
-
-
-def _manifest_text(manifest: dict[str, Any]) -> str:
-    return json.dumps(seal(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def digest_job(manifest: dict[str, Any]) -> str:

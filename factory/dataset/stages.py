@@ -1,12 +1,11 @@
 """Stages: what `curriculum/curriculum.json` says of a dataset's curriculum, and whether its files are still that."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import seal
+from factory.dataset.manifest import read_sealed, sealed_text
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches
 from factory.errors import DatasetError
 from factory.records import content_hash
@@ -22,24 +21,20 @@ def dataset_state(ledger: Ledger) -> str:
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """The text of curriculum.json: sorted, with a checksum of its own."""
-    return json.dumps(seal(summary), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    """The text of curriculum.json, which holds no number that JSON has not."""
+    return sealed_text(summary, allow_nan=False)
 
 
 def read_summary(out: Path) -> dict[str, Any] | None:
     """What curriculum.json says, None where there is no curriculum. Raises DatasetError where it is damaged."""
-    path = out / FOLDER / SUMMARY
-    try:
-        text = path.read_bytes().decode("utf-8")
-        summary = json.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
+    if not (out / FOLDER).is_dir():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: damaged: {error}; {AGAIN}") from None
-    if not isinstance(summary, dict) or summary_text(summary) != text:
-        raise DatasetError(f"{path}: damaged: changed since it was written; {AGAIN}")
-    del summary["sum"]
-    return summary
+    try:
+        return read_sealed(out / FOLDER / SUMMARY)
+    except FileNotFoundError:
+        return None
+    except DatasetError as error:
+        raise DatasetError(f"{error}; {AGAIN}") from None
 
 
 def current_summary(ledger: Ledger) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ def _reasons(totals: Totals) -> list[str]:
     if not totals.reasons:
         return []
     lines = ["| rejected because | rows |", "|---|---:|"]
-    return [*lines, *(f"| `{reason}` | {count:,} |" for reason, count in _ranked(totals)), ""]
+    return [*lines, *(f"| `{reason}` | {count:,} |" for reason, count in totals.ranked_reasons()), ""]
 
 
 def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> list[str]:
@@ -147,10 +147,6 @@ def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> l
         told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(totals.scrubbed.items()))
         lines.append(f"- Personal data replaced in the inputs, by kind: {told}. Names are not recognised.")
     return ["## How rows were chosen", "", *lines, ""] if lines else []
-
-
-def _ranked(totals: Totals) -> list[tuple[str, int]]:
-    return sorted(totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _fidelity(manifest: dict[str, Any]) -> list[str]:

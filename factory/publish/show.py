@@ -34,7 +34,7 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     width = max((len(cell) for cell in totals.cells), default=0)
     for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
         lines.append(f"  {cell:<{width}}  {accepted:>7,} accepted of {accepted + rejected + errors:,}")
-    for reason, count in sorted(totals.reasons.items(), key=lambda pair: (-pair[1], pair[0])):
+    for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
     return lines
 
