@@ -32,7 +32,7 @@ from factory.dataset.rows import (
 )
 from factory.dataset.shards import read_batches
 from factory.errors import DatasetError
-from factory.records import Array
+from factory.signals import Array
 
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
 BATCH_ROWS: Final = 64

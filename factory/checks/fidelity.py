@@ -18,8 +18,9 @@ from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
 from factory.dataset.shards import read_batches, shard_path
 from factory.errors import DatasetError, FidelityError
+from factory.hashing import content_hash
 from factory.job.job import Job
-from factory.records import Array, Logprobs, SignalSpec, content_hash
+from factory.signals import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS, LEAST, Figures, exceeded, worst_of
 from factory.teachers.reference import KeptRow, NotChecked, forward_rows, require_reference
 

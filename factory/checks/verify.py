@@ -13,7 +13,7 @@ from factory.dataset.manifest import MANIFEST, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.stages import check_curriculum
 from factory.errors import DatasetError
-from factory.records import Array, SignalSpec
+from factory.signals import Array, SignalSpec
 from factory.tasks.tasks import source_digest
 
 

@@ -43,7 +43,7 @@ from factory.dataset.shards import ShardFile, shard_path, sync_directory
 from factory.dataset.stages import FOLDER, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
 from factory.publish.card import save_card
-from factory.records import Array
+from factory.signals import Array
 
 BIG_GROUP: Final = 0.25  # share of the rows from which on one group makes the splits uneven
 

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from factory.curriculum.mixture import HandOffConfig
-from factory.records import Array
+from factory.signals import Array
 
 NEVER_RIGHT, TOO_LONG, PASS_RATE, CONFIDENCE = "never_right", "too_long", "pass_rate", "confidence"
 RIGHT_BUT_LEFT_OUT: Final = (b"filter", b"samples")  # stages that reject right answers

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from factory.errors import JobError
 from factory.job.config import Config, describe_problems
 from factory.job.job import Fraction, Weight
-from factory.records import Array
+from factory.signals import Array
 
 SPLITS: Final = ("train", "validation", "test")
 RESERVED: Final = ("default", "hidden_states", "rejected", "preferences", "hand-off")

@@ -14,7 +14,8 @@ from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, read_schema, shard_path
 from factory.errors import DatasetError, JobError
-from factory.records import Array, Measures, SampleStats
+from factory.records import Measures, SampleStats
+from factory.signals import Array
 
 MEASURES: Final = (
     "difficulty",

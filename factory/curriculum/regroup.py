@@ -24,7 +24,7 @@ from factory.dataset.shards import (
     told_as_damage,
 )
 from factory.errors import DatasetError
-from factory.records import Array, SignalSpec
+from factory.signals import Array, SignalSpec
 
 FILE_BYTES: Final = 20 * ROW_GROUP_BYTES
 SPILL_BYTES: Final = 32 * 1024 * 1024

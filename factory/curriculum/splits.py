@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.records import Array, canonical_json
+from factory.hashing import canonical_json
+from factory.signals import Array
 from factory.texts.texts import normalize
 
 DOCUMENT: Final = 200  # characters

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from factory.records import Array, Logprobs
+from factory.signals import Array, Logprobs
 
 ROOTS: Final = 1024  # grid places between probability 1 and 0, were the grid even in the root all the way
 STEP: Final = 1 / 16  # nats between places below the knee

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from factory.dataset.codec import COUNTS, Packed, pack
-from factory.records import Array, Generation, Logprobs, Message, Outcome, Pair, Rejection, SignalSpec, canonical_json
+from factory.hashing import canonical_json
+from factory.records import Generation, Message, Outcome, Pair, Rejection
+from factory.signals import Array, Logprobs, SignalSpec
 
 FORMAT_VERSION: Final = 1
 SENTINEL: Final = b"\x01"  # ends every binary value: some readers strip trailing NUL bytes

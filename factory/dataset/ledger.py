@@ -18,7 +18,8 @@ from typing import Any
 from factory.dataset.manifest import MANIFEST, reconcile_manifest, seal, write_atomically
 from factory.dataset.shards import ShardFile
 from factory.errors import DatasetError
-from factory.records import Outcome, Record, canonical_json
+from factory.hashing import canonical_json
+from factory.records import Outcome, Record
 
 LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
 

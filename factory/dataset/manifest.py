@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from factory.dataset.shards import sync_directory
 from factory.errors import DatasetError
-from factory.records import SignalSpec, canonical_json, content_hash
+from factory.hashing import canonical_json, content_hash
+from factory.signals import SignalSpec
 
 MANIFEST = "manifest.json"
 

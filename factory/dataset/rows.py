@@ -10,7 +10,7 @@ import numpy as np
 from factory.dataset.codec import COUNTS, SCALARS, STORED, Flat, find_damage, read_topk
 from factory.dataset.columns import PROMPT, TOKEN_IDS, read_list
 from factory.errors import DatasetError
-from factory.records import Array
+from factory.signals import Array
 
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from factory.dataset.columns import Layout, config_bytes, layouts
 from factory.errors import DatasetError
-from factory.records import Outcome, Pair, Record, SignalSpec
+from factory.records import Outcome, Pair, Record
+from factory.signals import SignalSpec
 
 ROW_GROUP_BYTES = 12 * 1024 * 1024
 HASH_BYTES, SYNC_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024

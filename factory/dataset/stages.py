@@ -8,7 +8,7 @@ from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import read_sealed, sealed_text
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches
 from factory.errors import DatasetError
-from factory.records import content_hash
+from factory.hashing import content_hash
 
 FOLDER, SUMMARY = "curriculum", "curriculum.json"
 AGAIN: Final = "`factory curriculum` makes it anew"

@@ -8,7 +8,7 @@ from factory.dataset.columns import layouts
 from factory.dataset.ledger import Ledger, Totals
 from factory.dataset.manifest import read_manifest, read_signals, write_atomically
 from factory.dataset.stages import FOLDER, card_configs, describe_range
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 
 OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
 DECODER: Final = """

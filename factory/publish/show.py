@@ -13,7 +13,8 @@ from factory.dataset.codec import STORED, read_topk
 from factory.dataset.ledger import Totals, read_ledger
 from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import read_batches, shard_path
-from factory.records import Array, canonical_json
+from factory.hashing import canonical_json
+from factory.signals import Array
 
 WIDTH = 110
 IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"), np.int32)

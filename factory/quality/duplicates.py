@@ -17,9 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.hashing import canonical_json
 from factory.job.job import FiltersConfig
 from factory.quality.samples import canonical_answer
-from factory.records import Array, Outcome, Record, canonical_json
+from factory.records import Outcome, Record
+from factory.signals import Array
 from factory.texts.texts import normalize
 
 SHINGLE_WORDS: Final = 3

@@ -19,7 +19,8 @@ from factory.dataset.columns import layouts
 from factory.dataset.shards import write_shard
 from factory.load import load_rows
 from factory.quality.validate import find_damage
-from factory.records import Generation, HiddenStates, Prompt, Record, Sampling, SignalSpec
+from factory.records import Generation, Prompt, Record, Sampling
+from factory.signals import HiddenStates, SignalSpec
 from factory.teachers.spool import Spool
 
 EXACT_BYTES, COMPACT_BYTES = 70.0, 60.0  # a position at k = 20

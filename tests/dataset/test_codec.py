@@ -25,8 +25,9 @@ from factory.job.job import Job
 from factory.load import load_rows
 from factory.publish.card import DECODER
 from factory.publish.show import describe_rows
-from factory.records import Array, Logprobs, Record, SignalSpec
+from factory.records import Record
 from factory.runs.run import run
+from factory.signals import Array, Logprobs, SignalSpec
 
 BYTES, KL = 60, 1e-5  # the bars at k = 20: bytes a position, mean nats
 COMPACT, EXACT = SignalSpec(top_k=20, compact=True), SignalSpec(top_k=20)

@@ -25,7 +25,8 @@ from factory.dataset.shards import (
     write_shard,
 )
 from factory.errors import DatasetError
-from factory.records import HiddenStates, Record, SignalSpec
+from factory.records import Record
+from factory.signals import HiddenStates, SignalSpec
 
 WRITE_ON_SMALL_DISKS = """
 import resource, sys, threading

@@ -25,8 +25,8 @@ from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
 from factory.errors import FidelityError
 from factory.job.job import Job
-from factory.records import Array, Logprobs
 from factory.runs.run import run
+from factory.signals import Array, Logprobs
 from factory.teachers.agreement import BOUNDS
 from factory.teachers.plain_forward import PlainModel, compare_row
 from factory.teachers.reference import KeptRow, require_reference

@@ -33,8 +33,9 @@ from factory.dataset.columns import decode_states
 from factory.dataset.ledger import summarize_shard
 from factory.dataset.shards import write_shard
 from factory.quality.validate import Gate, find_damage
-from factory.records import Generation, HiddenStates, Outcome, Prompt, Record, Rejection
+from factory.records import Generation, Outcome, Prompt, Record, Rejection
 from factory.runs.run import decide
+from factory.signals import HiddenStates
 
 COUNT = 1500
 STAGES = {"prompt", "teacher", "parse", "schema", "check", "signals"}

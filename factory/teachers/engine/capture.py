@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from vllm.distributed.parallel_state import get_tp_group
 
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 from factory.teachers.engine.attention import AttentionKeeper
 from factory.teachers.engine.distribution import Distribution, Workspace, fractions, row_width, split_rows
 from factory.teachers.engine.pages import Array, Pages, StepRows

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.records import Logprobs, SignalSpec
+from factory.signals import Logprobs, SignalSpec
 
 TOLD: Final = "the engine's own logprobs: after the grammar's mask, entropy over the kept ids and all others as one"
 LEAST_MASS: Final = 1e-9  # of a tail: float32 probabilities do not add up to 1 any closer

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from factory.errors import redact
-from factory.records import LOGPROB_ARRAYS, Attention, Experts, Generation, HiddenStates, Logprobs, SignalSpec
+from factory.records import Generation
+from factory.signals import LOGPROB_ARRAYS, Attention, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal

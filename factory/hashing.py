@@ -1,0 +1,24 @@
+"""Names and lots made of content: the same on every machine, in every process and in every run."""
+
+import hashlib
+import json
+
+
+def canonical_json(value: object) -> str:
+    """One text for one value: sorted keys, no spaces, no escapes, so that it can be hashed and compared."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(value: object, length: int = 24) -> str:
+    """Hex digest of a JSON-able value, the same on every machine and under every hash seed."""
+    return hashlib.blake2b(canonical_json(value).encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()[:length]
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 31 bits (what every engine takes) from anything JSON-able."""
+    return int(content_hash(parts, 16), 16) & 0x7FFF_FFFF
+
+
+def is_drawn(row_id: str, share: float) -> bool:
+    """Whether a row is among a share of all, by its id alone (a hash)."""
+    return int(content_hash(row_id, 8), 16) < share * 2**32
