@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from factory.curriculum.build import make_curriculum
-from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.config import CurriculumConfig
 from factory.dataset.shards import write_shard
 from factory.errors import DatasetError
 from factory.job.job import Job

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.curriculum.config import EASIER, CurriculumConfig
 from factory.curriculum.handoff import (
     OVER_BUDGET,
     RIGHT_BUT_LEFT_OUT,
@@ -23,17 +24,7 @@ from factory.curriculum.handoff import (
     explain_rows,
     was_answered,
 )
-from factory.curriculum.mixture import (
-    EASIER,
-    SPLITS,
-    Candidates,
-    CurriculumConfig,
-    Stage,
-    describe_counts,
-    fill_stage,
-    plan_cuts,
-    require_tasks,
-)
+from factory.curriculum.mixture import SPLITS, Candidates, Stage, describe_counts, fill_stage, plan_cuts, require_tasks
 from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, value_rows
 from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from factory.curriculum.mixture import HandOffConfig
+from factory.curriculum.config import HandOffConfig
 from factory.signals import Array
 
 NEVER_RIGHT, TOO_LONG, PASS_RATE, CONFIDENCE = "never_right", "too_long", "pass_rate", "confidence"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.config import CurriculumConfig
 from factory.curriculum.splits import Links
 from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger

@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.curriculum.mixture import (
-    EASIER,
-    SPLITS,
-    Candidates,
-    CurriculumConfig,
-    Cut,
-    Stage,
-    TabledConfig,
-    fill_stage,
-    load_config,
-    plan_cuts,
-)
+from factory.curriculum.config import EASIER, CurriculumConfig, TabledConfig, load_config
+from factory.curriculum.mixture import SPLITS, Candidates, Cut, Stage, fill_stage, plan_cuts
 from factory.errors import JobError
 
 
