@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 
 from factory.dataset.codec import SCALARS, STORED, find_damage, read_topk
-from factory.dataset.columns import PROMPT, TOKEN_IDS, decode_states, list_lengths, logprob_columns
+from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
 from factory.dataset.shards import read_batches, shard_path
+from factory.dataset.signal_columns import PROMPT, decode_states, logprob_columns
 from factory.errors import DatasetError, FidelityError
 from factory.hashing import content_hash
 from factory.job.job import Job

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, Flat, find_damage
-from factory.dataset.columns import PROMPT, TOKEN_IDS, Layout, layouts, list_lengths, read_list
+from factory.dataset.columns import TOKEN_IDS, list_lengths, read_list
+from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
 from factory.dataset.manifest import MANIFEST, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
+from factory.dataset.signal_columns import PROMPT
 from factory.dataset.stages import check_curriculum
 from factory.errors import DatasetError
 from factory.signals import Array, SignalSpec

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column, Layout
+from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column
+from factory.dataset.layouts import Layout
 from factory.dataset.shards import (
     ROW_GROUP_BYTES,
     ShardFile,

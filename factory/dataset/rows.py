@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from factory.dataset.codec import COUNTS, SCALARS, STORED, Flat, find_damage, read_topk
-from factory.dataset.columns import PROMPT, TOKEN_IDS, read_list
+from factory.dataset.columns import TOKEN_IDS, read_list
+from factory.dataset.signal_columns import PROMPT
 from factory.errors import DatasetError
 from factory.signals import Array
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.dataset.columns import Layout, config_bytes, layouts
+from factory.dataset.layouts import Layout, config_bytes, layouts
 from factory.errors import DatasetError
 from factory.records import Outcome, Pair, Record
 from factory.signals import SignalSpec

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from factory.dataset.codec import STORED
-from factory.dataset.columns import PROMPT
 from factory.dataset.ledger import Ledger, ShardEntry, Totals, read_ledger, summarize_shard
 from factory.dataset.shards import column_bytes, read_batches, write_shard
+from factory.dataset.signal_columns import PROMPT
 from factory.errors import DatasetError, JobError
 from factory.forecast.standin import ANY_LEVEL, Cell, Measured, StandIns
 from factory.job.job import Job

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from factory.checks.fidelity import SECTION, describe
 from factory.dataset.codec import BOUNDS, COLUMNS
-from factory.dataset.columns import layouts
+from factory.dataset.layouts import layouts
 from factory.dataset.ledger import Ledger, Totals
 from factory.dataset.manifest import read_manifest, read_signals, write_atomically
 from factory.dataset.stages import FOLDER, card_configs, describe_range

@@ -11,7 +11,7 @@ import tomli_w
 
 from factory import __version__
 from factory.dataset.codec import BOUNDS
-from factory.dataset.columns import FORMAT_VERSION
+from factory.dataset.layouts import FORMAT_VERSION
 from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import digest_job, write_atomically
 from factory.errors import JobError

@@ -15,7 +15,7 @@ from bench_figures import Figure, tell
 from bench_models import Model
 from bench_others import PACKINGS, name_tokens, pack, write_distilabel, write_packed
 
-from factory.dataset.columns import layouts
+from factory.dataset.layouts import layouts
 from factory.dataset.shards import write_shard
 from factory.load import load_rows
 from factory.quality.validate import find_damage

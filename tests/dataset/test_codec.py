@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from factory.checks.verify import verify
 from factory.dataset.codec import COLUMNS, GRID, NOWHERE, Packed, find_damage, pack, read_topk, to_grid
-from factory.dataset.columns import layouts
+from factory.dataset.layouts import layouts
 from factory.dataset.manifest import read_manifest, read_signals
 from factory.dataset.shards import write_shard
 from factory.errors import DatasetError

@@ -20,9 +20,10 @@ import torch
 from integration_support import engine_job, make_dataset
 
 from factory.checks.fidelity import choose_rows, describe, read_row, summarize
-from factory.dataset.columns import encode_states, flat_list
+from factory.dataset.columns import flat_list
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
+from factory.dataset.signal_columns import encode_states
 from factory.errors import FidelityError
 from factory.job.job import Job
 from factory.runs.run import run
