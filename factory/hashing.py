@@ -11,6 +11,7 @@ def canonical_json(value: object) -> str:
 
 def content_hash(value: object, length: int = 24) -> str:
     """Hex digest of a JSON-able value, the same on every machine and under every hash seed."""
+    # "surrogatepass": a lone surrogate in a user's text is no UTF-8, and must still have a name
     return hashlib.blake2b(canonical_json(value).encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()[:length]
 
 
@@ -21,4 +22,5 @@ def derive_seed(*parts: object) -> int:
 
 def is_drawn(row_id: str, share: float) -> bool:
     """Whether a row is among a share of all, by its id alone (a hash)."""
+    # the same rows in every run and on every machine, and a larger share holds those of a smaller one
     return int(content_hash(row_id, 8), 16) < share * 2**32

@@ -1,6 +1,14 @@
 """The values that travel from a plan to a shard: Prompt -> Generation -> Record | Rejection.
 
-All are immutable.
+All are immutable, and every stage makes a new value of what it was given:
+
+    PlannedRow -> Prompt -> Generation -> Record        accepted
+                     ^           |     \-> Rejection     turned down (at any stage, `Prompt` and all after it)
+                     \-- Attempt-/                      asked again: the next Prompt holds the failed one in `history`
+
+One PlannedRow ends as exactly one Record or Rejection, in its own `shard` and `position`, however often it was asked.
+Token ids are the truth of a Generation: `text`, `reasoning` and `answer_text` were decoded from them and are never
+encoded again. How the arrays of a Generation line up with its ids is drawn in `factory.signals`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,7 +25,10 @@ Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "jud
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the teacher samples one answer; the names and meanings are vLLM's `SamplingParams`."""
+    """How the teacher samples one answer; the names and meanings are vLLM's `SamplingParams` (`top_k` 0: all ids).
+
+    `thinking_tokens` is ours: after so many tokens of reasoning its end is forced; None where it is not.
+    """
 
     temperature: float = 0.7
     top_p: float = 1.0
@@ -30,7 +41,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """One row to make: answer `sample` to prompt `number` of its task; `seed` draws its scenario and its phrasing."""
+    """One row to make: answer `sample` (from 0) to prompt `number` of its task.
+
+    `seed` draws scenario and phrasing, so all samples of a prompt share it. `position` is the row's place in its shard.
+    """
 
     shard: int
     position: int
@@ -57,42 +71,49 @@ class Transcript:
     """A completion that exists already and is only scored: exact token ids, texts that are encoded as they stand, or
     an assistant turn (`role`, `content`, perhaps `reasoning_content`) for the teacher's chat template."""
 
+    # The first way; empty in the other two.
     prompt_ids: tuple[int, ...] = ()
     completion_ids: tuple[int, ...] = ()
+    # The second: both, without a chat template.
     prompt: str | None = None
     completion: str | None = None
+    # The third: what comes before it is the prompt's `messages`.
     turn: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One planned row, rendered. `id` is a hash of its content; `seed` is the one of this attempt.
+    """One planned row, rendered. Its `id` stays the same through all attempts; `seed` and messages do not."""
 
-    All samples of one prompt share `group`, the id of the first. `repaired` says that the last two messages are an
-    answer that was not accepted and what was wrong with it. Nothing is asked where there is a `transcript`. Without
-    `keeps` no signals are kept of it: it is a judge's, whose answer becomes no row.
-    """
-
+    # A hash of the content: equal rows have equal ids on every machine, and the row keeps it in the files.
     id: str
     shard: int
     position: int
     task: str
     level: str
     messages: tuple[Message, ...]
+    # JSON of what the messages were made from.
     scenario: str
+    # Of this attempt's sampling.
     seed: int
     sampling: Sampling
+    # 0, then one more for each time it is asked again: as many as `history` holds, oldest first.
     attempt: int = 0
     history: tuple[Attempt, ...] = ()
+    # Which sample of its prompt, and the id of the first of them, which they all share.
     sample: int = 0
     group: str = ""
+    # The last two messages are an answer that was not accepted and what was wrong with it.
     repaired: bool = False
+    # Nothing is asked where there is one: it is scored.
     transcript: Transcript | None = None
+    # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
 
     @property
     def request(self) -> Message:
         """The user turn that asks for the answer."""
+        # behind it a repaired prompt has two turns more
         return self.messages[-3 if self.repaired else -1]
 
     def again(self, attempt: Attempt) -> "Prompt":
@@ -102,6 +123,7 @@ class Prompt:
 
     def repair(self, answer: str, feedback: str) -> "Prompt":
         """The request itself, then an answer that was not accepted, then what is wrong with it."""
+        # a second repair takes the place of the first, or every attempt would make the prompt longer
         asked = self.messages[:-2] if self.repaired else self.messages
         turns = ({"role": "assistant", "content": answer}, {"role": "user", "content": feedback})
         return replace(self, messages=(*asked, *turns), repaired=True)
@@ -109,28 +131,31 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What the teacher did with one attempt at one prompt.
-
-    `text` is the decoded completion as it stands, markers and stop tokens included. `answer_start` is the index into
-    `completion_token_ids` of the first token of the answer (equal to its length when no answer was begun). `reasoning`
-    is None where the teacher does not reason. Entry i of `prompt_logprobs` belongs to prompt token i + 1: nothing
-    predicts the first. `failure` names why there is no usable completion at all.
-    """
+    """What the teacher did with one attempt at one prompt. Not trusted yet: the gate checks arrays against ids."""
 
     prompt_id: str
     attempt: int
+    # The decoded completion as it stands, markers and stop tokens included.
     text: str
+    # Cut out of it; None where the teacher does not reason.
     reasoning: str | None
     answer_text: str
+    # int32 [P] and [T]: exactly what the teacher was given and what it sampled.
     prompt_token_ids: Array
     completion_token_ids: Array
+    # Index into the completion's ids where the answer begins; T when no answer was begun.
     answer_start: int
+    # "stop" or "length"; "error" where there is a `failure`.
     finish_reason: str
+    # T entries; None where the job keeps none, as all below.
     logprobs: Logprobs | None = None
+    # P - 1 entries, where the job keeps the prompt's too: entry i is of prompt token i + 1.
     prompt_logprobs: Logprobs | None = None
     hidden_states: HiddenStates | None = None
     experts: Experts | None = None
+    # None also for a row that is not among those drawn.
     attention: Attention | None = None
+    # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""
 
@@ -192,7 +217,10 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An accepted row."""
+    """An accepted row. `answer` is the JSON text that validated, `score` 1 where the check found nothing, else 0.
+
+    `verdict` is None where nobody judged; `samples` and `measures` are filled in when the whole shard is known.
+    """
 
     prompt: Prompt
     generation: Generation
@@ -225,11 +253,13 @@ class Rejection:
     """A row that was not accepted. `kind` is "error" where the factory or a task's own code is to blame."""
 
     prompt: Prompt
+    # None where nothing came of it: the prompt could not be made, or nobody was asked.
     generation: Generation | None
     stage: Stage
     reason: str
     findings: tuple[str, ...] = ()
     kind: Literal["rejected", "error"] = "rejected"
+    # None where the text was no well-formed answer.
     answer: str | None = None
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()

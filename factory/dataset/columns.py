@@ -1,7 +1,14 @@
-"""Columns: outcomes become Arrow tables, and nothing else decides what a column is called or how it is stored.
+"""Columns: how outcomes become Arrow arrays, and the columns of every row: who asked what, and what came of it.
 
-Logprobs are flat lists of length T or T*k beside the token ids: nested lists stream 20 to 40 times slower. Hidden
-states are one binary value a row; docs/dataset-format.md describes every column for readers without this package.
+A column is a name, a type and a function of a batch of outcomes, so what is written in a row can be read here line by
+line. Names and types are the format, and `verify` compares them with each file's. Those of the signals stand in
+`signal_columns`; which config has which is in `layouts`. No column depends on when or where a job runs: equal outcomes
+are equal bytes.
+
+    a list column of 3 rows     values   [a b c d e]        `flat_list` makes it of arrays of any shape,
+                                offsets  [0 3 3 5]          `read_list` gives both back: row i is values[o_i : o_(i+1)]
+
+docs/dataset-format.md describes every column for readers without this package.
 """
 
 import json
@@ -16,31 +23,35 @@ from factory.records import Generation, Message, Outcome, Pair, Rejection
 from factory.signals import Array
 
 MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
+# as TRL takes them: reasoning is part of the assistant's turn
 COMPLETION: Final = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 IDS: Final = pa.list_(pa.int32())
+# of `Measures` those that are float32; `reasoning_tokens` is a number of tokens
 MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
 TOKEN_IDS: Final = ("prompt_token_ids", "completion_token_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its name, its Arrow type and how its values are taken from a batch of rows.
-
-    `of` makes of an outcome what a value is taken from, once for all columns that name the same function.
-    """
+    """One column: its name, its Arrow type and how its values are taken from a batch of rows."""
 
     name: str
     type: pa.DataType
+    # Of all rows of a row group at once: numbers stay arrays and are not touched one by one.
     take: Callable[[Sequence[Any]], pa.Array]
+    # Makes of an outcome what `take` is given, once for all columns that name the same function (they are compared by
+    # identity): packing a distribution is dear, and four columns are taken from it. None: the outcome itself.
     of: Callable[[Any], Any] | None = None
 
 
 def flat_list(arrays: Sequence[Array], dtype: Any) -> pa.Array:
     """Arrays of any shape as one list column, each flattened; no Python object per number."""
+    # Arrow's plain list has int32 offsets; row groups of about 12 MB stay far below their end
     offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
     np.cumsum([array.size for array in arrays], out=offsets[1:])
     with np.errstate(over="ignore"):  # the floor that stands for the log of 0 becomes -inf in float16
         flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
+    # an empty one first: no rows at all have a dtype too
     values = np.concatenate([np.zeros(0, dtype), *flat])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
@@ -77,7 +88,7 @@ def array_column(name: str, get: Callable[[Any], Array], dtype: Any, of: Callabl
 
 
 def _clean(text: str | None) -> str | None:
-    """Text that UTF-8 can hold: a lone surrogate becomes the replacement character."""
+    """Text that UTF-8 can hold: a lone surrogate becomes a question mark, or Arrow would refuse the whole shard."""
     return text if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -86,6 +97,7 @@ def _messages(outcome: Outcome) -> list[Message]:
 
 
 def _turn(generation: Generation | None) -> list[dict[str, str | None]]:
+    # only accepted rows and pairs have a turn, and neither is made without a completion
     assert generation is not None
     answer, reasoning = _clean(generation.answer_text), _clean(generation.reasoning)
     return [{"role": "assistant", "content": answer, "reasoning_content": reasoning}]
@@ -98,6 +110,7 @@ def _findings(outcome: Outcome) -> list[str]:
 def _history(rejection: Rejection) -> list[str]:
     names = ("seed", "stage", "reason", "findings", "text")
     attempts = rejection.prompt.history
+    # one text an attempt: lists of structs stream 20 to 40 times slower, and few will read these
     return [json.dumps({name: getattr(attempt, name) for name in names}) for attempt in attempts]
 
 
@@ -125,8 +138,10 @@ def _pair_messages(name: str, get: Callable[[Pair], Outcome]) -> Column:
     )
 
 
+# what accepted and rejected rows have alike; None where a row has no such thing
 IDENTITY: Final = (
     text_column("id", lambda o: o.prompt.id),
+    # a prompt's first sample has the prompt's id for its own
     text_column("prompt_id", lambda o: o.prompt.group or o.prompt.id),
     int_column("sample", lambda o: o.prompt.sample),
     text_column("task", lambda o: o.prompt.task),
@@ -157,6 +172,7 @@ ACCEPTED: Final = (
 )
 
 
+# without signals: nobody trains on these rows, and the ids say what the teacher did
 REJECTED: Final = (
     text_column("kind", lambda o: o.kind),
     text_column("stage", lambda o: o.stage),
@@ -165,6 +181,7 @@ REJECTED: Final = (
     array_column("prompt_token_ids", _rejected_ids("prompt_token_ids"), np.int32),
     array_column("completion_token_ids", _rejected_ids("completion_token_ids"), np.int32),
 )
+# as TRL's preference trainers take them; the ids lead to the whole rows
 PREFERENCES: Final = (
     text_column("id", lambda pair: pair[0].prompt.group),
     text_column("task", lambda pair: pair[0].prompt.task),

@@ -1,4 +1,9 @@
-"""Layouts: the configs of a dataset, the columns of each, and how its files are compressed and encoded."""
+"""Layouts: the configs of a dataset, the columns of each, and how its files are compressed and encoded.
+
+Which configs there are follows from the signals alone, so every shard has the same ones, without rows where it has
+none to hold. `hidden_states`, `experts` and `attention` have the rows of `default`, in its order: they are joined by
+place, and the ids only prove it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +18,7 @@ from factory.records import Outcome
 from factory.signals import SignalSpec
 
 FORMAT_VERSION: Final = 1
+# told in the schema only where they are not the default: a dataset that does without them has the bytes it always had
 CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention")
 NO_SIGNALS: Final = SignalSpec()
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
@@ -23,6 +29,7 @@ class Layout:
     """The columns of one config, and how its files are compressed and encoded."""
 
     config: str
+    # "data" for the config "default", else of the same name.
     folder: str
     columns: tuple[Column, ...]
     signals: SignalSpec
@@ -47,6 +54,7 @@ class Layout:
         if self.config == "hidden_states":
             # a page for each value: pyarrow copies each page, and small ones fit memory that was used before
             return {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_batch_size": 1}
+        # bytes of the same weight side by side compress; a dictionary of numbers does not pay
         split = {f"{c.name}.list.element" for c in self.columns if _is_split(c.type)}
         split |= {c.name for c in self.columns if c.type == pa.float32()}
         labels = [c.name for c in self.columns if c.name in LABELS]
@@ -59,6 +67,7 @@ class Layout:
 
     def table(self, outcomes: Sequence[Any]) -> pa.Table:
         """One table with a row for each outcome."""
+        # what several columns are taken from is made once; None is the outcomes themselves
         made: dict[Any, Sequence[Any]] = {None: outcomes}
         for of in {column.of for column in self.columns if column.of is not None}:
             made[of] = [of(outcome) for outcome in outcomes]
@@ -102,6 +111,7 @@ def config_bytes(outcome: Outcome, config: str) -> int:
     inside, generation = _inside_bytes(outcome), outcome.generation
     if config in inside:
         return inside[config]
+    # no measurement: row groups need only be about even, and 2000 stands for ids, messages and labels
     if generation is None:
         return 2000
     size = 4 * len(generation.text) + 2000 + generation.prompt_token_ids.nbytes

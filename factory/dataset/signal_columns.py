@@ -16,6 +16,7 @@ from factory.dataset.columns import IDS, Column, array_column, take_values, text
 from factory.records import Generation
 from factory.signals import Array, Logprobs, SignalSpec
 
+# no name in the default config begins so by chance: `prompt_id` and `prompt_token_ids` are not in codec.STORED
 PROMPT: Final = "prompt_"  # before the names of the columns that belong to the prompt's tokens
 SENTINEL: Final = b"\x01"  # ends every binary value: some readers strip trailing NUL bytes
 
@@ -25,7 +26,9 @@ class Stored:
     """The distributions of one row as its columns hold them."""
 
     logprobs: Logprobs
-    kept_TK: Array | None  # which entries hold an id; None where all do
+    # bool: which entries hold an id. None where the job keeps k of them everywhere: then there are no counts either.
+    kept_TK: Array | None
+    # None in the exact profile.
     packed: Packed | None
 
     def flat(self, array_TK: Array) -> Array:
@@ -58,6 +61,7 @@ def _logprob_columns(signals: SignalSpec, prefix: str, of: Callable[[Any], Store
     def column(name: str, dtype: Any, get: Callable[[Any], Array]) -> Column:
         return array_column(prefix + name, get, dtype, of)
 
+    # of the three numbers that every token has, whichever ids are kept of it
     number = np.float16 if signals.compact else np.float32
     columns = [column("sampled_logprobs", number, lambda s: s.logprobs.sampled_T)]
     if signals.compact:
@@ -85,6 +89,7 @@ def encode_states(rows: Sequence[Array]) -> pa.LargeBinaryArray:
 
     Each number is copied once.
     """
+    # Arrow's buffers are made by hand: pa.array() would copy every number once more
     states = [np.ascontiguousarray(bits_NLH, dtype="<u2") for bits_NLH in rows]
     ends = np.cumsum([0, *(bits.nbytes + len(SENTINEL) for bits in states)], dtype=np.int64)
     values = b"".join(part for bits in states for part in (bits.data, SENTINEL))
@@ -93,9 +98,11 @@ def encode_states(rows: Sequence[Array]) -> pa.LargeBinaryArray:
 
 def decode_states(states: bytes, shape: Sequence[int]) -> Array:
     """The bits of a `states` value as uint16 [N, L, H]; a view, not a copy."""
+    # `count` leaves the sentinel out
     return np.frombuffer(states, dtype="<u2", count=int(np.prod(shape))).reshape(shape)
 
 
+# `shape` and `dtype` in every row: a file explains itself to whoever has only a row of it
 HIDDEN: Final = (
     text_column("id", lambda o: o.prompt.id),
     Column("layers", IDS, take_values(IDS, lambda o: list(o.generation.hidden_states.layers))),
