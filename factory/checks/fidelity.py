@@ -41,6 +41,7 @@ def check_run(ledger: Ledger, job: Job) -> str | None:
 
     The line for the terminal; None where nothing was to be done.
     """
+    # a resumed run that added nothing need not load the model again
     count, manifest = rows_to_verify(job), read_manifest(ledger.out)
     before = manifest.get(SECTION, {})
     passed = before.get("verdict") == "passed" and before["asked"] >= count
@@ -96,12 +97,14 @@ def digest_files(ledger: Ledger) -> str:
 def choose_rows(ledger: Ledger, count: int) -> list[Choice]:
     """Up to `count` accepted rows, the same every time: spread over the shards, the tasks and the lengths."""
     shards = [shard for shard, entry in sorted(ledger.entries.items()) if entry.accepted]
+    # the ends and what lies evenly between: a fault may begin in the middle of a run
     spread = sorted({shards[i * (len(shards) - 1) // max(1, count - 1)] for i in range(count)}) if shards else []
     left = {shard: list(_list_rows(ledger.out, shard)) for shard in spread}
     seen: Counter[str] = Counter()
     chosen: list[Choice] = []
     while len(chosen) < count and any(left.values()):
         for shard in [shard for shard in spread if left[shard]][: count - len(chosen)]:
+            # no random draw: the same files give the same rows, so a result can be looked at again
             rarest = min(seen[task] for _, task, _ in left[shard])
             rows = sorted(row for row in left[shard] if seen[row[1]] == rarest)
             row = rows[len(chosen) * (len(rows) - 1) // max(1, count - 1)]  # from short to long
@@ -132,6 +135,7 @@ def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
     try:
         logprobs = _read_logprobs(arrays, "", len(completion), signals) if signals.top_k else None
         if logprobs is not None and signals.of_prompt:
+            # entry n of both together is predicted at input n, as a forward over all tokens gives them
             logprobs = _join(_read_logprobs(arrays, PROMPT, len(prompt) - 1, signals), logprobs)
         inputs = len(prompt) + len(completion) - 1
         bits, positions = _read_states(out, choice, inputs, signals) if signals.layers else (None, None)
@@ -154,6 +158,7 @@ def _read_logprobs(arrays: dict[str, Array], prefix: str, tokens: int, signals: 
     """The distributions of a row, out of its columns that begin so. Raises ValueError where they do not fit."""
     names = [name for name in STORED if prefix + name in arrays]
     flat = {name: (arrays[prefix + name], np.array([0, len(arrays[prefix + name])])) for name in names}
+    # a reader of one row has no batch: offsets of one list that is all of it
     for _, told in find_damage(flat, np.array([tokens]), signals.top_k):
         raise ValueError(prefix + told)
     topk = read_topk(flat, signals.top_k)
@@ -190,6 +195,7 @@ def summarize(rows: list[KeptRow], answer: dict[str, Any], dtype: str) -> dict[s
     layers = {name: worst_of(part["layers"][name] for part in parts) for name in parts[0]["layers"]}
     each = [worst_of([part["logprobs"], *part["layers"].values()]) for part in parts]
     figures = worst_of(each)
+    # bounds are of the precision that the reference ran in
     past = exceeded(figures, dtype)
     return {
         "verdict": "failed" if past else "passed",

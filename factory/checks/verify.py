@@ -1,4 +1,9 @@
-"""Verification: is a dataset exactly what was committed, and does every row's arrays belong to its tokens?"""
+"""Verification: is a dataset exactly what was committed, and does every row's arrays belong to its tokens?
+
+From what vouches to what is vouched for: manifest and ledger carry their own checksums, a ledger's line those of its
+files, and only a shard whose bytes are those that were committed is read row by row. So a line names the first thing
+that is wrong with a file, not what follows from it. Whether numbers are right, and not only sound, `fidelity` tells.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +50,7 @@ def verify(out: Path) -> Iterator[str]:
     rows = sum(entry.planned for entry in ledger.entries.values())
     if len(ledger.entries) == ledger.plan["shards"] and rows != ledger.plan["planned"]:
         yield f"ledger.jsonl: {rows} rows committed, {ledger.plan['planned']} planned"
+    # the ids of the whole dataset, each with its shard: a row may be there twice in two of them
     seen: dict[str, int] = {}
     for shard, entry in sorted(ledger.entries.items()):
         damage = list(check_files(out, entry))
@@ -88,6 +94,7 @@ def _check_counts(entry: ShardEntry) -> Iterator[str]:
         yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
     rows = {file.path.split("/")[0]: file.rows for file in entry.files}
     expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
+    # every accepted row is in each config beside the rows; one without attention maps has a null there
     expected |= {"experts": entry.accepted, "attention": entry.accepted}
     if rows.pop("preferences", 0) > entry.accepted:
         yield f"ledger.jsonl: shard {entry.shard}: more preference pairs than accepted rows"
@@ -101,9 +108,11 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
     for layout in configs.values():
         name = shard_path(layout.folder, shard)
         columns = {column.name: str(column.type) for column in layout.columns}
+        # reading on would fail at the first column that is not there
         if read_schema(out / name) != columns:
             yield f"{name}: columns are not those of this format"
             return
+    # N by id, in the order of the default config: what the configs beside it must have, in this order
     inputs: dict[str, int] = {}
     prompt_tokens = completion_tokens = 0
     for config in ("default", "rejected"):
@@ -192,6 +201,7 @@ def _find_in_experts(batch: Any, inputs: dict[str, int]) -> Iterator[tuple[str, 
 
 def _find_in_attention(batch: Any, inputs: dict[str, int], signals: SignalSpec) -> Iterator[tuple[str, str]]:
     for row in batch.to_pylist():
+        # a row without maps has an empty shape; which rows must have some follows from their ids
         count, (blocks, *_, second, third) = inputs.get(row["id"], 0), row["shape"] or (0, 0, 0)
         wanted = (len(signals.attention), count) if signals.keeps_attention(row["id"], count) else (0, 0)
         if (blocks, second) != wanted or second != third:

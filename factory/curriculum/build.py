@@ -71,6 +71,7 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
             shutil.rmtree(fresh, ignore_errors=True)
             decided = _decide(ledger, config, where)
             summary = _write_files(ledger, manifest, config, decided, fresh)
+            # the card names no stage while there is none: a kill between these lines leaves a dataset that loads
             save_card(ledger, None)
             _install(out, fresh)
             save_card(ledger, summary)
@@ -92,6 +93,7 @@ def _require_complete(ledger: Ledger) -> None:
 
 def _install(out: Path, fresh: Path) -> None:
     """Put a finished folder in the place of the former one; between the two renames there is none."""
+    # a folder cannot be renamed over one that is not empty
     target, former = out / FOLDER, out / f".tmp-{FOLDER}-former"
     shutil.rmtree(former, ignore_errors=True)
     if target.exists():
@@ -117,6 +119,7 @@ def _decide(ledger: Ledger, config: CurriculumConfig, where: str) -> Decisions:
     value_A = value_rows(ledger, accepted, config, where)
     if config.formula is not None:
         accepted["difficulty"] = value_A
+    # the student's limit bounds stages, not labels: a prompt is told of by all its rows
     kept = np.flatnonzero(accepted["tokens"] <= (config.student.max_tokens or np.inf))
     tasks, codes = np.unique(accepted["task"], return_inverse=True)
     rows = Candidates(

@@ -111,11 +111,13 @@ def _evaluate(formula: str, accepted: Columns, where: str) -> Array:
         compute = compile_formula(formula, known)
     except JobError as error:
         raise JobError(f"{where}: {str(error).removeprefix('difficulty.')}") from None
+    # x != x: NaN is the columns' None
     columns = [[None if x != x else x for x in accepted[name].tolist()] for name in MEASURES]
     result = []
     for row in zip(*columns, strict=True):
         raw = dict(zip(MEASURES, row, strict=True))
         samples = SampleStats(raw["pass_rate"], raw["agreement"])
+        # MEASURES[1:6] are the fields of Measures, but for difficulty: that is what the formula gives
         measures = Measures(**{name: raw[name] for name in MEASURES[1:6]})
         result.append(compute(values(samples, raw["judge_score"], measures)))
     return np.array([np.nan if x is None else x for x in result], np.float32)

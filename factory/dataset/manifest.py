@@ -1,4 +1,9 @@
-"""The manifest: everything that decides what a dataset's rows are, written once and held against every later run."""
+"""The manifest: everything that decides what a dataset's rows are, written once and held against every later run.
+
+Its sections come when they are known: job, tasks and sources before the engine starts, `teacher` and `signals` once it
+has, `fidelity` at the end. A section that is there is compared with the run's own and never changed by it (but for the
+result of the self-test, which is replaced), so a resumed run adds rows of the same meaning or none.
+"""
 
 import json
 import os
@@ -18,6 +23,7 @@ MANIFEST = "manifest.json"
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with its own checksum as `sum`, so that any changed byte in it shows."""
+    # sealing what is sealed is no change, so a file may be checked by sealing what was read from it
     body = {key: item for key, item in value.items() if key != "sum"}
     return body | {"sum": content_hash(body)}
 
@@ -57,6 +63,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
 
 def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
     """The signals that a dataset's rows have; None before its teacher has started. Raises DatasetError."""
+    # these four have been there from the first; later ones may be absent, and have defaults that mean what was
     if "signals" not in manifest:
         return None
     kept = manifest["signals"]
@@ -76,8 +83,10 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     Raises DatasetError with every difference, and leaves the directory untouched.
     """
     path = out / MANIFEST
+    # anew: nothing was made with the old one, so there is nothing it could contradict
     before = read_manifest(out) if path.exists() and not anew else {}
     require_same_job(out, before, manifest)
+    # with no section to add the file is not touched: a resumed run leaves the same bytes
     if manifest.keys() - before.keys():
         write_atomically(path, sealed_text(before | manifest).encode())
 
@@ -121,9 +130,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     A file that holds these bytes already is left alone.
     """
+    # a run that has nothing to add leaves the file's time as well
     if path.is_file() and path.read_bytes() == data:
         return
     temporary = path.with_name(f".tmp-{path.name}")
+    # synced before the rename, or a power cut may leave the new name with no bytes behind it
     with temporary.open("wb") as handle:
         handle.write(data)
         handle.flush()

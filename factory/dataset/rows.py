@@ -1,4 +1,13 @@
-"""Rows: what the files hold of a row, as arrays and tensors, once its lengths agree."""
+"""Rows: what the files hold of a row, as arrays and tensors, once its lengths agree.
+
+    default        [row 0  row 1  row 2 ...]     a record batch at a time: each list column is one array and its
+    hidden_states  [row 0  row 1  row 2 ...]     offsets, and a row is a view into it
+    experts, ...   [row 0  row 1  row 2 ...]     joined by place; an id that differs is an error, not a search
+
+Nothing is yielded of a batch with a row whose distributions are damaged: `find_damage` looks at whole columns before
+any row is cut out of them. Ragged positions and the compact profile end here: a `Row` has rectangles, whichever way it
+was stored.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -102,6 +111,7 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
     flat = {name: _flatten(batch.column(name)) for name in present}
     columns = batch.select([name for name in batch.schema.names if name not in present]).to_pylist()
     tokens, before = np.diff(flat["completion_token_ids"][1]), np.diff(flat["prompt_token_ids"][1]) - 1
+    # an empty prompt has no entries, not -1 of them
     before = np.maximum(before, 0)
     k = top_k or _find_top_k(flat, tokens)
     parts: dict[str, tuple[dict[str, Array], list[int]]] = {}
@@ -130,6 +140,7 @@ def _find_top_k(flat: Flat, tokens: Array) -> int:
     """k by the first row that has a token, or, where positions differ, by the position with most ids."""
     if COUNTS in flat:
         return max(1, int(flat[COUNTS][0].max(initial=1)))
+    # k is in a file's schema; this is for files that somebody rewrote without it
     offsets = next((flat[name][1] for name in ("topk_ids", "topk_id_places") if name in flat), None)
     filled = np.flatnonzero(tokens)[:1].tolist()
     if offsets is None or not filled:
@@ -158,6 +169,7 @@ def _join(
 
     Raises DatasetError where the two have not the same ids in the same order.
     """
+    # longest: a config that ends early, or goes on after the rows, is one with other ids
     for row, values in zip_longest(rows, _scalars(batches, names)):
         ids = row and row["id"], values and values["id"].as_py()
         if row is None or ids[0] != ids[1]:
@@ -182,6 +194,7 @@ def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Ite
         blob, count = values["states"].as_buffer(), row.inputs
         positions = values["positions"].values.to_numpy() if "positions" in values else None
         if positions is not None:
+            # bracketed by what lies just outside, so one look tells ascending, from 0 on and below the count
             if (np.diff(np.concatenate([[-1], positions, [count]])) <= 0).any():
                 told = f"positions are not ascending in 0 to {count - 1}"
                 raise DatasetError(f"{source}: row {row['id']}: {told}; damaged")
@@ -215,6 +228,7 @@ def join_attention(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> 
     """The rows with their attention maps, where they have any."""
     for row, values in _join(source, "attention", rows, batches, ("layers", "shape", "maps")):
         blocks, shape, blob = values["layers"].as_py(), values["shape"].as_py(), values["maps"].as_buffer()
+        # most rows have no maps: the job keeps those of a share
         if blob is None:
             yield row
             continue

@@ -1,4 +1,8 @@
-"""Stages: what `curriculum/curriculum.json` says of a dataset's curriculum, and whether its files are still that."""
+"""Stages: what `curriculum/curriculum.json` says of a dataset's curriculum, and whether its files are still that.
+
+A curriculum points into a dataset's shards, so it is good for the very bytes it was made from and no others: it names
+them (`dataset.state`), and is left out of the card as soon as they are not what is there. It can always be made anew.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ AGAIN: Final = "`factory curriculum` makes it anew"
 
 def dataset_state(ledger: Ledger) -> str:
     """One name for the rows of a dataset as they are: it changes with any byte of any shard."""
+    # in shard order: the ledger's own is that of the commits, until the job is finished
     entries = [ledger.entries[shard] for shard in sorted(ledger.entries)]
     return content_hash([ledger.plan, [[file.path, file.sha256] for entry in entries for file in entry.files]])
 
@@ -50,6 +55,7 @@ def card_configs(summary: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Every config of a curriculum with its splits, those without a row left out."""
     for stage in [*summary["stages"], summary["hand_off"] | {"name": "hand-off"}]:
         splits = [split for split, rows in stage["rows"].items() if rows]
+        # `datasets` cannot load a config whose files hold no row
         if splits:
             yield stage["name"], splits
 
@@ -86,6 +92,7 @@ def _find_damage(out: Path, file: ShardFile) -> str | None:
     """What is wrong with one file of a curriculum, by size, checksum and number of rows."""
     if told := find_file_damage(out, file, "written"):
         return told
+    # the checksum says that the file is as it was written, not that it was written with these rows
     rows = sum(batch.num_rows for batch in read_batches(out / file.path, ["id"]))
     return f"{file.path}: {rows} rows, expected {file.rows}" if rows != file.rows else None
 

@@ -1,4 +1,8 @@
-"""The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside."""
+"""The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside.
+
+It is a function of ledger, manifest and curriculum.json alone, written anew after each commit: no time, no path, no
+number that was not in one of them. So equal datasets have equal cards, and a card that is lost comes back with the run.
+"""
 
 from typing import Any, Final
 
@@ -11,6 +15,7 @@ from factory.dataset.stages import FOLDER, card_configs, describe_range
 from factory.signals import SignalSpec
 
 OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
+# in the card itself: whoever finds the dataset in ten years has no need of this package
 DECODER: Final = """
 import numpy as np
 
