@@ -247,7 +247,7 @@ def _verify_fidelity(options: argparse.Namespace) -> bool:
 
 def _curriculum(options: argparse.Namespace) -> int:
     from factory.curriculum.build import make_curriculum
-    from factory.curriculum.mixture import load_config
+    from factory.curriculum.config import load_config
     from factory.dataset.stages import describe_curriculum
 
     config = load_config(options.config)

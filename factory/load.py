@@ -3,6 +3,16 @@
 `datasets` reads the files; this module does what it cannot: flat signal columns become [T, k] arrays, hidden states are
 joined by id and become bfloat16 tensors, and rows become padded batches. No row is given out before its lengths agree.
 Compact logprobs are decoded.
+
+A batch of `collate`, for one row of P = 3 prompt and T = 2 completion tokens, padded to S = 6:
+
+    input_ids          p0    p1    p2    c0    c1    pad
+    labels            -100  -100  -100   c0    c1   -100       not shifted, as transformers' models take them
+    topk_ids, ...       .     .   [0]   [1]     .     .        entry t stands at P - 1 + t, where the student's logits
+    topk_mask           -     -     x     x     -     -        predict c_t; with the prompt's, from position 0 on
+    hidden_states     [0]   [1]   [2]   [3]     .     .        entry n stands at n: the last token was never an input
+    hidden_mask         x     x     x     x     -     -        a dot is filler: see `collate`
+
 docs/dataset-format.md tells how to read the same files without this package.
 """
 
@@ -15,16 +25,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.curriculum.regroup import take_table
+from factory.curriculum.regroup import STAGE_LABELS, take_table
+from factory.dataset.columns import TOKEN_IDS
 from factory.dataset.manifest import MANIFEST
 from factory.dataset.rows import (
     AGAIN,
-    IDS,
     Row,
     Tensor,
-    add_attention,
-    add_experts,
     import_torch,
+    join_attention,
+    join_experts,
     join_states,
     label_rows,
     read_rows,
@@ -32,7 +42,7 @@ from factory.dataset.rows import (
 )
 from factory.dataset.shards import read_batches
 from factory.errors import DatasetError
-from factory.records import Array
+from factory.signals import Array
 
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
 BATCH_ROWS: Final = 64
@@ -41,21 +51,10 @@ NEEDED: Final = {"hidden_states": {"id", "states"}, "experts": {"id", "expert_id
 JOINS: Final = {
     "labels": (label_rows, BATCH_ROWS),
     "hidden_states": (join_states, STATES_BATCH_ROWS),
-    "experts": (add_experts, STATES_BATCH_ROWS),
-    "attention": (add_attention, STATES_BATCH_ROWS),
+    "experts": (join_experts, STATES_BATCH_ROWS),
+    "attention": (join_attention, STATES_BATCH_ROWS),
 }  # in this order: how a config beside the rows joins them, and how many of its rows are read at a time
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
-STAGE_LABELS: Final = (
-    "id",
-    "difficulty",
-    "value",
-    "tokens",
-    "stage",
-    "position",
-    "hand_off",
-    "hand_off_reason",
-    *POINTERS,
-)
 
 
 class Rows:
@@ -130,7 +129,9 @@ def load_rows(
     options = {"split": split, "streaming": streaming, "revision": revision, "cache_dir": cache_dir and str(cache_dir)}
     wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
     joined = [name for name, asked in wanted.items() if asked or config == name]
-    dataset = _open(source, "default" if config in wanted else config, {"id", *IDS}, options)
+    # what is asked of a config beside the rows is asked with them: without its tokens a state means nothing
+    dataset = _open(source, "default" if config in wanted else config, {"id", *TOKEN_IDS}, options)
+    # told by its columns, as a stage may have any name
     if {"stage", *POINTERS} <= set(dataset.column_names):
         return _open_stage(source, dataset, joined, options)
     beside = {name: _open(source, name, NEEDED[name], options) for name in joined}
@@ -139,7 +140,7 @@ def load_rows(
 
 def _open_stage(source: str | Path, stage: Any, joined: list[str], options: dict[str, Any]) -> Rows:
     """The default config's rows in a stage's order: by number, or shard by shard where they stream."""
-    root, labels = Path(source), {"labels": stage.select_columns(list(STAGE_LABELS))}
+    root, labels = Path(source), {"labels": stage.select_columns(["id", *STAGE_LABELS])}
     top_k = _stored_top_k(source, options["revision"])
     if options["streaming"]:
         if not root.is_dir():
@@ -147,7 +148,8 @@ def _open_stage(source: str | Path, stage: Any, joined: list[str], options: dict
         beside = {name: ShardRows(root / name, labels["labels"]) for name in joined}
         return Rows(str(source), ShardRows(root / "data", labels["labels"]), labels | beside, top_k)
     options = options | {"split": "train"}  # where the rows of every split of a stage are
-    dataset = _open(source, "default", {"id", *IDS}, options)
+    dataset = _open(source, "default", {"id", *TOKEN_IDS}, options)
+    # the Arrow column itself: to go through the rows would make an object a number
     index = stage.data.column("index").to_numpy()
     if len(index) and index.max() >= len(dataset):
         raise DatasetError(f"{source}: a stage points at row {index.max()} of {len(dataset)}; {AGAIN}")
@@ -223,11 +225,13 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = 
         for name, first, values in _place(row, torch):
             if name not in arrays:
                 dtype = np.int64 if values.dtype == np.int32 else values.dtype
+                # distinct ids where there is none: a student's gather of them counts no id twice
                 fill = np.arange(values.shape[1]) if name == "topk_ids" else padding.get(name, 0)
                 arrays[name] = np.full((*shape, *values.shape[1:]), fill, dtype)
             end, wide = min(first + len(values), shape[1]), (values.shape[1:], arrays[name].shape[2:])
             if wide[0] != wide[1]:
                 raise DatasetError(f"row {row['id']}: {name} is {wide[0]} a token, {wide[1]} in the rows before it")
+            # a row that is cut off loses its end, also where its entries begin after it
             arrays[name][i, first:end] = values[: max(0, end - first)]
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: value.view(torch.bfloat16) if name == "hidden_states" else value for name, value in batch.items()}
@@ -243,6 +247,7 @@ def _place(row: Row, torch: Any) -> Iterator[tuple[str, int, Array]]:
     yield "labels", start, row.completion_token_ids
     if row.topk_ids is not None and row.topk_logprobs is not None and row.tail_logprobs is not None:
         parts = (row,) if row.prompt is None else (row.prompt, row)
+        # the prompt's entries come right before the completion's: P - 1 of them, from position 0
         first = start - 1 if row.prompt is None else 0
         ids, logprobs, tail = (
             np.concatenate([getattr(part, name) for part in parts])
@@ -258,6 +263,7 @@ def _place(row: Row, torch: Any) -> Iterator[tuple[str, int, Array]]:
             yield "topk_weights", first, draws / np.maximum(draws.sum(1, keepdims=True), 1)
     if row.hidden_states is not None:
         positions = np.arange(len(row.hidden_states)) if row.positions is None else row.positions
+        # uint16 bits: NumPy has no bfloat16, and the batch is viewed as it at the end
         spread = np.zeros((len(tokens) - 1, *row.hidden_states.shape[1:]), np.uint16)
         spread[positions] = row.hidden_states.view(torch.uint16).numpy()
         taken = np.zeros(len(tokens) - 1, np.bool_)

@@ -1,43 +1,34 @@
 """The values that travel from a plan to a shard: Prompt -> Generation -> Record | Rejection.
 
-All are immutable. Arrays carry their shape in their name: T completion tokens, k kept ids, N input tokens (prompt and
-completion but for the last sampled token, which was never an input), L layers, H hidden size.
+All are immutable, and every stage makes a new value of what it was given:
+
+    PlannedRow -> Prompt -> Generation -> Record        accepted
+                     ^           |     \-> Rejection     turned down (at any stage, `Prompt` and all after it)
+                     \-- Attempt-/                      asked again: the next Prompt holds the failed one in `history`
+
+One PlannedRow ends as exactly one Record or Rejection, in its own `shard` and `position`, however often it was asked.
+Token ids are the truth of a Generation: `text`, `reasoning` and `answer_text` were decoded from them and are never
+encoded again. How the arrays of a Generation line up with its ids is drawn in `factory.signals`.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from factory.hashing import derive_seed
+from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
+
 Message = dict[str, str]
-Keep = Literal["top_k", "top_p", "sampled"]
-Positions = Literal["all", "completion", "answer"]
-HiddenPositions = Literal["all", "completion", "kept"]
 Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "judge", "filter", "samples"]
-
-
-def canonical_json(value: object) -> str:
-    """One text for one value: sorted keys, no spaces, no escapes, so that it can be hashed and compared."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def content_hash(value: object, length: int = 24) -> str:
-    """Hex digest of a JSON-able value, the same on every machine and under every hash seed."""
-    return hashlib.blake2b(canonical_json(value).encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()[:length]
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed of 31 bits (what every engine takes) from anything JSON-able."""
-    return int(content_hash(parts, 16), 16) & 0x7FFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the teacher samples one answer; the names and meanings are vLLM's `SamplingParams`."""
+    """How the teacher samples one answer; the names and meanings are vLLM's `SamplingParams` (`top_k` 0: all ids).
+
+    `thinking_tokens` is ours: after so many tokens of reasoning its end is forced; None where it is not.
+    """
 
     temperature: float = 0.7
     top_p: float = 1.0
@@ -50,7 +41,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """One row to make: answer `sample` to prompt `number` of its task; `seed` draws its scenario and its phrasing."""
+    """One row to make: answer `sample` (from 0) to prompt `number` of its task.
+
+    `seed` draws scenario and phrasing, so all samples of a prompt share it. `position` is the row's place in its shard.
+    """
 
     shard: int
     position: int
@@ -83,42 +77,49 @@ class Transcript:
     """A completion that exists already and is only scored: exact token ids, texts that are encoded as they stand, or
     an assistant turn (`role`, `content`, perhaps `reasoning_content`) for the teacher's chat template."""
 
+    # The first way; empty in the other two.
     prompt_ids: tuple[int, ...] = ()
     completion_ids: tuple[int, ...] = ()
+    # The second: both, without a chat template.
     prompt: str | None = None
     completion: str | None = None
+    # The third: what comes before it is the prompt's `messages`.
     turn: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One planned row, rendered. `id` is a hash of its content; `seed` is the one of this attempt.
+    """One planned row, rendered. Its `id` stays the same through all attempts; `seed` and messages do not."""
 
-    All samples of one prompt share `group`, the id of the first. `repaired` says that the last two messages are an
-    answer that was not accepted and what was wrong with it. Nothing is asked where there is a `transcript`. Without
-    `keeps` no signals are kept of it: it is a judge's, whose answer becomes no row.
-    """
-
+    # A hash of the content: equal rows have equal ids on every machine, and the row keeps it in the files.
     id: str
     shard: int
     position: int
     task: str
     level: str
     messages: tuple[Message, ...]
+    # JSON of what the messages were made from.
     scenario: str
+    # Of this attempt's sampling.
     seed: int
     sampling: Sampling
+    # 0, then one more for each time it is asked again: as many as `history` holds, oldest first.
     attempt: int = 0
     history: tuple[Attempt, ...] = ()
+    # Which sample of its prompt, and the id of the first of them, which they all share.
     sample: int = 0
     group: str = ""
+    # The last two messages are an answer that was not accepted and what was wrong with it.
     repaired: bool = False
+    # Nothing is asked where there is one: it is scored.
     transcript: Transcript | None = None
+    # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
 
     @property
     def request(self) -> Message:
         """The user turn that asks for the answer."""
+        # behind it a repaired prompt has two turns more
         return self.messages[-3 if self.repaired else -1]
 
     def again(self, attempt: Attempt) -> "Prompt":
@@ -128,106 +129,39 @@ class Prompt:
 
     def repair(self, answer: str, feedback: str) -> "Prompt":
         """The request itself, then an answer that was not accepted, then what is wrong with it."""
+        # a second repair takes the place of the first, or every attempt would make the prompt longer
         asked = self.messages[:-2] if self.repaired else self.messages
         turns = ({"role": "assistant", "content": answer}, {"role": "user", "content": feedback})
         return replace(self, messages=(*asked, *turns), repaired=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Logprobs:
-    """The teacher's own distribution (natural log, before temperature and grammar mask) at each of T tokens.
-
-    Where fewer than k ids are kept, the others are -1 and their log-probabilities -inf; a position that is not kept has
-    none at all, and its tail is 0: all mass is outside. `draws_TK` is how often each id was drawn, where ids are drawn.
-    """
-
-    sampled_T: Array
-    topk_ids_TK: Array
-    topk_TK: Array
-    tail_T: Array
-    entropy_T: Array
-    draws_TK: Array | None = None
-
-    @property
-    def kept_TK(self) -> Array:
-        """Which entries hold an id, bool [T, k]."""
-        kept: Array = self.topk_ids_TK >= 0
-        return kept
-
-    def part(self, rows: slice | Array) -> "Logprobs":
-        """The same of some of the tokens."""
-        return Logprobs(**{name: array[rows] for name, array in self.arrays().items()})
-
-    def arrays(self) -> dict[str, Array]:
-        """Every array that is there, by name."""
-        named = {name: getattr(self, name) for name in LOGPROB_ARRAYS}
-        return {name: array for name, array in named.items() if array is not None}
-
-
-LOGPROB_ARRAYS = Logprobs.__slots__
-
-
-@dataclass(frozen=True, slots=True)
-class HiddenStates:
-    """Hidden states as raw little-endian bfloat16 bits, uint16 [N, L, H]; `layers` as in docs/signals.md.
-
-    `positions_N` are the tokens they were taken at, where only some are kept.
-    """
-
-    layers: tuple[int, ...]
-    bits_NLH: Array
-    positions_N: Array | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """Which E experts each of N input tokens went to in each of L blocks, int16 [N, L, E], and their weights, float16.
-
-    `blocks` are the decoder blocks that have experts, counted from 1 as hidden layers are.
-    """
-
-    blocks: tuple[int, ...]
-    ids_NLE: Array
-    weights_NLE: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """How much each of N input tokens looks at those up to itself: float16 [L, H, N, N], L blocks, H query heads."""
-
-    blocks: tuple[int, ...]
-    maps_LHNN: Array
-
-
-def is_drawn(row_id: str, share: float) -> bool:
-    """Whether a row is among a share of all, by its id alone (a hash)."""
-    return int(content_hash(row_id, 8), 16) < share * 2**32
-
-
-@dataclass(frozen=True, slots=True)
 class Generation:
-    """What the teacher did with one attempt at one prompt.
-
-    `text` is the decoded completion as it stands, markers and stop tokens included. `answer_start` is the index into
-    `completion_token_ids` of the first token of the answer (equal to its length when no answer was begun). `reasoning`
-    is None where the teacher does not reason. Entry i of `prompt_logprobs` belongs to prompt token i + 1: nothing
-    predicts the first. `failure` names why there is no usable completion at all.
-    """
+    """What the teacher did with one attempt at one prompt. Not trusted yet: the gate checks arrays against ids."""
 
     prompt_id: str
     attempt: int
+    # The decoded completion as it stands, markers and stop tokens included.
     text: str
+    # Cut out of it; None where the teacher does not reason.
     reasoning: str | None
     answer_text: str
+    # int32 [P] and [T]: exactly what the teacher was given and what it sampled.
     prompt_token_ids: Array
     completion_token_ids: Array
+    # Index into the completion's ids where the answer begins; T when no answer was begun.
     answer_start: int
+    # "stop" or "length"; "error" where there is a `failure`.
     finish_reason: str
+    # T entries; None where the job keeps none, as all below.
     logprobs: Logprobs | None = None
+    # P - 1 entries, where the job keeps the prompt's too: entry i is of prompt token i + 1.
     prompt_logprobs: Logprobs | None = None
     hidden_states: HiddenStates | None = None
     experts: Experts | None = None
+    # None also for a row that is not among those drawn.
     attention: Attention | None = None
+    # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""
 
@@ -290,7 +224,10 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An accepted row."""
+    """An accepted row. `answer` is the JSON text that validated, `score` 1 where the check found nothing, else 0.
+
+    `verdict` is None where nobody judged; `samples` and `measures` are filled in when the whole shard is known.
+    """
 
     prompt: Prompt
     generation: Generation
@@ -332,11 +269,13 @@ class Rejection:
     """
 
     prompt: Prompt
+    # None where nothing came of it: the prompt could not be made, or nobody was asked.
     generation: Generation | None
     stage: Stage
     reason: str
     findings: tuple[str, ...] = ()
     kind: Literal["rejected", "error"] = "rejected"
+    # None where the text was no well-formed answer.
     answer: str | None = None
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()
@@ -370,49 +309,6 @@ class Rejection:
 
 Outcome = Record | Rejection
 Pair = tuple[Record, Outcome]  # a right and a wrong answer to one prompt
-
-
-@dataclass(frozen=True, slots=True)
-class SignalSpec:
-    """What a dataset keeps beside its texts. `layers` are resolved (no negative index); `pairs`: preference pairs.
-
-    `compact`: logprobs are stored in fewer bytes, within the bounds of `factory.dataset.codec`. What `keep`, `top_p`,
-    `positions`, `min_entropy` and `hidden_positions` mean is told in docs/signals.md.
-    """
-
-    top_k: int = 0
-    layers: tuple[int, ...] = ()
-    final_norm: bool = True
-    pairs: bool = False
-    compact: bool = False
-    keep: Keep = "top_k"
-    top_p: float = 1.0
-    positions: Positions = "completion"
-    min_entropy: float = 0.0
-    hidden_positions: HiddenPositions = "all"
-    experts: bool = False
-    attention: tuple[int, ...] = ()
-    attention_share: float = 0.0
-    attention_tokens: int = 0
-
-    @property
-    def any(self) -> bool:
-        """Whether anything is kept beside the texts."""
-        return bool(self.top_k or self.layers or self.experts or self.attention)
-
-    @property
-    def ragged(self) -> bool:
-        """Whether positions may have fewer than k ids."""
-        return self.keep != "top_k" or self.positions == "answer" or self.min_entropy > 0
-
-    def keeps_attention(self, row_id: str, inputs: int) -> bool:
-        """Whether a row of so many input tokens has attention maps."""
-        return bool(self.attention) and inputs <= self.attention_tokens and is_drawn(row_id, self.attention_share)
-
-    @property
-    def of_prompt(self) -> bool:
-        """Whether there are distributions at the prompt's tokens too."""
-        return self.top_k > 0 and self.positions == "all"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from conftest import write_task
 
+from factory.hashing import content_hash
 from factory.quality.validate import Gate
-from factory.records import Array, Generation, HiddenStates, Logprobs, Prompt, Sampling, SignalSpec, content_hash
+from factory.records import Generation, Prompt, Sampling
+from factory.signals import Array, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.tasks import discover
 from factory.teachers.reasoning import Markers, split_completion
 from factory.teachers.scripted import STOP, THINK_END, VOCAB, decode, encode

@@ -15,19 +15,9 @@ import pyarrow.parquet as pq
 
 from factory.dataset.ledger import Ledger, hold, open_ledger
 from factory.dataset.manifest import seal
-from factory.records import (
-    Generation,
-    HiddenStates,
-    Logprobs,
-    Message,
-    Outcome,
-    Prompt,
-    Record,
-    Rejection,
-    Sampling,
-    SignalSpec,
-    canonical_json,
-)
+from factory.hashing import canonical_json
+from factory.records import Generation, Message, Outcome, Prompt, Record, Rejection, Sampling
+from factory.signals import HiddenStates, Logprobs, SignalSpec
 
 
 @contextmanager

@@ -17,13 +17,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from factory.curriculum.build import make_curriculum
-from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.config import CurriculumConfig
 from factory.dataset.shards import write_shard
 from factory.errors import DatasetError
 from factory.job.job import Job
 from factory.load import Row, Rows, collate, load_rows
-from factory.records import Generation, HiddenStates, Logprobs, Outcome, Prompt, Record, Rejection, Sampling, SignalSpec
+from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling
 from factory.runs.run import run
+from factory.signals import HiddenStates, Logprobs, SignalSpec
 
 FOLDERS = {"default": "data", "hidden_states": "hidden_states", "rejected": "rejected"}
 SIGNALS = SignalSpec(top_k=3, layers=(2, 4))

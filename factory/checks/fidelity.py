@@ -13,19 +13,20 @@ from typing import Any, Final
 import numpy as np
 
 from factory.dataset.codec import SCALARS, STORED, find_damage, read_topk
-from factory.dataset.columns import PROMPT, decode_states, logprob_columns
+from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
 from factory.dataset.shards import read_batches, shard_path
+from factory.dataset.signal_columns import PROMPT, decode_states, logprob_columns
 from factory.errors import DatasetError, FidelityError
+from factory.hashing import content_hash
 from factory.job.job import Job
-from factory.records import Array, Logprobs, SignalSpec, content_hash
+from factory.signals import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS, LEAST, Figures, exceeded, worst_of
 from factory.teachers.reference import KeptRow, NotChecked, forward_rows, require_reference
 
 SECTION: Final = "fidelity"
 DEFAULT_ROWS: Final = 4
-ID_COLUMNS: Final = ("prompt_token_ids", "completion_token_ids")
 Choice = tuple[int, str]  # shard, id of a row
 
 
@@ -40,6 +41,7 @@ def check_run(ledger: Ledger, job: Job) -> str | None:
 
     The line for the terminal; None where nothing was to be done.
     """
+    # a resumed run that added nothing need not load the model again
     count, manifest = rows_to_verify(job), read_manifest(ledger.out)
     before = manifest.get(SECTION, {})
     passed = before.get("verdict") == "passed" and before["asked"] >= count
@@ -95,12 +97,14 @@ def digest_files(ledger: Ledger) -> str:
 def choose_rows(ledger: Ledger, count: int) -> list[Choice]:
     """Up to `count` accepted rows, the same every time: spread over the shards, the tasks and the lengths."""
     shards = [shard for shard, entry in sorted(ledger.entries.items()) if entry.accepted]
+    # the ends and what lies evenly between: a fault may begin in the middle of a run
     spread = sorted({shards[i * (len(shards) - 1) // max(1, count - 1)] for i in range(count)}) if shards else []
     left = {shard: list(_list_rows(ledger.out, shard)) for shard in spread}
     seen: Counter[str] = Counter()
     chosen: list[Choice] = []
     while len(chosen) < count and any(left.values()):
         for shard in [shard for shard in spread if left[shard]][: count - len(chosen)]:
+            # no random draw: the same files give the same rows, so a result can be looked at again
             rarest = min(seen[task] for _, task, _ in left[shard])
             rows = sorted(row for row in left[shard] if seen[row[1]] == rarest)
             row = rows[len(chosen) * (len(rows) - 1) // max(1, count - 1)]  # from short to long
@@ -112,8 +116,8 @@ def choose_rows(ledger: Ledger, count: int) -> list[Choice]:
 
 def _list_rows(out: Path, shard: int) -> Iterator[tuple[int, str, str]]:
     """Tokens, task and id of a shard's accepted rows."""
-    for batch in read_batches(_data(out, shard), ["id", "task", *ID_COLUMNS]):
-        lengths = [np.diff(batch.column(name).offsets.to_numpy()) for name in ID_COLUMNS]
+    for batch in read_batches(_data(out, shard), ["id", "task", *TOKEN_IDS]):
+        lengths = [list_lengths(batch.column(name)) for name in TOKEN_IDS]
         names = (batch.column(name).to_pylist() for name in ("task", "id"))
         yield from zip((lengths[0] + lengths[1]).tolist(), *names, strict=True)
 
@@ -124,13 +128,14 @@ def _data(out: Path, shard: int, folder: str = "data") -> Path:
 
 def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
     """One row as the files hold it. Raises DatasetError where its arrays do not fit its tokens."""
-    columns = [*ID_COLUMNS, *(column.name for column in logprob_columns(signals))]
+    columns = [*TOKEN_IDS, *(column.name for column in logprob_columns(signals))]
     row = _find(_data(out, choice[0]), choice[1], ["task", *columns])
     arrays = {name: row[name].values.to_numpy() for name in columns}
-    prompt, completion = (arrays[name] for name in ID_COLUMNS)
+    prompt, completion = (arrays[name] for name in TOKEN_IDS)
     try:
         logprobs = _read_logprobs(arrays, "", len(completion), signals) if signals.top_k else None
         if logprobs is not None and signals.of_prompt:
+            # entry n of both together is predicted at input n, as a forward over all tokens gives them
             logprobs = _join(_read_logprobs(arrays, PROMPT, len(prompt) - 1, signals), logprobs)
         inputs = len(prompt) + len(completion) - 1
         bits, positions = _read_states(out, choice, inputs, signals) if signals.layers else (None, None)
@@ -153,6 +158,7 @@ def _read_logprobs(arrays: dict[str, Array], prefix: str, tokens: int, signals: 
     """The distributions of a row, out of its columns that begin so. Raises ValueError where they do not fit."""
     names = [name for name in STORED if prefix + name in arrays]
     flat = {name: (arrays[prefix + name], np.array([0, len(arrays[prefix + name])])) for name in names}
+    # a reader of one row has no batch: offsets of one list that is all of it
     for _, told in find_damage(flat, np.array([tokens]), signals.top_k):
         raise ValueError(prefix + told)
     topk = read_topk(flat, signals.top_k)
@@ -189,6 +195,7 @@ def summarize(rows: list[KeptRow], answer: dict[str, Any], dtype: str) -> dict[s
     layers = {name: worst_of(part["layers"][name] for part in parts) for name in parts[0]["layers"]}
     each = [worst_of([part["logprobs"], *part["layers"].values()]) for part in parts]
     figures = worst_of(each)
+    # bounds are of the precision that the reference ran in
     past = exceeded(figures, dtype)
     return {
         "verdict": "failed" if past else "passed",

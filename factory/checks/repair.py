@@ -1,4 +1,7 @@
-"""Repair: give up what is damaged in a dataset, and only that, so that the run that follows makes it again."""
+"""Repair: give up what is damaged in a dataset, and only that, so that the run that follows makes it again.
+
+To give up a shard is to drop its line: files without a line are nobody's, and the run replaces them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ def repair(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> list[st
     try:
         before = read_manifest(out)
     except DatasetError as error:
+        # the plan holds the job's digest: it vouches for whose the dataset is when the manifest cannot
         if known != plan:
             raise DatasetError(f"{error}; and the plan in {LEDGER} is not this job's: it cannot be repaired") from None
         (out / MANIFEST).unlink(missing_ok=True)
@@ -31,6 +35,7 @@ def repair(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> list[st
         require_same_job(out, before, manifest)
     for shard, entry in list(entries.items()):
         faults = list(check_files(out, entry))
+        # a plan whose own line is damaged cannot tell which shards were never planned; the job's can
         if faults or shard >= plan["shards"]:
             dropped += faults
             del entries[shard]

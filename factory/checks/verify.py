@@ -1,19 +1,26 @@
-"""Verification: is a dataset exactly what was committed, and does every row's arrays belong to its tokens?"""
+"""Verification: is a dataset exactly what was committed, and does every row's arrays belong to its tokens?
 
-from collections.abc import Iterator
+From what vouches to what is vouched for: manifest and ledger carry their own checksums, a ledger's line those of its
+files, and only a shard whose bytes are those that were committed is read row by row. So a line names the first thing
+that is wrong with a file, not what follows from it. Whether numbers are right, and not only sound, `fidelity` tells.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from factory.dataset.codec import STORED, Flat, find_damage
-from factory.dataset.columns import PROMPT, Layout, layouts
+from factory.dataset.columns import TOKEN_IDS, list_lengths, read_list
+from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
 from factory.dataset.manifest import MANIFEST, read_manifest, read_signals
-from factory.dataset.shards import file_digest, read_batches, read_schema, shard_path
+from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
+from factory.dataset.signal_columns import PROMPT
 from factory.dataset.stages import check_curriculum
 from factory.errors import DatasetError
-from factory.records import Array, SignalSpec
+from factory.signals import Array, SignalSpec
 from factory.tasks.tasks import source_digest
 
 
@@ -43,6 +50,7 @@ def verify(out: Path) -> Iterator[str]:
     rows = sum(entry.planned for entry in ledger.entries.values())
     if len(ledger.entries) == ledger.plan["shards"] and rows != ledger.plan["planned"]:
         yield f"ledger.jsonl: {rows} rows committed, {ledger.plan['planned']} planned"
+    # the ids of the whole dataset, each with its shard: a row may be there twice in two of them
     seen: dict[str, int] = {}
     for shard, entry in sorted(ledger.entries.items()):
         damage = list(check_files(out, entry))
@@ -61,14 +69,8 @@ def verify(out: Path) -> Iterator[str]:
 
 def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
     """What is wrong with the files of one committed shard, by size and checksum alone."""
-    for file in entry.files:
-        path = out / file.path
-        if not path.is_file():
-            yield f"{file.path}: missing (shard {entry.shard})"
-        elif path.stat().st_size != file.bytes:
-            yield f"{file.path}: {path.stat().st_size} bytes, committed with {file.bytes} (shard {entry.shard})"
-        elif file_digest(path) != file.sha256:
-            yield f"{file.path}: its bytes have changed since it was committed (shard {entry.shard})"
+    found = (find_file_damage(out, file, "committed") for file in entry.files)
+    yield from (f"{told} (shard {entry.shard})" for told in found if told)
 
 
 def _check_sources(out: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -92,6 +94,7 @@ def _check_counts(entry: ShardEntry) -> Iterator[str]:
         yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
     rows = {file.path.split("/")[0]: file.rows for file in entry.files}
     expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
+    # every accepted row is in each config beside the rows; one without attention maps has a null there
     expected |= {"experts": entry.accepted, "attention": entry.accepted}
     if rows.pop("preferences", 0) > entry.accepted:
         yield f"ledger.jsonl: shard {entry.shard}: more preference pairs than accepted rows"
@@ -105,9 +108,11 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
     for layout in configs.values():
         name = shard_path(layout.folder, shard)
         columns = {column.name: str(column.type) for column in layout.columns}
+        # reading on would fail at the first column that is not there
         if read_schema(out / name) != columns:
             yield f"{name}: columns are not those of this format"
             return
+    # N by id, in the order of the default config: what the configs beside it must have, in this order
     inputs: dict[str, int] = {}
     prompt_tokens = completion_tokens = 0
     for config in ("default", "rejected"):
@@ -115,19 +120,21 @@ def _check_rows(out: Path, shard: int, entry: ShardEntry, signals: SignalSpec, s
             ids = batch.column("id").to_pylist()
             yield from (f"{name}: id {i} is there twice (also in shard {seen[i]})" for i in ids if i in seen)
             seen.update(dict.fromkeys(ids, shard))
-            prompt_tokens += int(_lengths(batch, "prompt_token_ids").sum())
-            completion_tokens += int(_lengths(batch, "completion_token_ids").sum())
+            prompt_B, completion_B = _token_lengths(batch)
+            prompt_tokens += int(prompt_B.sum())
+            completion_tokens += int(completion_B.sum())
             if config == "default":
                 yield from _check_alignment(name, batch, signals)
-                inputs |= dict(zip(ids, _input_lengths(batch).tolist(), strict=True))
+                inputs |= dict(zip(ids, (prompt_B + completion_B - 1).tolist(), strict=True))
     if (prompt_tokens, completion_tokens) != (entry.prompt_tokens, entry.completion_tokens):
         yield f"ledger.jsonl: shard {shard}: its rows have {prompt_tokens} + {completion_tokens} tokens, not as told"
-    if "hidden_states" in configs:
-        yield from _check_states(out, configs["hidden_states"], shard, inputs, signals)
-    if "experts" in configs:
-        yield from _check_experts(out, configs["experts"], shard, inputs)
-    if "attention" in configs:
-        yield from _check_attention(out, configs["attention"], shard, inputs, signals)
+    finders: dict[str, Callable[[Any], Iterator[tuple[str, str]]]] = {
+        "hidden_states": lambda batch: _find_in_states(batch, inputs, signals),
+        "experts": lambda batch: _find_in_experts(batch, inputs),
+        "attention": lambda batch: _find_in_attention(batch, inputs, signals),
+    }
+    for config in (name for name in finders if name in configs):
+        yield from _check_beside(out, configs[config], shard, inputs, finders[config])
 
 
 def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]:
@@ -137,19 +144,15 @@ def _batches(out: Path, layout: Layout, shard: int) -> Iterator[tuple[str, Any]]
     return ((name, batch) for batch in read_batches(out / name, columns))
 
 
-def _lengths(batch: Any, name: str) -> Array:
-    offsets = batch.column(name).offsets.to_numpy()
-    lengths: Array = offsets[1:] - offsets[:-1]
-    return lengths
-
-
-def _input_lengths(batch: Any) -> Array:
-    return _lengths(batch, "prompt_token_ids") + _lengths(batch, "completion_token_ids") - 1
+def _token_lengths(batch: Any) -> tuple[Array, Array]:
+    """How many prompt and completion tokens each row has."""
+    prompt_B, completion_B = (list_lengths(batch.column(name)) for name in TOKEN_IDS)
+    return prompt_B, completion_B
 
 
 def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str]:
-    tokens, before = _lengths(batch, "completion_token_ids"), _lengths(batch, "prompt_token_ids") - 1
-    for prefix, lengths in (("", tokens), (PROMPT, before)) if signals.of_prompt else (("", tokens),):
+    prompt_B, tokens = _token_lengths(batch)
+    for prefix, lengths in (("", tokens), (PROMPT, prompt_B - 1)) if signals.of_prompt else (("", tokens),):
         for row, told in find_damage(_flat(batch, prefix), lengths, signals.top_k):
             yield f"{name}: row {batch.column('id')[row]}: {prefix}{told}"
     starts = batch.column("answer_start").to_numpy()
@@ -159,51 +162,47 @@ def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str
 
 def _flat(batch: Any, prefix: str) -> Flat:
     """The columns of the distributions as they lie: values, and offsets [B + 1]."""
-    columns = {name: batch.column(prefix + name) for name in STORED if prefix + name in batch.schema.names}
-    cuts = {name: column.offsets.to_numpy() for name, column in columns.items()}
-    return {n: (columns[n].values.to_numpy()[cut[0] : cut[-1]], cut - cut[0]) for n, cut in cuts.items()}
+    return {name: read_list(batch.column(prefix + name)) for name in STORED if prefix + name in batch.schema.names}
 
 
-def _check_states(out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec) -> Iterator[str]:
-    ids: list[str] = []
-    for name, batch in _batches(out, layout, shard):
-        for row in batch.to_pylist():
-            ids.append(row["id"])
-            count, positions = inputs.get(row["id"]), row.get("positions")
-            if positions is not None and count is not None:
-                if positions != sorted(set(positions) & set(range(count))):
-                    yield f"{name}: row {row['id']}: positions are not ascending in 0 to {count - 1}"
-                count = len(positions)
-            if row["shape"][:2] != [count, len(signals.layers)]:
-                yield f"{name}: row {row['id']}: shape {row['shape']}, expected [{count}, {len(signals.layers)}, H]"
-    if ids != list(inputs):
-        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
-
-
-def _check_experts(out: Path, layout: Layout, shard: int, inputs: dict[str, int]) -> Iterator[str]:
-    ids: list[str] = []
-    for name, batch in _batches(out, layout, shard):
-        found = batch.select(["id", "layers", "shape"]).to_pylist()
-        lengths = zip(_lengths(batch, "expert_ids").tolist(), _lengths(batch, "expert_weights").tolist(), strict=True)
-        for row, sizes in zip(found, lengths, strict=True):
-            ids.append(row["id"])
-            wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
-            if row["shape"][:2] != wanted or sizes != (size, size):
-                yield f"{name}: row {row['id']}: shape {row['shape']} and {sizes[0]} ids, expected {wanted} and E"
-    if ids != list(inputs):
-        yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
-
-
-def _check_attention(
-    out: Path, layout: Layout, shard: int, inputs: dict[str, int], signals: SignalSpec
+def _check_beside(
+    out: Path, layout: Layout, shard: int, inputs: dict[str, int], find: Callable[[Any], Iterator[tuple[str, str]]]
 ) -> Iterator[str]:
+    """What is wrong with a config beside the rows: `find` tells it of the rows of a batch, as ids and complaints."""
     ids: list[str] = []
     for name, batch in _batches(out, layout, shard):
-        for row in batch.to_pylist():
-            ids.append(row["id"])
-            count, (blocks, *_, second, third) = inputs.get(row["id"], 0), row["shape"] or (0, 0, 0)
-            wanted = (len(signals.attention), count) if signals.keeps_attention(row["id"], count) else (0, 0)
-            if (blocks, second) != wanted or second != third:
-                yield f"{name}: row {row['id']}: maps of shape {row['shape']}, expected of {wanted[1]} tokens"
+        ids += batch.column("id").to_pylist()
+        yield from (f"{name}: row {row}: {told}" for row, told in find(batch))
     if ids != list(inputs):
         yield f"{shard_path(layout.folder, shard)}: its ids are not those of the default config, in the same order"
+
+
+def _find_in_states(batch: Any, inputs: dict[str, int], signals: SignalSpec) -> Iterator[tuple[str, str]]:
+    for row in batch.to_pylist():
+        count, positions = inputs.get(row["id"]), row.get("positions")
+        if positions is not None and count is not None:
+            if positions != sorted(set(positions) & set(range(count))):
+                yield row["id"], f"positions are not ascending in 0 to {count - 1}"
+            count = len(positions)
+        if row["shape"][:2] != [count, len(signals.layers)]:
+            yield row["id"], f"shape {row['shape']}, expected [{count}, {len(signals.layers)}, H]"
+
+
+def _find_in_experts(batch: Any, inputs: dict[str, int]) -> Iterator[tuple[str, str]]:
+    found = batch.select(["id", "layers", "shape"]).to_pylist()
+    lengths = zip(
+        *(list_lengths(batch.column(name)).tolist() for name in ("expert_ids", "expert_weights")), strict=True
+    )
+    for row, sizes in zip(found, lengths, strict=True):
+        wanted, size = [inputs.get(row["id"]), len(row["layers"])], int(np.prod(row["shape"]))
+        if row["shape"][:2] != wanted or sizes != (size, size):
+            yield row["id"], f"shape {row['shape']} and {sizes[0]} ids, expected {wanted} and E"
+
+
+def _find_in_attention(batch: Any, inputs: dict[str, int], signals: SignalSpec) -> Iterator[tuple[str, str]]:
+    for row in batch.to_pylist():
+        # a row without maps has an empty shape; which rows must have some follows from their ids
+        count, (blocks, *_, second, third) = inputs.get(row["id"], 0), row["shape"] or (0, 0, 0)
+        wanted = (len(signals.attention), count) if signals.keeps_attention(row["id"], count) else (0, 0)
+        if (blocks, second) != wanted or second != third:
+            yield row["id"], f"maps of shape {row['shape']}, expected of {wanted[1]} tokens"

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.curriculum.config import EASIER, CurriculumConfig
 from factory.curriculum.handoff import (
     OVER_BUDGET,
     RIGHT_BUT_LEFT_OUT,
@@ -23,17 +24,7 @@ from factory.curriculum.handoff import (
     explain_rows,
     was_answered,
 )
-from factory.curriculum.mixture import (
-    EASIER,
-    SPLITS,
-    Candidates,
-    CurriculumConfig,
-    Stage,
-    describe_counts,
-    fill_stage,
-    plan_cuts,
-    require_tasks,
-)
+from factory.curriculum.mixture import SPLITS, Candidates, Stage, describe_counts, fill_stage, plan_cuts, require_tasks
 from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, value_rows
 from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits
@@ -43,7 +34,7 @@ from factory.dataset.shards import ShardFile, shard_path, sync_directory
 from factory.dataset.stages import FOLDER, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
 from factory.publish.card import save_card
-from factory.records import Array
+from factory.signals import Array
 
 BIG_GROUP: Final = 0.25  # share of the rows from which on one group makes the splits uneven
 
@@ -80,6 +71,7 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
             shutil.rmtree(fresh, ignore_errors=True)
             decided = _decide(ledger, config, where)
             summary = _write_files(ledger, manifest, config, decided, fresh)
+            # the card names no stage while there is none: a kill between these lines leaves a dataset that loads
             save_card(ledger, None)
             _install(out, fresh)
             save_card(ledger, summary)
@@ -101,6 +93,7 @@ def _require_complete(ledger: Ledger) -> None:
 
 def _install(out: Path, fresh: Path) -> None:
     """Put a finished folder in the place of the former one; between the two renames there is none."""
+    # a folder cannot be renamed over one that is not empty
     target, former = out / FOLDER, out / f".tmp-{FOLDER}-former"
     shutil.rmtree(former, ignore_errors=True)
     if target.exists():
@@ -126,6 +119,7 @@ def _decide(ledger: Ledger, config: CurriculumConfig, where: str) -> Decisions:
     value_A = value_rows(ledger, accepted, config, where)
     if config.formula is not None:
         accepted["difficulty"] = value_A
+    # the student's limit bounds stages, not labels: a prompt is told of by all its rows
     kept = np.flatnonzero(accepted["tokens"] <= (config.student.max_tokens or np.inf))
     tasks, codes = np.unique(accepted["task"], return_inverse=True)
     rows = Candidates(

@@ -5,8 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from factory.curriculum.mixture import HandOffConfig
-from factory.records import Array
+from factory.curriculum.config import HandOffConfig
+from factory.signals import Array
 
 NEVER_RIGHT, TOO_LONG, PASS_RATE, CONFIDENCE = "never_right", "too_long", "pass_rate", "confidence"
 RIGHT_BUT_LEFT_OUT: Final = (b"filter", b"samples")  # stages that reject right answers
@@ -63,14 +63,17 @@ def explain_prompts(rows: Attempts, config: HandOffConfig) -> Prompts:
     def any_of(flags: Array) -> Array:
         return np.bincount(prompt_R, flags, count) > 0
 
+    # the same in all rows that know it; fmax passes over NaN
     pass_rate_Q = np.full(count, np.nan, np.float32)
     np.fmax.at(pass_rate_Q, prompt_R, rows.pass_rate_R)
     known = rows.accepted_R & ~np.isnan(rows.confidence_R)
     sums, counts = (np.bincount(prompt_R[known], w, count) for w in (rows.confidence_R[known], None))
     confidence_Q = np.divide(sums, counts, out=np.full(count, np.nan), where=counts > 0).astype(np.float32)
     reason_Q = explain_rows(pass_rate_Q, confidence_Q, config)
+    # from the weakest reason to the strongest: the last one written stands
     reason_Q[any_of(rows.over_R) & ~any_of(rows.fits_R)] = TOO_LONG
     reason_Q[~any_of(rows.right_R)] = NEVER_RIGHT
+    # accepted rows stand first, so the least number is an accepted row's where a prompt has any
     first_Q = np.full(count, len(prompt_R))
     np.minimum.at(first_Q, prompt_R[rows.answered_R], np.flatnonzero(rows.answered_R))
     there = first_Q < len(prompt_R)

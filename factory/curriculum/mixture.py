@@ -1,184 +1,52 @@
 """Mixture: which row goes into which stage, how much of each task, and in what order.
 
 A row's hardness decides its stage. A row without a value counts as harder than every row with one, and equal rows stand
-in the order of their ids, so the same rows always give the same stages.
+in the order of their ids, so the same rows always give the same stages. Three stages of seven rows (? has no value):
+
+    value        0.1   0.4   0.4   0.7   0.9    ?     ?        where more is easier the sign is turned, so that
+    hardness     0.1   0.4   0.4   0.7   0.9   inf   inf       hardness always rises
+    ids                 a <   b                 c <   d        ties are cut by id: no stage depends on the order of rows
+
+    by share      1     1  |  2     2     2  |  3     3        ranks: round(i * 7 / 3)
+    by bounds     1  |  2     2     2  |  3     3     3        at 0.4, 0.9: an equal value is the harder stage's
+
+    a stage's range -> its rows by split -> train: mixture and budget, by lot -> order
+                                            validation, test: every row       -> order
+
+Nothing is drawn from a generator: each lot is a hash of seed, stage and row id. So a row added later moves no other
+row's lot, and a larger budget keeps what a smaller one took.
 """
 
-import tomllib
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
 
+from factory.curriculum.config import EASIER, CurriculumConfig, StageConfig, TabledConfig
 from factory.errors import JobError
-from factory.job.config import Config, describe_problems
-from factory.job.job import Fraction, Weight
-from factory.records import Array
+from factory.signals import Array
 
 SPLITS: Final = ("train", "validation", "test")
-RESERVED: Final = ("default", "hidden_states", "rejected", "preferences", "hand-off")
-# where more is easier; in all others more is harder
-EASIER: Final = ("pass_rate", "agreement", "judge_score", "confidence", "score")
-Measure = Literal[
-    "difficulty",
-    "level",
-    "entropy_mean",
-    "entropy_max",
-    "surprise",
-    "confidence",
-    "pass_rate",
-    "agreement",
-    "judge_score",
-    "score",
-    "reasoning_tokens",
-    "attempt",
-    "tokens",
-]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
-
-
-class SplitsConfig(Config):
-    """`[splits]`: shares of the rows; `train` is what is left. Texts in fields of `ignore` are no documents."""
-
-    train: Fraction | None = None
-    validation: Fraction = 0.05
-    test: Fraction = 0.05
-    ignore: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> "SplitsConfig":
-        held_out = self.validation + self.test
-        if held_out > 1 + 1e-9 or (self.train is not None and abs(self.train + held_out - 1) > 1e-9):
-            told = f"{self.train:g} + " if self.train is not None else ""
-            raise ValueError(
-                f"train + validation + test must be 1, got {told}{self.validation:g} + {self.test:g}; "
-                "leave out train, which is the rest"
-            )
-        return self
-
-
-class StudentLimit(Config):
-    """`[student]`: the most tokens (prompt and completion) that a row may have."""
-
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-
-
-class HandOffConfig(Config):
-    """`[hand_off]`: below these a small model should pass the prompt on to a larger one."""
-
-    min_pass_rate: Fraction = 0.5
-    min_confidence: Fraction = 0.0
-
-
-class StageConfig(Config):
-    """`[[stages]]`: one stage. A share of the rows (`from`, `to`) or a range of values (`min` <= value < `max`)."""
-
-    name: StageName
-    tasks: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list)
-    from_: Fraction | None = Field(default=None, alias="from")
-    to: Fraction | None = None
-    min: Finite | None = None
-    max: Finite | None = None
-    mixture: dict[str, Weight] = Field(default_factory=dict)
-    tokens: Annotated[int, Field(ge=1)] | None = None
-    rows: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _keys_fit_together(self) -> "StageConfig":
-        share, bounds = (self.from_, self.to), (self.min, self.max)
-        if any(x is not None for x in share) and any(x is not None for x in bounds):
-            raise ValueError("from/to and min/max are two ways to say the same; give one of them")
-        if (self.from_ or 0) >= (1 if self.to is None else self.to):
-            raise ValueError(f"from {self.from_ or 0:g} must be below to {1 if self.to is None else self.to:g}")
-        if self.min is not None and self.max is not None and self.min >= self.max:
-            raise ValueError(f"min {self.min:g} must be below max {self.max:g}")
-        if self.tokens is not None and self.rows is not None:
-            raise ValueError("tokens and rows both bound the stage; give one of them")
-        if self.mixture and not sum(self.mixture.values()) > 0:
-            raise ValueError("mixture: every weight is 0; give at least one task a positive weight")
-        if strangers := sorted(self.mixture.keys() - set(self.tasks)) if self.tasks else []:
-            raise ValueError(f"mixture names {', '.join(strangers)}, which is not in tasks ({', '.join(self.tasks)})")
-        return self
-
-
-class CurriculumConfig(Config):
-    """A curriculum file whose stages are cut by number or by thresholds."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    by: Measure = "difficulty"
-    formula: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
-    per_task: bool = False
-    order: Literal["easy_to_hard", "interleaved", "shuffled"] = "easy_to_hard"
-    splits: SplitsConfig = SplitsConfig()
-    student: StudentLimit = StudentLimit()
-    hand_off: HandOffConfig = HandOffConfig()
-    stages: Annotated[int, Field(ge=1, le=64)] | None = None
-    thresholds: Annotated[list[Finite], Field(min_length=1, max_length=63)] | None = None
-
-    @model_validator(mode="after")
-    def _one_way_to_cut(self) -> "CurriculumConfig":
-        if self.formula is not None and self.by != "difficulty":
-            raise ValueError(f"formula gives the difficulty, but by is {self.by!r}; leave out one of them")
-        if self.thresholds is None:
-            return self
-        if self.stages is not None or self.per_task:
-            other = "stages" if self.stages is not None else "per_task"
-            raise ValueError(f"thresholds cut at values and {other} at shares of the rows; leave out one of them")
-        if any(a >= b for a, b in pairwise(self.thresholds)):
-            raise ValueError(f"thresholds must increase, got {self.thresholds}")
-        return self
-
-
-class TabledConfig(CurriculumConfig):
-    """A curriculum file with a `[[stages]]` table for each stage."""
-
-    stages: Annotated[list[StageConfig], Field(min_length=1, max_length=64)]  # type: ignore[assignment]
-    thresholds: None = None
-
-    @model_validator(mode="after")
-    def _names_are_free(self) -> "TabledConfig":
-        names = [stage.name for stage in self.stages]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"stages: two are named {', '.join(twice)}; give each a name of its own")
-        if taken := sorted(set(names) & set(RESERVED)):
-            raise ValueError(f"stages: {', '.join(taken)} is the name of another config (taken: {', '.join(RESERVED)})")
-        return self
-
-
-def load_config(path: Path | None) -> CurriculumConfig:
-    """Read and check a curriculum file; without one, the defaults. Raises JobError with every problem on one line."""
-    if path is None:
-        return CurriculumConfig()
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such curriculum file; docs/curriculum.md has one to copy") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise JobError(f"{path}: not valid TOML: {error}") from None
-    model = TabledConfig if isinstance(data.get("stages"), list) else CurriculumConfig
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise JobError(f"{path}: {describe_problems(error, model)}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The rows that may enter a stage, as columns of length n. `value` is float32 with NaN where there is none."""
+    """The rows that may enter a stage, as columns of length n."""
 
-    ids: Array  # bytes, all different
-    task: Array  # index into `tasks`
+    # Bytes, all different.
+    ids: Array
+    # Index into `tasks`.
+    task: Array
+    # float32, as it is stored and compared; NaN where there is none.
     value: Array
+    # Prompt and completion together.
     tokens: Array
-    split: Array  # index into SPLITS
+    # Index into SPLITS.
+    split: Array
     tasks: tuple[str, ...]
+    # Whether hardness is minus the value.
     more_is_easier: bool = False
 
     @property
@@ -190,13 +58,18 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which rows a stage asks for: ranks from `share[0]` to `share[1]`, or hardness in [`bounds[0]`, `bounds[1]`)."""
+    """Which rows a stage asks for, in hardness: a user's values are turned around before they come here."""
 
     name: str
+    # All tasks where empty.
     tasks: tuple[str, ...] = ()
+    # Ranks from share[0] to share[1] of the rows of its tasks; without effect where there are bounds.
     share: tuple[float, float] = (0.0, 1.0)
+    # Hardness in [low, high); an infinite high takes the rows without a value too.
     bounds: tuple[float, float] | None = None
+    # Weight by task: shares of the rows, or of the tokens where `tokens` is given. Empty: as they come.
     mixture: dict[str, float] = field(default_factory=dict)
+    # The budget of the train split, one or the other; None: no bound.
     tokens: int | None = None
     rows: int | None = None
 
@@ -206,9 +79,11 @@ class Stage:
     """A stage: for each split the rows it has, as indices into the candidates, in order."""
 
     name: str
+    # From 1.
     number: int
     members: dict[str, Array]
-    left_out: int  # rows of its range that mixture or budget did not take
+    # Training rows of its range that mixture or budget did not take.
+    left_out: int
 
 
 def plan_cuts(config: CurriculumConfig, most_levels: int = 0) -> list[Cut]:
@@ -218,6 +93,7 @@ def plan_cuts(config: CurriculumConfig, most_levels: int = 0) -> list[Cut]:
         return [_read_cut(stage, easier) for stage in config.stages]
     edges = config.thresholds
     if edges is None and config.by == "level" and config.stages is None:
+        # levels are numbered from 0, and an equal value is the harder stage's: an edge at each but the first
         edges = [float(i) for i in range(1, most_levels)]
     if edges is not None:
         marks = [-np.inf, *sorted((-_rounded(x) if easier else _rounded(x)) for x in edges), np.inf]
@@ -252,6 +128,7 @@ def require_tasks(cuts: list[Cut], tasks: tuple[str, ...], where: str) -> None:
 
 def fill_stage(cut: Cut, number: int, rows: Candidates, config: CurriculumConfig) -> Stage:
     """Choose and order the rows of one stage. Mixture and budget bound its train split; the others keep every row."""
+    # the lots are drawn before the splits are told apart, and by the stage's name: a row in two stages has two
     inside = np.flatnonzero(_within(cut, rows, config.per_task))
     draw = draw_numbers(rows.ids[inside], config.seed, cut.name)
     members, left_out = {}, 0
@@ -279,11 +156,13 @@ def _within(cut: Cut, rows: Candidates, per_task: bool) -> Array:
     hardness = rows.hardness
     if cut.bounds is not None:
         low, high = cut.bounds
+        # inf < inf is false, and rows without a value belong to the last stage
         return mine & (hardness >= low) & ((hardness < high) | (high == np.inf))
     inside = np.zeros(len(mine), np.bool_)
     for group in [rows.task == code for code in wanted] if per_task else [mine]:
         members = np.flatnonzero(group)
         ranked = members[np.lexsort((rows.ids[members], hardness[members]))]
+        # neighbours round the same number, so no row falls between two stages or into both
         first, last = (round(share * len(ranked)) for share in cut.share)
         inside[ranked[first:last]] = True
     return inside
@@ -297,19 +176,23 @@ def _measure_out(cut: Cut, chosen: Array, drawn: Array, rows: Candidates) -> Arr
     """
     if not cut.mixture and cut.tokens is None and cut.rows is None:
         return np.arange(len(chosen))
+    # a quota is in units of cost: tokens, or rows of cost 1
     cost = rows.tokens[chosen] if cut.tokens is not None else np.ones(len(chosen), np.int64)
     pools = [(1.0, np.arange(len(chosen)))]
     if cut.mixture:
         weights = [(cut.mixture.get(name, 0.0), code) for code, name in enumerate(rows.tasks)]
         pools = [(weight, np.flatnonzero(rows.task[chosen] == code)) for weight, code in weights if weight > 0]
+        # a task without a row here would set the size to 0 for all
         pools = [(weight, pool) for weight, pool in pools if len(pool)]
     if not pools:
         return np.zeros(0, np.int64)
+    # no row is repeated: the task that runs out first bounds all others
     scale = min(float(cost[pool].sum()) / weight for weight, pool in pools)
     budget = cut.tokens if cut.tokens is not None else cut.rows
     if budget is not None:
         scale = min(scale, budget / sum(weight for weight, _ in pools))
     quotas = [weight * scale for weight, _ in pools]
+    # rows are whole, and rounding each quota down alone would lose up to one row a task
     if cut.tokens is None:
         quotas = _whole(quotas)
     lots = (pool[np.argsort(drawn[pool], kind="stable")] for _, pool in pools)
@@ -318,6 +201,7 @@ def _measure_out(cut: Cut, chosen: Array, drawn: Array, rows: Candidates) -> Arr
 
 def _whole(quotas: list[float]) -> list[float]:
     """Quotas as whole numbers with the same sum, less what it has over a whole number (largest remainder)."""
+    # 1e-6: a quota that is whole but for float rounding is whole
     floors = [float(int(quota + 1e-6)) for quota in quotas]
     left = int(sum(quotas) - sum(floors) + 1e-6)
     for i in sorted(range(len(quotas)), key=lambda i: floors[i] - quotas[i])[:left]:

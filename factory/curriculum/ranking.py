@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.config import CurriculumConfig
 from factory.curriculum.splits import Links
+from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, read_schema, shard_path
 from factory.errors import DatasetError, JobError
-from factory.records import Array, Measures, SampleStats
+from factory.records import Measures, SampleStats
+from factory.signals import Array
 
 MEASURES: Final = (
     "difficulty",
@@ -30,7 +32,6 @@ MEASURES: Final = (
 )
 LABELS: Final = ("id", "task", "level", "kind", "stage", "reason")
 COUNTS: Final = ("shard", "row", "prompt_tokens", "tokens")
-TOKENS: Final = ("prompt_token_ids", "completion_token_ids")
 
 Columns = dict[str, Array]
 
@@ -40,7 +41,7 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
 
     Every row is also taken into `links`. Raises DatasetError for a column that is not there.
     """
-    wanted = [*names, *TOKENS, "prompt_id", "scenario"]
+    wanted = [*names, *TOKEN_IDS, "prompt_id", "scenario"]
     parts: dict[str, list[Array]] = {name: [np.zeros(0, _dtype(name))] for name in (*names, *COUNTS)}
     for shard in sorted(ledger.entries):
         path, first = ledger.out / shard_path(folder, shard), 0
@@ -52,7 +53,7 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
             parts["row"].append(np.arange(first, first + count))
             for name in names:
                 parts[name].append(_to_array(name, batch.column(name)))
-            lengths = [np.diff(batch.column(name).offsets.to_numpy()) for name in TOKENS]
+            lengths = [list_lengths(batch.column(name)) for name in TOKEN_IDS]
             parts["prompt_tokens"].append(lengths[0])
             parts["tokens"].append(lengths[0].astype(np.int64) + lengths[1])
             texts = (batch.column(name).to_pylist() for name in ("prompt_id", "scenario"))
@@ -110,11 +111,13 @@ def _evaluate(formula: str, accepted: Columns, where: str) -> Array:
         compute = compile_formula(formula, known)
     except JobError as error:
         raise JobError(f"{where}: {str(error).removeprefix('difficulty.')}") from None
+    # x != x: NaN is the columns' None
     columns = [[None if x != x else x for x in accepted[name].tolist()] for name in MEASURES]
     result = []
     for row in zip(*columns, strict=True):
         raw = dict(zip(MEASURES, row, strict=True))
         samples = SampleStats(raw["pass_rate"], raw["agreement"])
+        # MEASURES[1:6] are the fields of Measures, but for difficulty: that is what the formula gives
         measures = Measures(**{name: raw[name] for name in MEASURES[1:6]})
         result.append(compute(values(samples, raw["judge_score"], measures)))
     return np.array([np.nan if x is None else x for x in result], np.float32)

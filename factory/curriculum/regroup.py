@@ -1,7 +1,14 @@
 """Regroup: rows of many Parquet files copied into others, in another order, in little memory.
 
 An order by difficulty takes its next row from anywhere. So each source file is read once, in its own order, its rows
-are spilled to a file for each row group to come, and every row group is then sorted and written by itself.
+are spilled to a file for each row group to come, and every row group is then sorted and written by itself:
+
+    sources          shard 0: a b c   shard 1: d e f           read once each, in order
+    moves            warm-up/train: e a d      hard/train: f b c
+    spill files      0: a d e (places 1 2 0)   1: b c f        as they were met, each with its place in the group
+    row groups       e a d                     f b c           sorted by place, with labels
+
+Memory holds one number or two of each row, SPILL_BYTES of rows on their way and one row group.
 """
 
 import os
@@ -14,15 +21,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column, Layout
-from factory.dataset.shards import ROW_GROUP_BYTES, ShardFile, file_digest, read_batches, sync_directory
+from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column
+from factory.dataset.layouts import Layout
+from factory.dataset.shards import (
+    ROW_GROUP_BYTES,
+    ShardFile,
+    file_digest,
+    read_batches,
+    sync_directory,
+    told_as_damage,
+)
 from factory.errors import DatasetError
-from factory.records import Array, SignalSpec
+from factory.signals import Array, SignalSpec
 
 FILE_BYTES: Final = 20 * ROW_GROUP_BYTES
 SPILL_BYTES: Final = 32 * 1024 * 1024
 Types = dict[str, pa.DataType]
-# copied as they are; the signals stay where they are, at `shard` and `row`
+# copied as they are, so that a stage trains a student by itself; the signals stay where they are, at `shard` and `row`
 STAGE_COPIED: Final[Types] = {
     "id": pa.string(),
     "prompt_id": pa.string(),
@@ -69,14 +84,17 @@ PROMPT_COLUMNS: Final[Types] = {
 class Move:
     """The D rows of one split of one config, in order: which file and row each comes from, and what is added to it.
 
-    `bytes_D` is about what a row takes. In `labels_D`, a NaN of a float column is a null.
+    In `labels_D`, a NaN of a float column is a null.
     """
 
     config: str
     split: str
+    # Index into the list of source files, and the number of the row in that file.
     source_D: Array
     row_D: Array
+    # About what each takes: row groups and files are cut by it, so it must follow from the rows alone.
     bytes_D: Array
+    # By column name, [D] each.
     labels_D: dict[str, Array]
 
     @property
@@ -115,11 +133,13 @@ def regroup(sources: Sequence[Path], moves: Sequence[Move], folder: Path) -> lis
     spill.mkdir(parents=True)
     _scatter(sources, list(copied), groups, spill)
     files = [_write_file(folder, spill, numbered) for numbered in _by_file(groups)]
+    # empty by now, or a spilled row was never written: then this raises
     spill.rmdir()
     return files
 
 
 def _cut_groups(move: Move) -> Iterator[_Group]:
+    # a group begins with the first row that starts in a new stretch of ROW_GROUP_BYTES
     starts = np.cumsum(move.bytes_D) - move.bytes_D
     firsts = np.flatnonzero(np.diff(starts // ROW_GROUP_BYTES, prepend=-1))
     for first, last in zip(firsts.tolist(), [*firsts[1:].tolist(), len(starts)], strict=True):
@@ -143,6 +163,7 @@ def _scatter(sources: Sequence[Path], columns: list[str], groups: Sequence[_Grou
     row = np.concatenate([g.move.row_D[g.first : g.last] for g in groups])
     sizes = [g.last - g.first for g in groups]
     group, place = np.repeat(np.arange(len(groups)), sizes), np.concatenate([np.arange(size) for size in sizes])
+    # one entry for each wanted row, in the order in which the sources hold them; a row may be wanted twice
     by_source = np.lexsort((row, source))
     ends = np.searchsorted(source[by_source], np.arange(len(sources) + 1))
     held: list[tuple[Any, Array]] = []
@@ -174,6 +195,7 @@ def _spill(held: list[tuple[Any, Array]], group: Array, place: Array, spill: Pat
     if not held:
         return
     targets = np.concatenate([taken for _, taken in held])
+    # so that each group's rows lie together and are one fragment, one append
     by_group = np.argsort(group[targets], kind="stable")
     # whole first: each take from a table in chunks would copy all of it
     table = pa.Table.from_batches([batch for batch, _ in held]).combine_chunks().take(pa.array(by_group))
@@ -214,6 +236,7 @@ def _gather(path: Path, group: _Group, layout: Layout) -> Any:
     labels = {name: values[group.first : group.last] for name, values in group.move.labels_D.items()}
     arrays = {name: table.column(name) for name in table.column_names}
     arrays |= {c.name: pa.array(labels[c.name], c.type, from_pandas=True) for c in layout.columns if c.name in labels}
+    # the row that holds a prompt is any of its samples; the hand-off config is of the prompt
     if group.move.of_prompts:
         arrays |= {"id": arrays["prompt_id"], "prompt": _first_requests(table)}
     return pa.Table.from_arrays([arrays[column.name] for column in layout.columns], schema=layout.schema)
@@ -251,18 +274,14 @@ def take_rows(path: Path, rows: Array) -> Any:
 
     Raises DatasetError where the file is not whole Parquet or has fewer rows.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            ends = np.cumsum([0, *sizes])
-            if len(rows) and not 0 <= rows.min() <= rows.max() < ends[-1]:
-                raise DatasetError(
-                    f"{path}: has {ends[-1]} rows, and row {rows.max()} is asked for; run `factory verify`"
-                )
-            group = np.searchsorted(ends, rows, side="right") - 1
-            wanted = np.unique(group)
-            shift = np.concatenate([[0], np.cumsum(np.diff(ends)[wanted])])
-            table = file.read_row_groups(wanted.tolist())
-            return table.take(pa.array(rows - ends[group] + shift[np.searchsorted(wanted, group)]))
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+    with told_as_damage(path), pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = np.cumsum([0, *sizes])
+        if len(rows) and not 0 <= rows.min() <= rows.max() < ends[-1]:
+            raise DatasetError(f"{path}: has {ends[-1]} rows, and row {rows.max()} is asked for; run `factory verify`")
+        group = np.searchsorted(ends, rows, side="right") - 1
+        wanted = np.unique(group)
+        # where each wanted group begins in the table of them, in place of where it begins in the file
+        shift = np.concatenate([[0], np.cumsum(np.diff(ends)[wanted])])
+        table = file.read_row_groups(wanted.tolist())
+        return table.take(pa.array(rows - ends[group] + shift[np.searchsorted(wanted, group)]))

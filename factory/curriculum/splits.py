@@ -2,6 +2,12 @@
 
 A document is any string of 200 characters or more inside a scenario, wherever it stands, compared without regard to
 case, spacing and Unicode form. Which side a group falls on depends on its own content and the seed alone.
+
+    row 0   prompt p   scenario s   document d        rows that share any key are one group, however long the chain:
+    row 1   prompt q   scenario t   document d        0 and 1 by d, 1 and 2 by q. The group's name is the smallest key
+    row 2   prompt q   scenario u                     of its documents, and hash(seed, name) is its lot.
+
+Shares are therefore about right and not exact: exact ones would move old rows whenever new ones come.
 """
 
 import json
@@ -12,7 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.records import Array, canonical_json
+from factory.hashing import canonical_json
+from factory.signals import Array
 from factory.texts.texts import leaves, normalize
 
 DOCUMENT: Final = 200  # characters
@@ -24,6 +31,7 @@ class Links:
 
     def __init__(self, ignore: Collection[str] = ()) -> None:
         self.ignore = frozenset(ignore)
+        # arrays of numbers, not lists: a million rows have some million links
         self.rows, self.keys, self.kinds = array("q"), array("Q"), array("b")
         self.count = 0
         self.document_fields: set[str] = set()
@@ -55,6 +63,7 @@ class Links:
 
     def _link(self, kind: int, text: str) -> None:
         self.rows.append(self.count)
+        # the kind is hashed along: a scenario that reads like a prompt's id is no link to it
         self.keys.append(hash_text(f"{kind}:{text}"))
         self.kinds.append(kind)
 
@@ -73,6 +82,7 @@ class Links:
             np.minimum.at(smallest, group_R[rows[mine]], keys[mine])
             present = np.zeros(len(name_G), np.bool_)
             present[group_R[rows[mine]]] = True
+            # later kinds win: a document before a scenario before a prompt
             name_G = np.where(present, smallest, name_G)
         return group_R, name_G
 
@@ -100,6 +110,7 @@ def unite(count: int, rows: Array, keys: Array) -> Array:
     parent = list(range(count))
     for a, b in zip(rows[by_key][:-1][same].tolist(), rows[by_key][1:][same].tolist(), strict=True):
         roots = sorted((_find(parent, a), _find(parent, b)))
+        # the smaller row is the root, so groups are numbered by their first row
         parent[roots[1]] = roots[0]
     roots_R = np.array([_find(parent, row) for row in range(count)], np.int64)
     groups: Array = np.unique(roots_R, return_inverse=True)[1].astype(np.int64)
@@ -108,6 +119,7 @@ def unite(count: int, rows: Array, keys: Array) -> Array:
 
 def _find(parent: list[int], row: int) -> int:
     while parent[row] != row:
+        # halving the path keeps it short without a second pass
         parent[row] = parent[parent[row]]
         row = parent[row]
     return row
@@ -115,6 +127,8 @@ def _find(parent: list[int], row: int) -> int:
 
 def assign_splits(names: Array, seed: int, validation: float, test: float) -> Array:
     """The split of each group by its name, int8: 0 train, 1 validation, 2 test."""
+    # 53 bits are what a float in [0, 1) can hold
     lots = [(hash_text(f"{seed}:{name}") >> 11) / 2**53 for name in names.tolist()]
+    # train comes first: to hold out a larger share moves no row into it
     ends = [1 - validation - test, 1 - test]
     return np.searchsorted(ends, np.array(lots), side="right").astype(np.int8)

@@ -1,8 +1,20 @@
-"""The ledger: what is planned, what is committed, what is left; and the manifest that gives the rows their meaning.
+"""The ledger: what is planned, what is committed, what is left.
 
-`ledger.jsonl` has a line for the plan and then one for each committed shard. A shard's line is written last, after its
-files are whole and in place, so its existence means that the shard is whole; a line torn by a crash counts as absent.
-`manifest.json` holds everything that decides what the rows are: a run with another manifest may not add to them.
+    ledger.jsonl      {"digest": ..., "planned": 512, "shards": 2, "sum": ...}         line 1: the plan
+                      {"accepted": ..., "files": [...], "shard": 1, "sum": ...}        then a line a committed shard,
+                      {"accepted": ..., "files": [...], "shard": 0, "sum": ...}        in the order of their commits
+
+A shard's line is written last, after its files are whole and in place, so its existence means that the shard is whole.
+What a kill leaves behind, by when it comes:
+
+    while a file is written       a `.tmp-` file, which nobody reads and the next write replaces
+    between two of its files      files without a line: the shard is made again, to the same bytes
+    before its line               the same
+    inside its line               a line without its newline: it counts as absent, and is cut off on resume
+    after it                      nothing is lost
+
+`sum` in a line is its own checksum, `files` holds those of the shard's files: what is damaged can be told line by line,
+and given up by itself. A finished job's lines are put in shard order.
 """
 
 import fcntl
@@ -18,28 +30,32 @@ from typing import Any
 from factory.dataset.manifest import MANIFEST, reconcile_manifest, seal, write_atomically
 from factory.dataset.shards import ShardFile
 from factory.errors import DatasetError
-from factory.records import Outcome, Record, canonical_json
+from factory.hashing import canonical_json
+from factory.records import Outcome, Record
 
+# the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
 LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One committed shard. `cells` counts [accepted, rejected, errors] by "task/level".
-
-    `scrubbed` counts what was replaced in its scenarios, by kind of personal data.
-    """
+    """One committed shard: accepted + rejected + errors = planned. Its field names are the keys of its line."""
 
     shard: int
     planned: int
     accepted: int
     rejected: int
     errors: int
+    # By "stage/reason"; together rejected + errors.
     reasons: dict[str, int]
+    # [accepted, rejected, errors] by "task/level".
     cells: dict[str, list[int]]
+    # Of every row with a generation, accepted or not, of its last attempt.
     prompt_tokens: int
     completion_tokens: int
+    # What was replaced in its scenarios, by kind of personal data.
     scrubbed: dict[str, int]
+    # One for each config of the dataset, those without rows too.
     files: tuple[ShardFile, ...]
 
 
@@ -47,6 +63,7 @@ class ShardEntry:
 class Totals:
     """Sums over committed shards."""
 
+    # Of the plan, not of what is committed.
     planned: int = 0
     shards: int = 0
     committed_shards: int = 0
@@ -68,6 +85,10 @@ class Totals:
     @property
     def left(self) -> int:
         return self.planned - self.done
+
+    def ranked_reasons(self) -> list[tuple[str, int]]:
+        """Why rows were not accepted, the commonest reason first."""
+        return sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
 
     def add(self, entry: ShardEntry) -> None:
         self.committed_shards += 1
@@ -134,6 +155,7 @@ class Ledger:
         """Make a shard count. Its files must be in place."""
         assert entry.accepted + entry.rejected + entry.errors == entry.planned
         assert entry.shard not in self.entries
+        # appended and synced, never rewritten: a kill can tear this line and no other
         with (self.out / LEDGER).open("ab") as handle:
             handle.write(_line(entry))
             handle.flush()
@@ -173,11 +195,13 @@ def hold(out: Path) -> Iterator[None]:
         raise DatasetError(f"{out}: cannot be written: {error.strerror}; choose another `out` or mend it") from error
     with lock:
         try:
+            # the system lets go of it when the process ends, however it ends: there is no stale lock to break
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise DatasetError(f"{out}: a run is at work here already (process {holder}); wait or stop it") from None
+        # told to whoever finds it held; the file stays, for to remove it would let two runs hold two files of one name
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -186,6 +210,7 @@ def hold(out: Path) -> Iterator[None]:
 
 def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Ledger:
     """Begin or resume the dataset in a directory that is held. Raises DatasetError where another job made it."""
+    # manifest first: a kill between the two leaves a manifest without a ledger, which the next start completes
     anew = _is_unspent(out)
     reconcile_manifest(out, manifest, anew)
     if anew or not (out / LEDGER).exists():
@@ -201,12 +226,14 @@ def require_manifest(out: Path) -> None:
 
 def _is_unspent(out: Path) -> bool:
     """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
+    # answers on the spool were paid for, though no shard is committed yet
     if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):
         return False
     return not read_ledger(out).entries
 
 
 def _require_vacant(out: Path) -> None:
+    # a lock and temporary files are what a start that was refused leaves behind
     strangers = sorted(p.name for p in out.iterdir() if p.name != LOCK and not p.name.startswith(".tmp-"))
     if strangers:
         raise DatasetError(
@@ -222,6 +249,7 @@ def read_ledger(out: Path, mend: bool = False) -> Ledger:
     plan, entries, complaints = scan_ledger(out)
     if complaints or plan is None:
         raise DatasetError(complaints[0])
+    # only whoever holds the directory may: a reader may look while a run is in the middle of a line
     if mend:
         _cut_torn_line(out / LEDGER)
     return Ledger(out, plan, entries)
@@ -281,6 +309,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise DatasetError(f"{path}:{number}: damaged: {error}") from None
     if not isinstance(value, dict):
         raise DatasetError(f"{path}:{number}: damaged: not a JSON object")
+    # bytes, not values: what parses to the same but was written otherwise was not written by us
     if _line(value) != line + b"\n":
         raise DatasetError(f"{path}:{number}: damaged: changed since it was written")
     del value["sum"]

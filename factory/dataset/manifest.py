@@ -1,4 +1,9 @@
-"""The manifest: everything that decides what a dataset's rows are, written once and held against every later run."""
+"""The manifest: everything that decides what a dataset's rows are, written once and held against every later run.
+
+Its sections come when they are known: job, tasks and sources before the engine starts, `teacher` and `signals` once it
+has, `fidelity` at the end. A section that is there is compared with the run's own and never changed by it (but for the
+result of the self-test, which is replaced), so a resumed run adds rows of the same meaning or none.
+"""
 
 import json
 import os
@@ -10,36 +15,55 @@ from pydantic import TypeAdapter
 
 from factory.dataset.shards import sync_directory
 from factory.errors import DatasetError
-from factory.records import SignalSpec, canonical_json, content_hash
+from factory.hashing import canonical_json, content_hash
+from factory.signals import SignalSpec
 
 MANIFEST = "manifest.json"
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with its own checksum as `sum`, so that any changed byte in it shows."""
+    # sealing what is sealed is no change, so a file may be checked by sealing what was read from it
     body = {key: item for key, item in value.items() if key != "sum"}
     return body | {"sum": content_hash(body)}
+
+
+def sealed_text(value: dict[str, Any], allow_nan: bool = True) -> str:
+    """The text of a sealed JSON file: sorted, indented, with its own checksum."""
+    return json.dumps(seal(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=allow_nan) + "\n"
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What a sealed JSON file says, without its checksum.
+
+    Raises FileNotFoundError where there is none, DatasetError where any byte of it is not as it was written.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}: damaged: not a JSON object")
+    if sealed_text(value) != text:
+        raise DatasetError(f"{path}: damaged: changed since it was written")
+    del value["sum"]
+    return value
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of a dataset. Raises DatasetError where there is none or it is damaged."""
     try:
-        text = (out / MANIFEST).read_bytes().decode("utf-8")
-        manifest = json.loads(text)
+        return read_sealed(out / MANIFEST)
     except FileNotFoundError:
         raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{out / MANIFEST}: damaged: {error}") from None
-    if not isinstance(manifest, dict):
-        raise DatasetError(f"{out / MANIFEST}: damaged: not a JSON object")
-    if _manifest_text(manifest) != text:
-        raise DatasetError(f"{out / MANIFEST}: damaged: changed since it was written")
-    del manifest["sum"]
-    return manifest
 
 
 def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
     """The signals that a dataset's rows have; None before its teacher has started. Raises DatasetError."""
+    # these four have been there from the first; later ones may be absent, and have defaults that mean what was
     if "signals" not in manifest:
         return None
     kept = manifest["signals"]
@@ -59,15 +83,17 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     Raises DatasetError with every difference, and leaves the directory untouched.
     """
     path = out / MANIFEST
+    # anew: nothing was made with the old one, so there is nothing it could contradict
     before = read_manifest(out) if path.exists() and not anew else {}
     require_same_job(out, before, manifest)
+    # with no section to add the file is not touched: a resumed run leaves the same bytes
     if manifest.keys() - before.keys():
-        write_atomically(path, _manifest_text(before | manifest).encode())
+        write_atomically(path, sealed_text(before | manifest).encode())
 
 
 def replace_section(out: Path, name: str, value: Any) -> None:
     """Put one section of a dataset's manifest in place of what it was."""
-    write_atomically(out / MANIFEST, _manifest_text(read_manifest(out) | {name: value}).encode())
+    write_atomically(out / MANIFEST, sealed_text(read_manifest(out) | {name: value}).encode())
 
 
 def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]) -> None:
@@ -80,10 +106,6 @@ def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]
         raise DatasetError(
             f"{out}: made by another job, cannot resume: {told}; undo the change or choose another `out`"
         )
-
-
-def _manifest_text(manifest: dict[str, Any]) -> str:
-    return json.dumps(seal(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def digest_job(manifest: dict[str, Any]) -> str:
@@ -108,9 +130,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     A file that holds these bytes already is left alone.
     """
+    # a run that has nothing to add leaves the file's time as well
     if path.is_file() and path.read_bytes() == data:
         return
     temporary = path.with_name(f".tmp-{path.name}")
+    # synced before the rename, or a power cut may leave the new name with no bytes behind it
     with temporary.open("wb") as handle:
         handle.write(data)
         handle.flush()

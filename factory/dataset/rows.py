@@ -1,4 +1,13 @@
-"""Rows: what the files hold of a row, as arrays and tensors, once its lengths agree."""
+"""Rows: what the files hold of a row, as arrays and tensors, once its lengths agree.
+
+    default        [row 0  row 1  row 2 ...]     a record batch at a time: each list column is one array and its
+    hidden_states  [row 0  row 1  row 2 ...]     offsets, and a row is a view into it
+    experts, ...   [row 0  row 1  row 2 ...]     joined by place; an id that differs is an error, not a search
+
+Nothing is yielded of a batch with a row whose distributions are damaged: `find_damage` looks at whole columns before
+any row is cut out of them. Ragged positions and the compact profile end here: a `Row` has rectangles, whichever way it
+was stored.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -8,14 +17,14 @@ from typing import Any, Final
 import numpy as np
 
 from factory.dataset.codec import COUNTS, SCALARS, STORED, Flat, find_damage, read_topk
-from factory.dataset.columns import PROMPT
+from factory.dataset.columns import TOKEN_IDS, read_list
+from factory.dataset.signal_columns import PROMPT
 from factory.errors import DatasetError
-from factory.records import Array
+from factory.signals import Array
 
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
 
-IDS: Final = ("prompt_token_ids", "completion_token_ids")
-ARRAYS: Final = (*IDS, *STORED, *(PROMPT + name for name in STORED))
+ARRAYS: Final = (*TOKEN_IDS, *STORED, *(PROMPT + name for name in STORED))
 AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
 
 
@@ -49,6 +58,11 @@ class Row:
 
     def __getitem__(self, name: str) -> Any:
         return self.columns[name]
+
+    @property
+    def inputs(self) -> int:
+        """N, the number of tokens that the teacher was given or went on from: all but the last."""
+        return len(self.prompt_token_ids) + len(self.completion_token_ids) - 1
 
     @property
     def predicting_states(self) -> Tensor | None:
@@ -97,6 +111,7 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
     flat = {name: _flatten(batch.column(name)) for name in present}
     columns = batch.select([name for name in batch.schema.names if name not in present]).to_pylist()
     tokens, before = np.diff(flat["completion_token_ids"][1]), np.diff(flat["prompt_token_ids"][1]) - 1
+    # an empty prompt has no entries, not -1 of them
     before = np.maximum(before, 0)
     k = top_k or _find_top_k(flat, tokens)
     parts: dict[str, tuple[dict[str, Array], list[int]]] = {}
@@ -105,7 +120,7 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
         for bad, told in find_damage(stored, lengths, k):
             raise DatasetError(f"{source}: row {columns[bad]['id']}: {prefix}{told}; damaged")
         parts[prefix] = _read_logprobs(stored, k) if stored else {}, np.cumsum([0, *lengths]).tolist()
-    ids = {name: (flat[name][0], flat[name][1].tolist()) for name in IDS}
+    ids = {name: (flat[name][0], flat[name][1].tolist()) for name in TOKEN_IDS}
     for i, texts in enumerate(columns):
         cut: dict[str, dict[str, Any]] = {
             prefix: {name: array[ends[i] : ends[i + 1]] for name, array in arrays.items()}
@@ -125,6 +140,7 @@ def _find_top_k(flat: Flat, tokens: Array) -> int:
     """k by the first row that has a token, or, where positions differ, by the position with most ids."""
     if COUNTS in flat:
         return max(1, int(flat[COUNTS][0].max(initial=1)))
+    # k is in a file's schema; this is for files that somebody rewrote without it
     offsets = next((flat[name][1] for name in ("topk_ids", "topk_id_places") if name in flat), None)
     filled = np.flatnonzero(tokens)[:1].tolist()
     if offsets is None or not filled:
@@ -134,9 +150,8 @@ def _find_top_k(flat: Flat, tokens: Array) -> int:
 
 def _flatten(column: Any) -> tuple[Array, Array]:
     """The values and the offsets of a list column: views, but for float16, which becomes float32."""
-    offsets = column.offsets.to_numpy()
-    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
-    return values.astype(np.float32) if values.dtype == np.float16 else values, offsets - offsets[0]
+    values, offsets = read_list(column)
+    return values.astype(np.float32) if values.dtype == np.float16 else values, offsets
 
 
 def label_rows(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
@@ -147,18 +162,39 @@ def label_rows(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iter
         yield replace(row, columns=row.columns | label)
 
 
-def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    torch = import_torch()
-    states = (value for batch in batches for value in _state_values(batch))
-    for row, value in zip_longest(rows, states):
-        ids = row and row["id"], value and value[0].as_py()
+def _join(
+    source: str, config: str, rows: Iterable[Row], batches: Iterable[Any], names: tuple[str, ...]
+) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Each row with what another config holds of it, as Arrow scalars: those columns of `names` that are there.
+
+    Raises DatasetError where the two have not the same ids in the same order.
+    """
+    # longest: a config that ends early, or goes on after the rows, is one with other ids
+    for row, values in zip_longest(rows, _scalars(batches, names)):
+        ids = row and row["id"], values and values["id"].as_py()
         if row is None or ids[0] != ids[1]:
             told = f"id {ids[1]} where the other config has {ids[0]}"
-            raise DatasetError(f"{source}: hidden_states has {told}; both need the same ids in the same order")
-        (layers, shape, dtype), blob = (label.as_py() for label in value[1:4]), value[4].as_buffer()
-        count = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
-        positions = value[5].values.to_numpy() if len(value) > 5 else None
+            raise DatasetError(f"{source}: {config} has {told}; both need the same ids in the same order")
+        yield row, values
+
+
+def _scalars(batches: Iterable[Any], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        present = ["id", *(name for name in names if name in batch.schema.names)]
+        for values in zip(*(batch.column(name) for name in present), strict=True):
+            yield dict(zip(present, values, strict=True))
+
+
+def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their hidden states as tensors."""
+    torch = import_torch()
+    names = ("layers", "shape", "dtype", "states", "positions")
+    for row, values in _join(source, "hidden_states", rows, batches, names):
+        layers, shape, dtype = (values[name].as_py() for name in names[:3])
+        blob, count = values["states"].as_buffer(), row.inputs
+        positions = values["positions"].values.to_numpy() if "positions" in values else None
         if positions is not None:
+            # bracketed by what lies just outside, so one look tells ascending, from 0 on and below the count
             if (np.diff(np.concatenate([[-1], positions, [count]])) <= 0).any():
                 told = f"positions are not ascending in 0 to {count - 1}"
                 raise DatasetError(f"{source}: row {row['id']}: {told}; damaged")
@@ -172,48 +208,33 @@ def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Ite
         yield replace(row, hidden_states=flat.reshape(shape), layers=tuple(layers), positions=positions)
 
 
-def _state_values(batch: Any) -> Iterator[tuple[Any, ...]]:
-    """The values of each row of a batch: id, layers, shape, dtype, states, and positions where the config has them."""
-    names = [name for name in ("id", "layers", "shape", "dtype", "states", "positions") if name in batch.schema.names]
-    return zip(*(batch.column(name) for name in names), strict=True)
-
-
-def add_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows with their expert routing, whose config has the same ids in the same order."""
-    names = ("id", "layers", "shape", "expert_ids", "expert_weights")
-    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
-    for row, value in zip_longest(rows, values):
-        ids = row and row["id"], value and value[0].as_py()
-        if row is None or ids[0] != ids[1]:
-            told = f"id {ids[1]} where the other config has {ids[0]}"
-            raise DatasetError(f"{source}: experts has {told}; both need the same ids in the same order")
-        blocks, shape = value[1].as_py(), value[2].as_py()
-        expected = [len(row.prompt_token_ids) + len(row.completion_token_ids) - 1, len(blocks)]
-        if shape[:2] != expected or {len(value[3]), len(value[4])} != {int(np.prod(shape))}:
-            told = f"experts are {shape} in {len(value[3])} ids"
+def join_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their expert routing."""
+    names = ("layers", "shape", "expert_ids", "expert_weights")
+    for row, values in _join(source, "experts", rows, batches, names):
+        blocks, shape = values["layers"].as_py(), values["shape"].as_py()
+        ids, weights = values["expert_ids"], values["expert_weights"]
+        expected = [row.inputs, len(blocks)]
+        if shape[:2] != expected or {len(ids), len(weights)} != {int(np.prod(shape))}:
+            told = f"experts are {shape} in {len(ids)} ids"
             raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected} and E; damaged")
-        expert_ids, weights = (value[at].values.to_numpy().reshape(shape) for at in (3, 4))
+        ids_NLE, weights_NLE = (value.values.to_numpy().reshape(shape) for value in (ids, weights))
         yield replace(
-            row, expert_ids=expert_ids, expert_weights=weights.astype(np.float32), expert_layers=tuple(blocks)
+            row, expert_ids=ids_NLE, expert_weights=weights_NLE.astype(np.float32), expert_layers=tuple(blocks)
         )
 
 
-def add_attention(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+def join_attention(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
     """The rows with their attention maps, where they have any."""
-    names = ("id", "layers", "shape", "maps")
-    values = (value for batch in batches for value in zip(*(batch.column(name) for name in names), strict=True))
-    for row, value in zip_longest(rows, values):
-        ids = row and row["id"], value and value[0].as_py()
-        if row is None or ids[0] != ids[1]:
-            told = f"id {ids[1]} where the other config has {ids[0]}"
-            raise DatasetError(f"{source}: attention has {told}; both need the same ids in the same order")
-        blocks, shape, blob = value[1].as_py(), value[2].as_py(), value[3].as_buffer()
+    for row, values in _join(source, "attention", rows, batches, ("layers", "shape", "maps")):
+        blocks, shape, blob = values["layers"].as_py(), values["shape"].as_py(), values["maps"].as_buffer()
+        # most rows have no maps: the job keeps those of a share
         if blob is None:
             yield row
             continue
-        inputs = len(row.prompt_token_ids) + len(row.completion_token_ids) - 1
-        if (shape[:1], shape[2:]) != ([len(blocks)], [inputs] * 2) or len(blob) != 2 * int(np.prod(shape)) + 1:
-            told = f"maps are {shape} in {len(blob)} bytes, expected [{len(blocks)}, H, {inputs}, {inputs}]"
+        wanted = [row.inputs] * 2
+        if (shape[:1], shape[2:]) != ([len(blocks)], wanted) or len(blob) != 2 * int(np.prod(shape)) + 1:
+            told = f"maps are {shape} in {len(blob)} bytes, expected [{len(blocks)}, H, {row.inputs}, {row.inputs}]"
             raise DatasetError(f"{source}: row {row['id']}: {told}; damaged")
         maps = np.frombuffer(blob, "<f2", count=int(np.prod(shape))).reshape(shape)
         yield replace(row, attention=maps, attention_layers=tuple(blocks))

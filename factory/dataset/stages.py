@@ -1,15 +1,18 @@
-"""Stages: what `curriculum/curriculum.json` says of a dataset's curriculum, and whether its files are still that."""
+"""Stages: what `curriculum/curriculum.json` says of a dataset's curriculum, and whether its files are still that.
 
-import json
+A curriculum points into a dataset's shards, so it is good for the very bytes it was made from and no others: it names
+them (`dataset.state`), and is left out of the card as soon as they are not what is there. It can always be made anew.
+"""
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import seal
-from factory.dataset.shards import file_digest, read_batches
+from factory.dataset.manifest import read_sealed, sealed_text
+from factory.dataset.shards import ShardFile, find_file_damage, read_batches
 from factory.errors import DatasetError
-from factory.records import content_hash
+from factory.hashing import content_hash
 
 FOLDER, SUMMARY = "curriculum", "curriculum.json"
 AGAIN: Final = "`factory curriculum` makes it anew"
@@ -17,29 +20,26 @@ AGAIN: Final = "`factory curriculum` makes it anew"
 
 def dataset_state(ledger: Ledger) -> str:
     """One name for the rows of a dataset as they are: it changes with any byte of any shard."""
+    # in shard order: the ledger's own is that of the commits, until the job is finished
     entries = [ledger.entries[shard] for shard in sorted(ledger.entries)]
     return content_hash([ledger.plan, [[file.path, file.sha256] for entry in entries for file in entry.files]])
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """The text of curriculum.json: sorted, with a checksum of its own."""
-    return json.dumps(seal(summary), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    """The text of curriculum.json, which holds no number that JSON has not."""
+    return sealed_text(summary, allow_nan=False)
 
 
 def read_summary(out: Path) -> dict[str, Any] | None:
     """What curriculum.json says, None where there is no curriculum. Raises DatasetError where it is damaged."""
-    path = out / FOLDER / SUMMARY
-    try:
-        text = path.read_bytes().decode("utf-8")
-        summary = json.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
+    if not (out / FOLDER).is_dir():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: damaged: {error}; {AGAIN}") from None
-    if not isinstance(summary, dict) or summary_text(summary) != text:
-        raise DatasetError(f"{path}: damaged: changed since it was written; {AGAIN}")
-    del summary["sum"]
-    return summary
+    try:
+        return read_sealed(out / FOLDER / SUMMARY)
+    except FileNotFoundError:
+        return None
+    except DatasetError as error:
+        raise DatasetError(f"{error}; {AGAIN}") from None
 
 
 def current_summary(ledger: Ledger) -> dict[str, Any] | None:
@@ -55,6 +55,7 @@ def card_configs(summary: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Every config of a curriculum with its splits, those without a row left out."""
     for stage in [*summary["stages"], summary["hand_off"] | {"name": "hand-off"}]:
         splits = [split for split, rows in stage["rows"].items() if rows]
+        # `datasets` cannot load a config whose files hold no row
         if splits:
             yield stage["name"], splits
 
@@ -72,9 +73,9 @@ def check_curriculum(out: Path, ledger: Ledger) -> Iterator[str]:
         return
     if summary["dataset"]["state"] != dataset_state(ledger):
         yield f"{FOLDER}/{SUMMARY}: made from an older state of the dataset; {AGAIN}"
-    for file in summary["files"]:
-        yield from _check_file(out, file)
-    known = {file["path"] for file in summary["files"]}
+    files = [ShardFile(**file) for file in summary["files"]]
+    yield from (f"{told}; {AGAIN}" for file in files if (told := _find_damage(out, file)))
+    known = {file.path for file in files}
     for path in sorted((out / FOLDER).rglob("*.parquet")):
         if (name := path.relative_to(out).as_posix()) not in known:
             yield f"{name}: not in {SUMMARY}; {AGAIN}"
@@ -82,21 +83,18 @@ def check_curriculum(out: Path, ledger: Ledger) -> Iterator[str]:
         for split in splits:
             stage = next(s for s in [*summary["stages"], summary["hand_off"]] if s.get("name", "hand-off") == config)
             begin = f"{FOLDER}/{config}/{split}-"
-            rows = sum(file["rows"] for file in summary["files"] if file["path"].startswith(begin))
+            rows = sum(file.rows for file in files if file.path.startswith(begin))
             if rows != stage["rows"][split]:
                 yield f"{FOLDER}/{SUMMARY}: {config} has {stage['rows'][split]} {split} rows, its files {rows}; {AGAIN}"
 
 
-def _check_file(out: Path, file: dict[str, Any]) -> Iterator[str]:
-    path, name = out / file["path"], file["path"]
-    if not path.is_file():
-        yield f"{name}: missing; {AGAIN}"
-    elif path.stat().st_size != file["bytes"]:
-        yield f"{name}: {path.stat().st_size} bytes, written with {file['bytes']}; {AGAIN}"
-    elif file_digest(path) != file["sha256"]:
-        yield f"{name}: its bytes have changed since it was written; {AGAIN}"
-    elif (rows := sum(batch.num_rows for batch in read_batches(path, ["id"]))) != file["rows"]:
-        yield f"{name}: {rows} rows, expected {file['rows']}; {AGAIN}"
+def _find_damage(out: Path, file: ShardFile) -> str | None:
+    """What is wrong with one file of a curriculum, by size, checksum and number of rows."""
+    if told := find_file_damage(out, file, "written"):
+        return told
+    # the checksum says that the file is as it was written, not that it was written with these rows
+    rows = sum(batch.num_rows for batch in read_batches(out / file.path, ["id"]))
+    return f"{file.path}: {rows} rows, expected {file.rows}" if rows != file.rows else None
 
 
 def describe_range(stage: dict[str, Any]) -> str:

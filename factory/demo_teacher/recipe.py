@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from factory.demo_teacher.tokenizer import VOCAB_SIZE
-from factory.records import derive_seed
+from factory.hashing import derive_seed
 
 TASKS = ("scheduling", "photo_edits", "summarization", "travel_booking")
 MODEL: dict[str, Any] = {

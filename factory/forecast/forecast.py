@@ -7,15 +7,16 @@ Best are the shards that the job has committed already. Before there are any, a 
 import tempfile
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Final, Literal
 
 from factory.dataset.codec import STORED
-from factory.dataset.columns import PROMPT
-from factory.dataset.ledger import Ledger, read_ledger
+from factory.dataset.ledger import Ledger, ShardEntry, Totals, read_ledger, summarize_shard
 from factory.dataset.shards import column_bytes, read_batches, write_shard
+from factory.dataset.signal_columns import PROMPT
 from factory.errors import DatasetError, JobError
 from factory.forecast.standin import ANY_LEVEL, Cell, Measured, StandIns
 from factory.job.job import Job
@@ -70,24 +71,12 @@ class Forecast:
         return "max_tokens bound" in self.bases.values()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Weighed:
-    """Rows that were written to real files: how many, their tokens, and the bytes of every column."""
+    """Rows that were written to real files: their totals, as a ledger has them, and the bytes of every column."""
 
-    rows: int = 0
-    files: int = 0
-    accepted: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    totals: Totals = field(default_factory=Totals)
     columns: Columns = field(default_factory=Tally)
-
-    def add(self, outcomes: Iterable[Outcome]) -> None:
-        for outcome in outcomes:
-            self.rows += 1
-            self.accepted += isinstance(outcome, Record)
-            if outcome.generation is not None:
-                self.prompt_tokens += len(outcome.generation.prompt_token_ids)
-                self.completion_tokens += len(outcome.generation.completion_token_ids)
 
 
 def make_forecast(prepared: Prepared, out: Path, pilot: int | None = None) -> Forecast:
@@ -101,7 +90,7 @@ def make_forecast(prepared: Prepared, out: Path, pilot: int | None = None) -> Fo
     weighed, how = weigh_stand_ins(prepared, {})
     bases = {name: _basis(prepared, name) for name in prepared.gates}
     notes = () if how is None else (f"tokens counted with {how}",)
-    return _whole(prepared, weighed, weighed.columns, bases, notes)
+    return _draw_out(prepared, weighed.totals, weighed.columns, bases, notes)
 
 
 def shape_of_teacher(job: Job) -> ModelShape:
@@ -129,22 +118,24 @@ def _basis(prepared: Prepared, name: str) -> Basis:
     return "max_tokens bound" if prepared.tasks[name].solve is None else "reference solutions"
 
 
-def _whole(
+def _draw_out(
     prepared: Prepared,
-    sample: Weighed,
+    sample: Totals,
     columns: Mapping[tuple[str, str], float],
     bases: dict[str, Basis],
     notes: tuple[str, ...],
+    frames: float | None = None,
 ) -> Forecast:
-    """A sample drawn out to the job: columns grow with the rows, the frames of files with the shards."""
+    """A sample drawn out to the job: columns grow with the rows, the frames of files with the shards or as told."""
     plan = prepared.plan
     # a file's frame does not grow with its rows, so it is counted by files
-    share, shards = plan.planned / max(sample.rows, 1), plan.shards / max(sample.files, 1)
+    share = plan.planned / max(sample.done, 1)
+    frames = plan.shards / max(sample.committed_shards, 1) if frames is None else frames
     groups = dict.fromkeys(GROUPS, 0.0)
     for (folder, column), size in columns.items():
-        groups[_group(folder, column)] += size * (share if column else shards)
+        groups[_group(folder, column)] += size * (share if column else frames)
     tokens = sample.prompt_tokens * share, sample.completion_tokens * share
-    return Forecast(plan.planned, sample.accepted / max(sample.rows, 1), *tokens, groups, bases, notes=notes)
+    return Forecast(plan.planned, sample.accepted / max(sample.done, 1), *tokens, groups, bases, notes=notes)
 
 
 def _group(folder: str, column: str) -> str:
@@ -158,21 +149,23 @@ def _group(folder: str, column: str) -> str:
 def _forecast_committed(prepared: Prepared, ledger: Ledger) -> Forecast:
     """What is committed, drawn out to all rows: every shard is the same mixture."""
     totals, plan = ledger.totals, prepared.plan
-    share = plan.planned / totals.done
-    columns: Columns = Tally()
     entries = list(ledger.entries.values())
     # how the bytes divide among columns is read off a few shards; how many there are is known of all
-    for entry in entries[:: max(1, len(entries) // WEIGHED_SHARDS)]:
-        for file in entry.files:
-            columns.update(_file_columns(ledger.out, file.path))
+    columns = _weigh_shards(ledger.out, entries[:: max(1, len(entries) // WEIGHED_SHARDS)])
     scale = totals.bytes / max(columns.total(), 1)
-    groups = dict.fromkeys(GROUPS, 0.0)
-    for (folder, column), size in columns.items():
-        groups[_group(folder, column)] += size * scale * share
+    scaled = {column: size * scale for column, size in columns.items()}
     bases: dict[str, Basis] = dict.fromkeys(prepared.gates, "committed shards")
-    tokens = totals.prompt_tokens * share, totals.completion_tokens * share
     notes = (f"{totals.committed_shards:,} of {plan.shards:,} shards are committed, {totals.bytes:,} bytes",)
-    return Forecast(plan.planned, totals.accepted / totals.done, *tokens, groups, bases, totals.bytes, notes)
+    whole = _draw_out(prepared, totals, scaled, bases, notes, frames=plan.planned / totals.done)
+    return replace(whole, committed=totals.bytes)
+
+
+def _weigh_shards(out: Path, entries: Iterable[ShardEntry]) -> Columns:
+    columns: Columns = Tally()
+    for entry in entries:
+        for file in entry.files:
+            columns.update(_file_columns(out, file.path))
+    return columns
 
 
 def _file_columns(out: Path, name: str) -> Columns:
@@ -196,32 +189,32 @@ def weigh_stand_ins(
     weighed = Weighed()
     with tempfile.TemporaryDirectory(prefix="factory-plan-") as name:
         for shard in range(prepared.plan.shards):
-            outcomes = list(_take(stand_ins.outcomes(prepared.plan.rows(shard)), weighed, rows))
+            outcomes = list(_take(stand_ins.outcomes(prepared.plan.rows(shard)), weighed.totals, rows))
             chosen, pairs = choose_kept(prepared, outcomes)
-            weighed.add(chosen)
-            weighed.files += 1
-            for file in write_shard(Path(name), shard, chosen, signals, pairs):
+            files = write_shard(Path(name), shard, chosen, signals, pairs)
+            weighed.totals.add(summarize_shard(shard, chosen, files))
+            for file in files:
                 weighed.columns.update(_file_columns(Path(name), file.path))
                 (Path(name) / file.path).unlink()
             weighed.columns["hidden_states", "states"] += _rest_of_states(chosen, shape)
-            if _is_enough(weighed, rows):
+            if _is_enough(weighed.totals, rows):
                 break
     return weighed, counter.how if counter else None
 
 
-def _take(outcomes: Iterator[Outcome], weighed: Weighed, rows: int) -> Iterator[Outcome]:
+def _take(outcomes: Iterator[Outcome], before: Totals, rows: int) -> Iterator[Outcome]:
     """Whole prompts of a shard, until the sample is large enough."""
-    so_far = Weighed(weighed.rows, 0, 0, weighed.prompt_tokens, weighed.completion_tokens)
+    so_far = deepcopy(before)
     for _, group in groupby(outcomes, key=lambda outcome: outcome.prompt.group):
         samples = list(group)
-        so_far.add(samples)
+        so_far.add(summarize_shard(0, samples, ()))
         yield from samples
         if _is_enough(so_far, rows):
             return
 
 
-def _is_enough(weighed: Weighed, rows: int) -> bool:
-    return weighed.rows >= rows or weighed.completion_tokens >= SAMPLE_TOKENS
+def _is_enough(sample: Totals, rows: int) -> bool:
+    return sample.done >= rows or sample.completion_tokens >= SAMPLE_TOKENS
 
 
 def _rest_of_states(outcomes: Iterable[Outcome], shape: ModelShape) -> int:
@@ -243,20 +236,18 @@ def _forecast_pilot(prepared: Prepared, count: int) -> Forecast:
 
 def forecast_from_pilot(prepared: Prepared, pilot: Prepared, out: Path) -> Forecast:
     """Stand-ins of the whole job, corrected column by column by what the first rows of `pilot` came to in `out`."""
-    ledger, real = read_ledger(out), Weighed()
-    for entry in ledger.entries.values():
-        for file in entry.files:
-            real.columns.update(_file_columns(out, file.path))
+    ledger = read_ledger(out)
+    real = _weigh_shards(out, ledger.entries.values())
     totals, measured = ledger.totals, measure_rows(out)
     drawn, _ = weigh_stand_ins(pilot, measured, totals.done)
     whole, _ = weigh_stand_ins(prepared, measured)
-    columns = correct(real.columns, totals.done, drawn, whole)
+    columns = correct(real, totals.done, drawn, whole)
     bases: dict[str, Basis] = dict.fromkeys(prepared.gates, "pilot")
     attempts = sum(m.attempts * m.rows for (_, level), m in measured.items() if level == ANY_LEVEL) / max(
         totals.done, 1
     )
     told = f"{totals.done:,} rows, {totals.accepted:,} accepted, {attempts:.3g} attempts a row"
-    return _whole(prepared, whole, columns, bases, (told,))
+    return _draw_out(prepared, whole.totals, columns, bases, (told,))
 
 
 def _pilot_job(job: Job, count: int) -> Job:
@@ -290,10 +281,12 @@ def correct(
         mine = drawn.columns[folder, column]
         if not column:
             columns[folder, column] = whole.columns[folder, column]
-        elif mine >= SEEN_COLUMN_BYTES * drawn.rows:
-            columns[folder, column] = size * whole.columns[folder, column] / mine * drawn.rows / max(real_rows, 1)
+        elif mine >= SEEN_COLUMN_BYTES * drawn.totals.done:
+            columns[folder, column] = (
+                size * whole.columns[folder, column] / mine * drawn.totals.done / max(real_rows, 1)
+            )
         else:
-            columns[folder, column] = size * whole.rows / max(real_rows, 1)
+            columns[folder, column] = size * whole.totals.done / max(real_rows, 1)
     return columns
 
 

@@ -12,24 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import (
-    Array,
-    Attention,
-    Experts,
-    Generation,
-    HiddenStates,
-    Logprobs,
-    Outcome,
-    PlannedRow,
-    Prompt,
-    Record,
-    Rejection,
-    SignalSpec,
-    Transcript,
-    derive_seed,
-)
+from factory.hashing import derive_seed
+from factory.records import Generation, Outcome, PlannedRow, Prompt, Record, Rejection, Transcript
 from factory.runs.prepare import Prepared
 from factory.runs.run import Desk, gates_for
+from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape

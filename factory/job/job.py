@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.errors import JobError
 from factory.job.config import Config, describe_problems, read_toml
-from factory.records import HiddenPositions, Keep, Positions, Sampling
+from factory.records import Sampling
+from factory.signals import HiddenPositions, Keep, Positions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]

@@ -1,16 +1,21 @@
-"""The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside."""
+"""The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside.
+
+It is a function of ledger, manifest and curriculum.json alone, written anew after each commit: no time, no path, no
+number that was not in one of them. So equal datasets have equal cards, and a card that is lost comes back with the run.
+"""
 
 from typing import Any, Final
 
 from factory.checks.fidelity import SECTION, describe
 from factory.dataset.codec import BOUNDS, COLUMNS
-from factory.dataset.columns import layouts
+from factory.dataset.layouts import layouts
 from factory.dataset.ledger import Ledger, Totals
 from factory.dataset.manifest import read_manifest, read_signals, write_atomically
 from factory.dataset.stages import FOLDER, card_configs, describe_range
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 
 OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
+# in the card itself: whoever finds the dataset in ten years has no need of this package
 DECODER: Final = """
 import numpy as np
 
@@ -125,7 +130,7 @@ def _reasons(totals: Totals) -> list[str]:
     if not totals.reasons:
         return []
     lines = ["| rejected because | rows |", "|---|---:|"]
-    return [*lines, *(f"| `{reason}` | {count:,} |" for reason, count in _ranked(totals)), ""]
+    return [*lines, *(f"| `{reason}` | {count:,} |" for reason, count in totals.ranked_reasons()), ""]
 
 
 def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> list[str]:
@@ -147,10 +152,6 @@ def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> l
         told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(totals.scrubbed.items()))
         lines.append(f"- Personal data replaced in the inputs, by kind: {told}. Names are not recognised.")
     return ["## How rows were chosen", "", *lines, ""] if lines else []
-
-
-def _ranked(totals: Totals) -> list[tuple[str, int]]:
-    return sorted(totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _fidelity(manifest: dict[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from factory.dataset.codec import STORED, read_topk
 from factory.dataset.ledger import Totals, read_ledger
 from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import read_batches, shard_path
-from factory.records import Array, canonical_json
+from factory.hashing import canonical_json
+from factory.signals import Array
 
 WIDTH = 110
 IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"), np.int32)
@@ -34,7 +35,7 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     width = max((len(cell) for cell in totals.cells), default=0)
     for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
         lines.append(f"  {cell:<{width}}  {accepted:>7,} accepted of {accepted + rejected + errors:,}")
-    for reason, count in sorted(totals.reasons.items(), key=lambda pair: (-pair[1], pair[0])):
+    for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
     return lines
 

@@ -20,7 +20,7 @@ import numpy as np
 from factory.dataset.shards import file_digest, read_batches
 from factory.errors import DatasetError, JobError
 from factory.job.job import ContaminationConfig
-from factory.records import Array
+from factory.signals import Array
 from factory.tasks.sources import JsonLines
 from factory.texts.texts import every_text, words_of
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from factory.errors import JobError
-from factory.records import Array, Measures, Record, SampleStats
+from factory.records import Measures, Record, SampleStats
+from factory.signals import Array
 
 if TYPE_CHECKING:
     from simpleeval import SimpleEval

@@ -19,9 +19,11 @@ import numpy as np
 
 from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, shard_path
+from factory.hashing import canonical_json
 from factory.job.job import FiltersConfig
 from factory.quality.samples import canonical_answer
-from factory.records import Array, Outcome, Record, canonical_json
+from factory.records import Outcome, Record
+from factory.signals import Array
 from factory.texts.texts import leaves, normalize, words_of
 
 SHINGLE_WORDS: Final = 3

@@ -16,7 +16,8 @@ from factory.errors import JobError, redact
 from factory.job.job import FiltersConfig, LengthConfig, PersonalKind, StyleConfig
 from factory.quality.contamination import Index
 from factory.quality.validate import MAX_FINDING, finding_code
-from factory.records import Array, Record, Rejection
+from factory.records import Record, Rejection
+from factory.signals import Array
 from factory.texts.personal import find_personal, resolve_kinds
 from factory.texts.refusals import find_refusal
 from factory.texts.style import find_style

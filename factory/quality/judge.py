@@ -11,9 +11,10 @@ from typing import Annotated, Any, Final
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from factory.hashing import content_hash, derive_seed
 from factory.job.job import Job, JudgeConfig
 from factory.quality.parse import parse
-from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling, Verdict, content_hash, derive_seed
+from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling, Verdict
 from factory.tasks.render import RenderError, judge_messages, open_environment
 from factory.tasks.tasks import JUDGE, Task
 

@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from factory.records import Generation, Outcome, Pair, Record, Rejection, SampleStats, canonical_json
+from factory.hashing import canonical_json
+from factory.records import Generation, Outcome, Pair, Record, Rejection, SampleStats
 
 Keep = Literal["all", "best", "shortest", "pair"]
 NOT_KEPT: Final = {"best": "not_best", "shortest": "not_shortest", "pair": "not_best"}

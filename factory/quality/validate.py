@@ -7,18 +7,8 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from factory.errors import redact
-from factory.records import (
-    Array,
-    Experts,
-    Generation,
-    HiddenStates,
-    Logprobs,
-    Outcome,
-    Prompt,
-    Record,
-    Rejection,
-    SignalSpec,
-)
+from factory.records import Generation, Outcome, Prompt, Record, Rejection
+from factory.signals import Array, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.tasks import Task
 
 FINDING_CODE = re.compile(r"([a-z][a-z0-9_]{0,63}):")

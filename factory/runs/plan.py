@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from factory.errors import JobError
+from factory.hashing import derive_seed
 from factory.job.job import Job, TaskConfig
-from factory.records import PlannedRow, Sampling, derive_seed
+from factory.records import PlannedRow, Sampling
 from factory.tasks.tasks import Task
 from factory.tasks.transcripts import LEVEL, TASK
 

@@ -13,17 +13,18 @@ import tomli_w
 
 from factory import __version__
 from factory.dataset.codec import BOUNDS
-from factory.dataset.columns import FORMAT_VERSION
+from factory.dataset.layouts import FORMAT_VERSION
 from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import digest_job, write_atomically
 from factory.errors import JobError
+from factory.hashing import content_hash
 from factory.job.job import Job, StyleConfig
 from factory.quality.contamination import Index, open_index
 from factory.quality.difficulty import Formula, compile_formula, known_names
 from factory.quality.filters import RowFilters, open_filters
 from factory.quality.judge import Judge, open_judges
 from factory.quality.validate import Gate
-from factory.records import PlannedRow, Prompt, Rejection, Sampling, content_hash
+from factory.records import PlannedRow, Prompt, Rejection, Sampling
 from factory.runs.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
 from factory.tasks.render import Renderer, RenderError, open_renderer, require_whole
 from factory.tasks.sources import Source, open_source

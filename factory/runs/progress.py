@@ -13,7 +13,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from factory.records import canonical_json
+from factory.hashing import canonical_json
 
 LINE_EVERY_S = 10.0
 

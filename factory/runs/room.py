@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.dataset.columns import row_bytes
+from factory.dataset.layouts import row_bytes
 from factory.errors import DatasetError
 from factory.records import Outcome, Record
 

@@ -35,15 +35,7 @@ from factory.quality.parse import parse
 from factory.quality.retry import ask_again
 from factory.quality.samples import choose
 from factory.quality.validate import Gate, validate
-from factory.records import (
-    Generation,
-    Outcome,
-    Pair,
-    PlannedRow,
-    Prompt,
-    Record,
-    Rejection,
-)
+from factory.records import Generation, Outcome, Pair, PlannedRow, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
 from factory.runs.progress import Progress
 from factory.runs.room import Room

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from factory.errors import TaskError
-from factory.records import PlannedRow, Prompt, Sampling, derive_seed
+from factory.hashing import derive_seed
+from factory.records import PlannedRow, Prompt, Sampling
 from factory.tasks.render import RenderError, check_templates, open_renderer, require_whole
 from factory.tasks.tasks import NAME_PATTERN, builtin_root, discover, load_task
 

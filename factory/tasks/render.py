@@ -19,8 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ValidationError
 
 from factory.errors import TaskError, redact
+from factory.hashing import content_hash, derive_seed
 from factory.job.config import describe_problems
-from factory.records import Message, PlannedRow, Prompt, Sampling, content_hash, derive_seed
+from factory.records import Message, PlannedRow, Prompt, Sampling
 from factory.tasks.sandbox import (
     MAX_BYTES,
     MAX_CHARACTERS,

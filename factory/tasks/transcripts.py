@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from factory.errors import JobError, one_line
+from factory.hashing import canonical_json, content_hash
 from factory.job.job import Job, TranscriptsConfig
-from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript, canonical_json, content_hash
+from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript
 from factory.tasks.sources import Rows, digest_rows, load_rows
 
 # what stands in these columns of a scored row

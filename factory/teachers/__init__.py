@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from factory.job.job import Job
-from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
+from factory.records import Generation, Prompt, TeacherInfo
+from factory.signals import SignalSpec
 from factory.tasks.tasks import Task
 
 

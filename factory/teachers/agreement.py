@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from factory.records import Array, Logprobs
+from factory.signals import Array, Logprobs
 
 Figures = dict[str, float]
 

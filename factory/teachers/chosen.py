@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from factory.records import Array, Generation, HiddenStates, Logprobs, SignalSpec
+from factory.records import Generation
+from factory.signals import Array, HiddenStates, Logprobs, SignalSpec
 
 
 def keep_chosen(generation: Generation, signals: SignalSpec) -> Generation:

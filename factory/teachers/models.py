@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.errors import TeacherError, one_line
 from factory.job.job import AttentionConfig, Job, TeacherConfig
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 from factory.teachers.demo import demo_teacher
 from factory.teachers.settings import require_sound
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from factory.errors import one_line, redact
-from factory.records import LOGPROB_ARRAYS, Array, Logprobs
+from factory.signals import LOGPROB_ARRAYS, Array, Logprobs
 from factory.teachers.agreement import Figures, compare_logprobs, compare_states
 
 CHUNK_VALUES = 2**24  # logits held at once; a vocabulary of 152k takes 110 positions at a time

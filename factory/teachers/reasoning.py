@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factory.records import Array
+from factory.signals import Array
 
 KNOWN_MARKERS = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, and most others

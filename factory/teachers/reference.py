@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from factory.errors import TeacherError
 from factory.job.job import TeacherConfig
-from factory.records import Array, Logprobs, SignalSpec
+from factory.signals import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS
 from factory.teachers.digest import digest_model
 from factory.teachers.models import locate_model

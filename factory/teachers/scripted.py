@@ -21,17 +21,8 @@ from typing import Any
 import numpy as np
 
 from factory.job.job import Job
-from factory.records import (
-    Array,
-    Attention,
-    Experts,
-    Generation,
-    HiddenStates,
-    Logprobs,
-    Prompt,
-    TeacherInfo,
-    Transcript,
-)
+from factory.records import Generation, Prompt, TeacherInfo, Transcript
+from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
 from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape, resolve_signals

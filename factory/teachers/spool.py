@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import LOGPROB_ARRAYS, Array, Attention, Experts, Generation, HiddenStates, Logprobs
+from factory.records import Generation
+from factory.signals import LOGPROB_ARRAYS, Array, Attention, Experts, HiddenStates, Logprobs
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
 HEAD = struct.Struct("<I")  # bytes of the JSON head

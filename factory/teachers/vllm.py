@@ -34,7 +34,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from factory.errors import DatasetError, TeacherError
 from factory.job.job import Job
-from factory.records import Generation, Prompt, SignalSpec, TeacherInfo
+from factory.records import Generation, Prompt, TeacherInfo
+from factory.signals import SignalSpec
 from factory.teachers.digest import digest_model
 from factory.teachers.models import (
     has_cpu_engine,

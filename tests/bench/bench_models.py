@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from random_teacher import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus
 
 from factory.job.job import Job
-from factory.records import Prompt, Sampling, SignalSpec
+from factory.records import Prompt, Sampling
 from factory.runs.prepare import prepare
+from factory.signals import SignalSpec
 from factory.teachers.demo import demo_teacher
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.records import Array, Generation
+from factory.records import Generation
+from factory.signals import Array
 
 ENTRY = pa.struct([("token", pa.string()), ("logprob", pa.float64())])
 NamedRow = Sequence[Sequence[Sequence[tuple[str | None, float]]]]

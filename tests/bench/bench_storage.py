@@ -15,11 +15,12 @@ from bench_figures import Figure, tell
 from bench_models import Model
 from bench_others import PACKINGS, name_tokens, pack, write_distilabel, write_packed
 
-from factory.dataset.columns import layouts
+from factory.dataset.layouts import layouts
 from factory.dataset.shards import write_shard
 from factory.load import load_rows
 from factory.quality.validate import find_damage
-from factory.records import Generation, HiddenStates, Prompt, Record, Sampling, SignalSpec
+from factory.records import Generation, Prompt, Record, Sampling
+from factory.signals import HiddenStates, SignalSpec
 from factory.teachers.spool import Spool
 
 EXACT_BYTES, COMPACT_BYTES = 70.0, 60.0  # a position at k = 20

@@ -15,7 +15,7 @@ from dataset_support import change_line, flip_byte, held_ledger, read_ledger_lin
 
 from factory.checks.verify import verify
 from factory.curriculum.build import make_curriculum
-from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.config import CurriculumConfig
 from factory.dataset.manifest import read_manifest, seal
 from factory.errors import DatasetError
 from factory.job.job import Job, load_job

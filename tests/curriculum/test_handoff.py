@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from factory.curriculum.config import HandOffConfig
 from factory.curriculum.handoff import Attempts, explain_prompts, explain_rows, was_answered
-from factory.curriculum.mixture import HandOffConfig
 
 
 def test_why_a_row_is_handed_off() -> None:

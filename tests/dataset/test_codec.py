@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from factory.checks.verify import verify
 from factory.dataset.codec import COLUMNS, GRID, NOWHERE, Packed, find_damage, pack, read_topk, to_grid
-from factory.dataset.columns import layouts
+from factory.dataset.layouts import layouts
 from factory.dataset.manifest import read_manifest, read_signals
 from factory.dataset.shards import write_shard
 from factory.errors import DatasetError
@@ -25,8 +25,9 @@ from factory.job.job import Job
 from factory.load import load_rows
 from factory.publish.card import DECODER
 from factory.publish.show import describe_rows
-from factory.records import Array, Logprobs, Record, SignalSpec
+from factory.records import Record
 from factory.runs.run import run
+from factory.signals import Array, Logprobs, SignalSpec
 
 BYTES, KL = 60, 1e-5  # the bars at k = 20: bytes a position, mean nats
 COMPACT, EXACT = SignalSpec(top_k=20, compact=True), SignalSpec(top_k=20)

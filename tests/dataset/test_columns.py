@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from dataset_support import SIGNALS, make_generation, make_prompt, make_record, make_rejection, some_outcomes
 
-from factory.dataset.columns import FORMAT_VERSION, decode_states, encode_states, flat_list, layouts, row_bytes
-from factory.records import Attempt, Generation, HiddenStates, Record, Rejection, SignalSpec
+from factory.dataset.columns import flat_list
+from factory.dataset.layouts import FORMAT_VERSION, layouts, row_bytes
+from factory.dataset.signal_columns import decode_states, encode_states
+from factory.records import Attempt, Generation, Record, Rejection
+from factory.signals import HiddenStates, SignalSpec
 
 DEFAULT = layouts(SIGNALS)["default"]
 REJECTED = layouts(SIGNALS)["rejected"]

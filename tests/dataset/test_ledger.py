@@ -23,7 +23,8 @@ from factory.dataset.manifest import (
 )
 from factory.dataset.shards import ShardFile
 from factory.errors import DatasetError
-from factory.records import SignalSpec, canonical_json
+from factory.hashing import canonical_json
+from factory.signals import SignalSpec
 
 PLAN = {"planned": 20, "shards": 4, "shard_rows": 5, "counts": {"adding": {"easy": 20}}}
 MANIFEST: dict[str, Any] = {"job": {"seed": 0, "teacher": {"model": "a", "dtype": "auto"}, "layers": [1, 2]}}

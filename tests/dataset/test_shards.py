@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from dataset_support import SIGNALS, make_record, make_rejection, outcomes_by_folder, read_tree, some_outcomes
 
-from factory.dataset.columns import decode_states, layouts
+from factory.dataset.layouts import layouts
 from factory.dataset.shards import (
     HASH_BYTES,
     ROW_GROUP_BYTES,
@@ -24,8 +24,10 @@ from factory.dataset.shards import (
     read_schema,
     write_shard,
 )
+from factory.dataset.signal_columns import decode_states
 from factory.errors import DatasetError
-from factory.records import HiddenStates, Record, SignalSpec
+from factory.records import Record
+from factory.signals import HiddenStates, SignalSpec
 
 WRITE_ON_SMALL_DISKS = """
 import resource, sys, threading

@@ -12,7 +12,8 @@ from demo_support import shared_corpus, shared_tokenizer
 from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED, Corpus, Example, encode, training_seed
 from factory.demo_teacher.evaluate import evaluation_job
 from factory.demo_teacher.recipe import TASKS, Draw, Recipe, draw_step, draw_tokenizer_examples
-from factory.records import Sampling, canonical_json, derive_seed
+from factory.hashing import canonical_json, derive_seed
+from factory.records import Sampling
 from factory.runs.plan import make_plan
 from factory.tasks.render import open_renderer
 from factory.tasks.tasks import builtin_root, discover

@@ -20,13 +20,14 @@ import torch
 from integration_support import engine_job, make_dataset
 
 from factory.checks.fidelity import choose_rows, describe, read_row, summarize
-from factory.dataset.columns import encode_states, flat_list
+from factory.dataset.columns import flat_list
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
+from factory.dataset.signal_columns import encode_states
 from factory.errors import FidelityError
 from factory.job.job import Job
-from factory.records import Array, Logprobs
 from factory.runs.run import run
+from factory.signals import Array, Logprobs
 from factory.teachers.agreement import BOUNDS
 from factory.teachers.plain_forward import PlainModel, compare_row
 from factory.teachers.reference import KeptRow, require_reference

@@ -9,7 +9,7 @@ from dataset_support import SIGNALS
 
 from factory.dataset.ledger import Totals
 from factory.publish.card import write_card
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 
 MANIFEST: dict[str, Any] = {"teacher": {"model": "org/Big-8B", "details": {"dtype": "bfloat16", "vocab_size": 260}}}
 

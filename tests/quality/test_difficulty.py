@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from factory.errors import JobError
 from factory.job.job import DifficultyConfig
 from factory.quality.difficulty import FUNCTIONS, NAMES, Values, compile_formula, known_names, measure, values
-from factory.records import Generation, Logprobs, Measures, Prompt, Record, SampleStats, Sampling, Verdict
+from factory.records import Generation, Measures, Prompt, Record, SampleStats, Sampling, Verdict
+from factory.signals import Logprobs
 
 DEFAULT = DifficultyConfig().formula
 ALL = known_names(2, 20, True)

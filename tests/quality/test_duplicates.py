@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factory.hashing import content_hash
 from factory.job.job import FiltersConfig
 from factory.quality.duplicates import (
     KEPT_HASHES,
@@ -27,7 +28,7 @@ from factory.quality.duplicates import (
     shape_bands,
     split_words,
 )
-from factory.records import Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict, content_hash
+from factory.records import Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict
 from factory.tasks.tasks import discover
 
 ROOT = Path(__file__).parent.parent.parent

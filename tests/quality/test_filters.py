@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import JobError
+from factory.hashing import canonical_json
 from factory.job.job import ContaminationConfig, FiltersConfig, StyleConfig
 from factory.quality.contamination import open_index
 from factory.quality.filters import RowFilters, apply, find_loop, open_filters, repeated_share
-from factory.records import Record, Rejection, SignalSpec, Verdict, canonical_json
+from factory.records import Record, Rejection, Verdict
+from factory.signals import SignalSpec
 from factory.tasks.tasks import Task, discover
 from factory.teachers.scripted import STOP, THINK_END, encode
 from factory.texts.refusals import find_refusal

@@ -12,7 +12,7 @@ from dataset_support import read_table, read_tree
 from faker import Faker
 
 from factory.curriculum.build import make_curriculum
-from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.config import CurriculumConfig
 from factory.dataset.ledger import read_ledger
 from factory.job.job import Job
 from factory.runs.run import run

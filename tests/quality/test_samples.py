@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.quality.samples import Keep, canonical_answer, choose, is_right
-from factory.records import Generation, Logprobs, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict
+from factory.records import Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict
+from factory.signals import Logprobs
 
 KEEPS: tuple[Keep, ...] = get_args(Keep)
 ASKED = ({"role": "user", "content": "Add 1 and 2."},)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.quality.validate import Gate, find_damage, finding_code, validate
-from factory.records import Array, Generation, HiddenStates, Logprobs, Outcome, Prompt, Record, Rejection, Sampling
+from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling
+from factory.signals import Array, HiddenStates, Logprobs
 from factory.tasks.tasks import Task, load_task
 
 TOKENS, INPUTS, K, LAYERS, HIDDEN = 4, 6, 3, (2, 4), 8

@@ -11,9 +11,9 @@ from conftest import write_task
 from factory.checks.verify import verify
 from factory.errors import TeacherError
 from factory.forecast.forecast import make_forecast
+from factory.hashing import is_drawn
 from factory.job.job import Job
 from factory.load import load_rows
-from factory.records import is_drawn
 from factory.runs.prepare import prepare
 from factory.runs.run import run
 from factory.teachers.models import resolve_signals, shape_of

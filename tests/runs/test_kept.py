@@ -15,11 +15,12 @@ from conftest import write_task
 from factory.checks.verify import verify
 from factory.dataset.manifest import read_manifest, read_signals
 from factory.errors import DatasetError, JobError
+from factory.hashing import canonical_json
 from factory.job.job import Job
 from factory.load import Row, collate, load_rows
 from factory.publish.show import describe_rows
-from factory.records import SignalSpec, canonical_json
 from factory.runs.run import run
+from factory.signals import SignalSpec
 
 K = 12
 CHOICES: dict[str, dict[str, Any]] = {

@@ -29,8 +29,8 @@ from dataset_support import (
     write_job,
 )
 
-from factory.dataset.columns import decode_states
 from factory.dataset.ledger import Totals
+from factory.dataset.signal_columns import decode_states
 from factory.errors import DatasetError, JobError, TaskError, TeacherError
 from factory.job.job import Job, load_job
 from factory.records import Prompt, Rejection

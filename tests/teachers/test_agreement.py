@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from factory.records import Array, Logprobs
+from factory.signals import Array, Logprobs
 from factory.teachers.agreement import (
     BOUNDS,
     LEAST,

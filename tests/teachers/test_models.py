@@ -9,7 +9,7 @@ import pytest
 
 from factory.errors import TeacherError
 from factory.job.job import Job
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 from factory.teachers.models import locate_model, read_shape, require_window, resolve_signals, shape_of
 
 MakeJob = Callable[..., Job]

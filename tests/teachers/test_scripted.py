@@ -12,8 +12,9 @@ from conftest import SCHEMA, write_task
 from factory.errors import TeacherError
 from factory.job.job import Job
 from factory.quality.validate import find_damage
-from factory.records import Attempt, Generation, Logprobs, Prompt
+from factory.records import Attempt, Generation, Prompt
 from factory.runs.prepare import prepare
+from factory.signals import Logprobs
 from factory.tasks.tasks import load_task
 from factory.teachers import open_teacher
 from factory.teachers.scripted import SHAPE, STOP, THINK_END, VOCAB, ScriptedTeacher, decode, encode, invent_answer

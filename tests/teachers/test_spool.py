@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from dataset_support import SIGNALS, flip_byte, make_generation
 
-from factory.records import Generation, SignalSpec
+from factory.records import Generation
+from factory.signals import SignalSpec
 from factory.teachers import spool as module
 from factory.teachers.spool import FRAME, Place, Spool, SpoolWriter, pack, scan, unpack
 

@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from vllm.distributed.parallel_state import get_tp_group
 
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 from factory.teachers.engine.attention import AttentionKeeper
 from factory.teachers.engine.batch import Asked, Roster
 from factory.teachers.engine.distribution import Distribution, Workspace, fractions, row_width, split_rows

@@ -6,7 +6,7 @@ B rows of a step, V ids of the vocabulary, K kept at each position. Nothing here
 import numpy as np
 import torch
 
-from factory.records import Array, SignalSpec
+from factory.signals import Array, SignalSpec
 
 BLOCK = 64  # vocabulary entries in one block of the two-stage top-k
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from factory.errors import one_line
-from factory.records import Attention, Generation, HiddenStates, Logprobs, SignalSpec
+from factory.records import Generation
+from factory.signals import Attention, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
     MIN_ANSWER_TOKENS,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.records import Logprobs, SignalSpec
+from factory.signals import Logprobs, SignalSpec
 from factory.teachers.chosen import beyond_mass
 
 TOLD: Final = "the engine's own logprobs: after the grammar's mask, entropy over the kept ids and all others as one"

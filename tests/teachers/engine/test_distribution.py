@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.records import Array, SignalSpec
+from factory.signals import Array, SignalSpec
 from factory.teachers.engine.distribution import (
     BLOCK,
     Distribution,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factory.records import SignalSpec
+from factory.signals import SignalSpec
 from factory.teachers.engine.flat import read_flat, require_enough
 
 PROBS = np.array([[0.6, 0.25, 0.1], [0.9, 0.05, 0.05]])
