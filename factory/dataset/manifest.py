@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 
@@ -13,6 +14,17 @@ from factory.errors import DatasetError
 from factory.records import SignalSpec, canonical_json, content_hash
 
 MANIFEST = "manifest.json"
+WILD: Final = re.compile(r"[\[\]*?{}]")
+
+
+def require_plain_path(out: Path) -> None:
+    """Raise DatasetError for a directory whose path, made absolute, `datasets` and others take for a pattern.
+
+    They would load no row of it, or in silence those of a directory beside it.
+    """
+    if wild := WILD.search(str(out.resolve())):
+        told = f"its path {out.resolve()} has a {wild[0]!r}, which readers of datasets take for a wildcard"
+        raise DatasetError(f"{out}: {told}; choose a path without any of [ ] * ? {{ }}")
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:

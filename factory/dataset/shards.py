@@ -184,12 +184,20 @@ def sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
-def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of one file, a row group at a time. Raises DatasetError where it is not whole Parquet."""
+def read_batches(path: Path, columns: list[str] | None = None, group: int | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of one file, or of one row group of it, a group at a time. Raises DatasetError at broken Parquet."""
     try:
         with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield from file.read_row_group(group, columns=columns).to_batches()
+            for number in range(file.num_row_groups) if group is None else (group,):
+                yield from file.read_row_group(number, columns=columns).to_batches()
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+
+
+def count_groups(path: Path) -> int:
+    """How many row groups a file has. Raises DatasetError."""
+    try:
+        return int(pq.read_metadata(path).num_row_groups)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
 

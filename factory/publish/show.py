@@ -14,6 +14,7 @@ from factory.dataset.ledger import Totals, read_ledger
 from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.records import Array, canonical_json
+from factory.terminal import printable
 
 WIDTH = 110
 IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"), np.int32)
@@ -73,7 +74,8 @@ def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
 
 
 def _block(name: str, text: str, most: int = 14) -> list[str]:
-    wrapped = [piece for line in text.splitlines() for piece in textwrap.wrap(line, WIDTH - 12) or [""]]
+    lines = printable(text).removesuffix("\n").split("\n")  # escaped before it is wrapped, which drops some controls
+    wrapped = [piece for line in lines for piece in textwrap.wrap(line, WIDTH - 12) or [""]]
     if len(wrapped) > most:
         wrapped = [*wrapped[: most - 1], f"… {len(wrapped) - most + 1} lines more"]
     return [f"{name if index == 0 else '':<11} {line}".rstrip() for index, line in enumerate(wrapped)]
