@@ -28,6 +28,7 @@ from factory.curriculum.mixture import (
     SPLITS,
     Candidates,
     CurriculumConfig,
+    SplitsConfig,
     Stage,
     describe_counts,
     fill_stage,
@@ -252,7 +253,7 @@ def _summarize(
         },
         "without_value": int(np.isnan(decided.rows.value).sum()),
         "groups": int(decided.group_R.max()) + 1,
-        "warnings": list(_warnings(decided)),
+        "warnings": list(_warnings(decided, config.splits)),
         "files": [asdict(file) for file in files],
     }
 
@@ -270,8 +271,9 @@ def _sum_up(stage: Stage, decided: Decisions) -> dict[str, Any]:
     }
 
 
-def _warnings(decided: Decisions) -> Iterator[str]:
+def _warnings(decided: Decisions, splits: SplitsConfig) -> Iterator[str]:
     """What a user should know and might not see."""
+    wanted = {"train": True, "validation": splits.validation > 0, "test": splits.test > 0}
     sizes = np.bincount(decided.group_R)
     if sizes.max() > BIG_GROUP * sizes.sum() and sizes.sum() >= 20:
         told = f"{sizes.max():,} of {sizes.sum():,} rows share texts and so one split"
@@ -280,7 +282,10 @@ def _warnings(decided: Decisions) -> Iterator[str]:
             f"; if one is no document, name its field in splits.ignore (long texts: {fields})" if fields else ""
         )
     for stage in decided.stages:
-        if not len(stage.members["train"]):
-            yield f"{stage.name} has no training row"
-        elif stage.left_out:
+        for split, told in (("train", "training"), ("validation", "validation"), ("test", "test")):
+            if wanted[split] and not len(stage.members[split]):
+                yield f"{stage.name} has no {told} row" + (
+                    "" if split == "train" else ", so `datasets` knows no such split"
+                )
+        if stage.left_out and len(stage.members["train"]):
             yield f"{stage.name}: {stage.left_out:,} rows of its range left out by its mixture or budget"
