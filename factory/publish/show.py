@@ -67,10 +67,18 @@ def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
     if row["reasoning"] is not None:
         lines += _block("reasoning", row["reasoning"])
-    lines += _block("answer", json.dumps(json.loads(row["answer"]), ensure_ascii=False, indent=1))
+    lines += _block("answer", _lay_out(row["answer"]))
     if row["findings"]:
         lines += _block("findings", "\n".join(row["findings"]), most=4)
     return [*lines, *_describe_signals(row, manifest)]
+
+
+def _lay_out(answer: str) -> str:
+    """JSON over lines of its own; the answer of a transcript that was scored may be any text."""
+    try:
+        return json.dumps(json.loads(answer), ensure_ascii=False, indent=1)
+    except (ValueError, RecursionError):
+        return answer
 
 
 def _block(name: str, text: str, most: int = 14) -> list[str]:
