@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -467,3 +468,18 @@ def test_rows_of_a_stage_make_batches(staged: Path, read: Read) -> None:
     rows = read(staged, "stage-2", join_hidden_states=True)
     loader = DataLoader(rows, batch_size=3, collate_fn=partial(collate, pad_token_id=0))
     assert sum(len(batch["input_ids"]) for batch in loader) == len(rows)
+
+
+def test_a_dataset_of_the_layout_before_loads_as_it_did(dataset: Path, read: Read, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(dataset, old)
+    for path in (old / "data").glob("*.parquet"):
+        if not (table := pq.read_table(path)).num_rows:
+            continue
+        flat = [f.name for f in table.schema if str(f.type) in ("list<element: int32>", "list<element: halffloat>")]
+        split = dict.fromkeys((f"{name}.list.element" for name in flat), "BYTE_STREAM_SPLIT")
+        pq.write_table(table, path, compression="zstd", use_dictionary=False, column_encoding=split)
+    for row, before in zip(read(dataset), read(old), strict=True):
+        assert row.columns == before.columns
+        np.testing.assert_array_equal(row.topk_logprobs, before.topk_logprobs)
+        np.testing.assert_array_equal(row.topk_ids, before.topk_ids)
