@@ -65,7 +65,7 @@ class Layout:
         return pa.schema(fields, metadata={"factory": canonical_json(meaning)})
 
     def writer_options(self) -> dict[str, Any]:
-        """How Parquet stores this config (measured choices, see docs/decisions/0004 and 0017)."""
+        """How Parquet stores this config (measured choices, see docs/decisions/0004 and 0018)."""
         common = {"write_page_index": True}  # where each page lies: readers of a few rows, the hub's viewer, skip to it
         if self.config == "hidden_states":
             # a page for each value: pyarrow copies each page, and small ones fit memory that was used before
