@@ -22,8 +22,9 @@ def require_plain_path(out: Path) -> None:
 
     They would load no row of it, or in silence those of a directory beside it.
     """
-    if wild := WILD.search(str(out.resolve())):
-        told = f"its path {out.resolve()} has a {wild[0]!r}, which readers of datasets take for a wildcard"
+    path = os.path.realpath(out)  # Path.resolve raises at a link that leads to itself
+    if wild := WILD.search(path):
+        told = f"its path {path} has a {wild[0]!r}, which readers of datasets take for a wildcard"
         raise DatasetError(f"{out}: {told}; choose a path without any of [ ] * ? {{ }}")
 
 
