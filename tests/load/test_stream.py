@@ -9,10 +9,11 @@ import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
 from factory.curriculum.build import make_curriculum
-from factory.curriculum.mixture import CurriculumConfig
+from factory.curriculum.mixture import CurriculumConfig, SplitsConfig
 from factory.errors import DatasetError
 from factory.job.job import Job
 from factory.load import Row, Rows, RowStream, load_rows
+from factory.load.stream import Reader, Unit
 from factory.runs.run import run
 
 
@@ -192,3 +193,23 @@ def test_a_split_of_a_stage_that_has_no_row_is_empty(out: Path, streaming: bool)
         assert 0 < sum(counts.values()) < 20
     for split in ("train", "validation", "test"):
         list(load_rows(out, "hand-off", split=split, streaming=streaming))
+
+
+def test_files_of_an_address_are_read_as_those_of_a_folder(out: Path) -> None:
+    paths = [str(path) for path in sorted((out / "data").glob("*.parquet"))]
+    near, far = (
+        RowStream(Reader("x", 4), [Unit({"default": begin + p}) for p in paths], []) for begin in ("", "file://")
+    )
+    assert ids(near) == ids(far) == ids(stream(out))
+
+
+def test_a_curriculum_says_which_splits_are_empty(out: Path) -> None:
+    summary = make_curriculum(
+        out, CurriculumConfig(by="tokens", stages=2, splits=SplitsConfig(validation=0.05, test=0))
+    )
+    empty = [stage["name"] for stage in summary["stages"] if not stage["rows"]["validation"]]
+    told = [warning for warning in summary["warnings"] if "validation row" in warning]
+    assert told == [f"{name} has no validation row, so `datasets` knows no such split" for name in empty]
+    assert empty
+    assert not any("test row" in warning for warning in summary["warnings"])
+    assert list(load_rows(out, empty[0], split="validation")) == []
