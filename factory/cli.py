@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from factory import __version__
-from factory.errors import FactoryError, JobError, redact, report
+from factory.errors import FactoryError, JobError
+from factory.terminal import printable, report, say
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 0
     except OSError as error:
         # a disk or a right that is missing in a place that has no better message: the user's to mend, so no traceback
-        print(redact(f"error: {error.filename or 'file system'}: {error.strerror or error}"), file=sys.stderr)
+        say(f"error: {error.filename or 'file system'}: {error.strerror or error}", sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped; committed shards are safe, the same command goes on from them", file=sys.stderr)
@@ -45,9 +46,16 @@ def _on_sigterm(number: int, frame: object) -> NoReturn:
     sys.exit(143)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages, which repeat what was typed, reach the terminal as all else does."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="factory",
         description="Make distillation datasets: templates in; validated rows with logprobs and hidden states out.",
     )
@@ -95,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_jobs(commands: "argparse._SubParsersAction[Parser]") -> None:
     plan = commands.add_parser("plan", help="what a job will take: rows, tokens, bytes a token, disk; spends nothing")
     plan.add_argument("job", type=Path)
     plan.add_argument("--out", type=Path, help="instead of the job's out")
@@ -124,7 +132,7 @@ def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         command.set_defaults(command=_run, scores=command is score)
 
 
-def _add_curriculum(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_curriculum(commands: "argparse._SubParsersAction[Parser]") -> None:
     curriculum = commands.add_parser("curriculum", help="make stages, splits and hand-off labels of a complete dataset")
     curriculum.add_argument("dir", type=Path)
     curriculum.add_argument("config", type=Path, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
@@ -141,7 +149,7 @@ def _positive(text: str) -> int:
 def _print(lines: Iterable[str]) -> None:
     # lines may hold what a job or a model wrote, and be piped into a log that others read
     for line in lines:
-        print(redact(line))
+        say(line)
 
 
 def _tasks(options: argparse.Namespace) -> int:
@@ -156,7 +164,7 @@ def _new(options: argparse.Namespace) -> int:
     from factory.tasks.catalog import scaffold
 
     _print(f"wrote {path}" for path in scaffold(options.workspace, options.name))
-    print(f"next: factory preview {options.name}")
+    say(f"next: factory preview {options.name}")
     return 0
 
 
@@ -179,11 +187,13 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
     """The job, and where its dataset goes; its own paths stay inside unless the options say otherwise."""
+    from factory.dataset.manifest import require_plain_path
     from factory.job.job import load_job, source_paths
     from factory.job.paths import require_inside
 
     job = load_job(options.job)
     out = options.out or Path(job.out)
+    require_plain_path(out)
     if not options.allow_outside:
         # an --out was typed by whoever starts the job; the paths inside it may be anyone's
         paths = {} if options.out else {"out": out}
@@ -205,7 +215,7 @@ def _run(options: argparse.Namespace) -> int:
     prepared = prepare(job, options.workspace)
     warning = None if options.no_disk_check else require_room(prepared, out)
     if warning:
-        print(redact(warning), file=sys.stderr)
+        say(warning, sys.stderr)
     totals = run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
     _print(describe_totals(out, totals))
     return 0
@@ -219,7 +229,7 @@ def _status(options: argparse.Namespace) -> int:
 
     totals = read_totals(options.dir)
     if options.json:
-        print(json.dumps(asdict(totals) | {"reasons": dict(totals.reasons), "left": totals.left}))
+        say(json.dumps(asdict(totals) | {"reasons": dict(totals.reasons), "left": totals.left}))
     else:
         _print(describe_totals(options.dir, totals))
     return 0
@@ -233,7 +243,7 @@ def _verify(options: argparse.Namespace) -> int:
     _print(faults)
     if not faults:
         totals = read_totals(options.dir)
-        print(f"{options.dir}: sound: {totals.committed_shards} of {totals.shards} shards, {totals.done:,} rows")
+        say(f"{options.dir}: sound: {totals.committed_shards} of {totals.shards} shards, {totals.done:,} rows")
     return 1 if faults or (options.fidelity and not _verify_fidelity(options)) else 0
 
 

@@ -12,7 +12,6 @@ A message says what, where, got, allowed and the next step. A bad record is neve
 
 import os
 import re
-import sys
 
 # whole words where the short form is common elsewhere: `_KEY` and `KEY`, not MONKEY
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY|_PAT$", re.IGNORECASE)
@@ -37,13 +36,6 @@ class FactoryError(Exception):
     """Base of every error that is the user's to mend; the command line prints one line and exits with its code."""
 
     exit_code = 2
-
-
-def report(error: FactoryError) -> int:
-    """Tell people of an error, a line for each problem in it, and return the exit code of the command."""
-    for line in str(error).splitlines():
-        print(f"error: {redact(line)}", file=sys.stderr)
-    return error.exit_code
 
 
 class JobError(FactoryError):

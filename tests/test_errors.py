@@ -2,7 +2,8 @@
 
 import pytest
 
-from factory.errors import FidelityError, JobError, one_line, report
+from factory.errors import FidelityError, JobError, one_line
+from factory.terminal import report
 
 
 def test_every_problem_is_a_line_and_the_code_is_the_errors(capsys: pytest.CaptureFixture[str]) -> None:

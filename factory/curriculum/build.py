@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.curriculum.config import EASIER, CurriculumConfig
+from factory.curriculum.config import EASIER, CurriculumConfig, SplitsConfig
 from factory.curriculum.handoff import (
     OVER_BUDGET,
     RIGHT_BUT_LEFT_OUT,
@@ -24,7 +24,15 @@ from factory.curriculum.handoff import (
     explain_rows,
     was_answered,
 )
-from factory.curriculum.mixture import SPLITS, Candidates, Stage, describe_counts, fill_stage, plan_cuts, require_tasks
+from factory.curriculum.mixture import (
+    SPLITS,
+    Candidates,
+    Stage,
+    describe_counts,
+    fill_stage,
+    plan_cuts,
+    require_tasks,
+)
 from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, value_rows
 from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits
@@ -246,7 +254,7 @@ def _summarize(
         },
         "without_value": int(np.isnan(decided.rows.value).sum()),
         "groups": int(decided.group_R.max()) + 1,
-        "warnings": list(_warnings(decided)),
+        "warnings": list(_warnings(decided, config.splits)),
         "files": [asdict(file) for file in files],
     }
 
@@ -264,8 +272,9 @@ def _sum_up(stage: Stage, decided: Decisions) -> dict[str, Any]:
     }
 
 
-def _warnings(decided: Decisions) -> Iterator[str]:
+def _warnings(decided: Decisions, splits: SplitsConfig) -> Iterator[str]:
     """What a user should know and might not see."""
+    wanted = {"train": True, "validation": splits.validation > 0, "test": splits.test > 0}
     sizes = np.bincount(decided.group_R)
     if sizes.max() > BIG_GROUP * sizes.sum() and sizes.sum() >= 20:
         told = f"{sizes.max():,} of {sizes.sum():,} rows share texts and so one split"
@@ -274,7 +283,10 @@ def _warnings(decided: Decisions) -> Iterator[str]:
             f"; if one is no document, name its field in splits.ignore (long texts: {fields})" if fields else ""
         )
     for stage in decided.stages:
-        if not len(stage.members["train"]):
-            yield f"{stage.name} has no training row"
-        elif stage.left_out:
+        for split, told in (("train", "training"), ("validation", "validation"), ("test", "test")):
+            if wanted[split] and not len(stage.members[split]):
+                yield f"{stage.name} has no {told} row" + (
+                    "" if split == "train" else ", so `datasets` knows no such split"
+                )
+        if stage.left_out and len(stage.members["train"]):
             yield f"{stage.name}: {stage.left_out:,} rows of its range left out by its mixture or budget"

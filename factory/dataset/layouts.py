@@ -50,19 +50,22 @@ class Layout:
         return pa.schema(fields, metadata={"factory": canonical_json(meaning)})
 
     def writer_options(self) -> dict[str, Any]:
-        """How Parquet stores this config (measured choices, see docs/decisions/0004-parquet-layout.md)."""
+        """How Parquet stores this config (measured choices, see docs/decisions/0004 and 0018)."""
+        # where each page lies: readers of a few rows, the hub's viewer, skip to it
+        common = {"write_page_index": True}
         if self.config == "hidden_states":
             # a page for each value: pyarrow copies each page, and small ones fit memory that was used before
-            return {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_batch_size": 1}
+            none = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+            return common | none | {"write_batch_size": 1}
+        lists = {f"{c.name}.list.element": c for c in self.columns if pa.types.is_list(c.type)}
         # bytes of the same weight side by side compress; a dictionary of numbers does not pay
-        split = {f"{c.name}.list.element" for c in self.columns if _is_split(c.type)}
-        split |= {c.name for c in self.columns if c.type == pa.float32()}
-        labels = [c.name for c in self.columns if c.name in LABELS]
-        return {
+        split = [leaf for leaf, c in lists.items() if c.type.value_type in SPLIT and c.name not in PLAIN]
+        levels = {leaf: HALF_LEVEL for leaf, c in lists.items() if c.type.value_type == pa.float16()}
+        return common | {
             "compression": "zstd",
-            "compression_level": 1,
-            "use_dictionary": labels,
-            "column_encoding": dict.fromkeys(sorted(split), "BYTE_STREAM_SPLIT"),
+            "compression_level": levels or 1,
+            "use_dictionary": [c.name for c in self.columns if c.name in LABELS],
+            "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
         }
 
     def table(self, outcomes: Sequence[Any]) -> pa.Table:
@@ -75,11 +78,11 @@ class Layout:
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
-SPLIT: Final = (pa.int32(), pa.int16(), pa.uint16(), pa.float16(), pa.float32())
-
-
-def _is_split(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and kind.value_type in SPLIT
+# Byte planes halve signals, but not every reader knows them: DuckDB none of float16, fastparquet none at all. So what
+# is no signal, text and token ids, has only encodings that all readers know, and float16 a higher level in their place.
+SPLIT: Final = (pa.int32(), pa.int16(), pa.uint16(), pa.float32())
+PLAIN: Final = ("prompt_token_ids", "completion_token_ids", "layers", "shape")
+HALF_LEVEL: Final = 3
 
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:

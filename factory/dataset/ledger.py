@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.manifest import MANIFEST, reconcile_manifest, seal, write_atomically
+from factory.dataset.manifest import MANIFEST, reconcile_manifest, require_plain_path, seal, write_atomically
 from factory.dataset.shards import ShardFile
 from factory.errors import DatasetError
 from factory.hashing import canonical_json
@@ -184,8 +184,9 @@ def _line(value: ShardEntry | dict[str, Any]) -> bytes:
 def hold(out: Path) -> Iterator[None]:
     """Make an output directory and hold it against a second run for as long as the context lasts.
 
-    Raises DatasetError where it cannot be written, holds something else, or is in use.
+    Raises DatasetError where it cannot be written, holds something else, is in use, or has no path to load it by.
     """
+    require_plain_path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / MANIFEST).exists() and not (out / LEDGER).exists():

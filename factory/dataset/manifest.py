@@ -7,9 +7,10 @@ result of the self-test, which is replaced), so a resumed run adds rows of the s
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 
@@ -19,6 +20,18 @@ from factory.hashing import canonical_json, content_hash
 from factory.signals import SignalSpec
 
 MANIFEST = "manifest.json"
+WILD: Final = re.compile(r"[\[\]*?{}]")
+
+
+def require_plain_path(out: Path) -> None:
+    """Raise DatasetError for a directory whose path, made absolute, `datasets` and others take for a pattern.
+
+    They would load no row of it, or in silence those of a directory beside it.
+    """
+    path = os.path.realpath(out)  # Path.resolve raises at a link that leads to itself
+    if wild := WILD.search(path):
+        told = f"its path {path} has a {wild[0]!r}, which readers of datasets take for a wildcard"
+        raise DatasetError(f"{out}: {told}; choose a path without any of [ ] * ? {{ }}")
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:

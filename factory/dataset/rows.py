@@ -25,6 +25,7 @@ from factory.signals import Array
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
 
 ARRAYS: Final = (*TOKEN_IDS, *STORED, *(PROMPT + name for name in STORED))
+TOPK: Final = ("topk_ids", "topk_logprobs", "topk_draws")
 AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
 
 
@@ -57,7 +58,21 @@ class Row:
     attention_layers: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
-        return self.columns[name]
+        if name in self.columns:
+            return self.columns[name]
+        if name in self.keys():
+            return getattr(self, name) if name in ROW_ARRAYS else getattr(self.prompt, name.removeprefix(PROMPT))
+        raise KeyError(name)
+
+    def keys(self) -> list[str]:
+        """Names of everything that the row has, as `dict(row)` gives it: columns, then arrays."""
+        arrays = [name for name in ROW_ARRAYS if getattr(self, name) is not None]
+        before = [name for name in (*TOPK, *SCALARS) if self.prompt and getattr(self.prompt, name) is not None]
+        return [*self.columns, *arrays, *(PROMPT + name for name in before)]
+
+    def fits(self, max_length: int) -> bool:
+        """Whether a completion token is left where the row is cut to `max_length`: without one it teaches nothing."""
+        return len(self.completion_token_ids) > 0 and len(self.prompt_token_ids) < max_length
 
     @property
     def inputs(self) -> int:
@@ -74,6 +89,26 @@ class Row:
         if self.hidden_states is None or self.positions is None:
             return None if self.hidden_states is None else self.hidden_states[first:]
         return self.hidden_states[int(np.searchsorted(self.positions, first)) :]
+
+
+JOINED: Final = ("hidden_states", "positions", "expert_ids", "expert_weights", "attention")
+ROW_ARRAYS: Final = (*TOKEN_IDS, *TOPK, *SCALARS, *JOINED)
+
+
+def given_names(stored: Iterable[str]) -> list[str]:
+    """The columns of a file by the names that its rows give them: compact distributions are decoded."""
+    names = list(stored)
+    plain = [name for name in names if name not in ARRAYS]
+    packed = {"topk_id_places": "topk_ids", "topk_first": "topk_logprobs"}
+    known = {*TOKEN_IDS, *(prefix + name for prefix in ("", PROMPT) for name in (*TOPK, *SCALARS))}
+    arrays = (
+        PROMPT * name.startswith(PROMPT) + packed.get(name.removeprefix(PROMPT), name.removeprefix(PROMPT))
+        if name not in TOKEN_IDS
+        else name
+        for name in names
+        if name in ARRAYS
+    )
+    return [*plain, *(name for name in arrays if name in known)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +145,9 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
     present = [name for name in ARRAYS if name in batch.schema.names]
     flat = {name: _flatten(batch.column(name)) for name in present}
     columns = batch.select([name for name in batch.schema.names if name not in present]).to_pylist()
+    if not set(TOKEN_IDS) <= set(present):  # pairs and hand-off labels: texts alone
+        yield from (Row(texts, np.zeros(0, np.int32), np.zeros(0, np.int32)) for texts in columns)
+        return
     tokens, before = np.diff(flat["completion_token_ids"][1]), np.diff(flat["prompt_token_ids"][1]) - 1
     # an empty prompt has no entries, not -1 of them
     before = np.maximum(before, 0)

@@ -216,11 +216,17 @@ def told_as_damage(path: Path) -> Iterator[None]:
         raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
 
 
-def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of one file, a row group at a time. Raises DatasetError where it is not whole Parquet."""
+def read_batches(path: Path, columns: list[str] | None = None, group: int | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of one file, or of one row group of it, a group at a time. Raises DatasetError at broken Parquet."""
     with told_as_damage(path), pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            yield from file.read_row_group(group, columns=columns).to_batches()
+        for number in range(file.num_row_groups) if group is None else (group,):
+            yield from file.read_row_group(number, columns=columns).to_batches()
+
+
+def count_groups(path: Path) -> int:
+    """How many row groups a file has. Raises DatasetError."""
+    with told_as_damage(path):
+        return int(pq.read_metadata(path).num_row_groups)
 
 
 def column_bytes(path: Path) -> dict[str, int]:

@@ -14,7 +14,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from factory.demo_teacher.recipe import Recipe
-from factory.errors import FactoryError, TeacherError, report
+from factory.errors import FactoryError, TeacherError
+from factory.terminal import report
 
 WEIGHTS, CONFIG, LOG, PASS_RATES, CARD = (
     "model.safetensors",

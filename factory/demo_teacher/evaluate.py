@@ -21,11 +21,12 @@ from factory.dataset.shards import file_digest, read_batches, shard_path
 from factory.demo_teacher.card import PASS_RATES, WEIGHTS, describe_cells, write_card
 from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED
 from factory.demo_teacher.recipe import TASKS, Recipe
-from factory.errors import FactoryError, JobError, report
+from factory.errors import FactoryError, JobError
 from factory.job.job import Job
 from factory.runs.run import run
 from factory.tasks.tasks import builtin_root, discover
 from factory.teachers.demo import demo_teacher
+from factory.terminal import report
 
 # a row that was rejected here had an answer of the right form
 WELL_FORMED = ("check",)

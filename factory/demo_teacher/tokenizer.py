@@ -17,7 +17,10 @@ END_OF_TEXT, TURN_START, TURN_END, THINK_START, THINK_END = (
     "</think>",
 )
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    # as the model generates it; its own prompts have no such key, so they are what it was trained on
+    "{% if message.reasoning_content is string %}<think>{{ message.reasoning_content }}</think>{% endif %}"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>"
     "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{% endif %}"
 )

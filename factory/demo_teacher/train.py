@@ -24,7 +24,8 @@ from factory.demo_teacher.corpus import Corpus, encode, texts
 from factory.demo_teacher.network import export, new_model
 from factory.demo_teacher.recipe import TASKS, Recipe, draw_step, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import PIECES, train_tokenizer
-from factory.errors import FactoryError, TeacherError, report
+from factory.errors import FactoryError, TeacherError
+from factory.terminal import report
 
 CHECKPOINT_STEPS = 100
 # memory and padding; the gradient is the same but for rounding

@@ -11,7 +11,8 @@ from factory.dataset.codec import BOUNDS, COLUMNS
 from factory.dataset.layouts import layouts
 from factory.dataset.ledger import Ledger, Totals
 from factory.dataset.manifest import read_manifest, read_signals, write_atomically
-from factory.dataset.stages import FOLDER, card_configs, describe_range
+from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
+from factory.hashing import content_hash
 from factory.signals import SignalSpec
 
 OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
@@ -41,19 +42,25 @@ def decode_topk(row):  # ids int32 and logprobs float32, [T, k], of one row with
 def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
     """Write the card of a dataset as its ledger and manifest now are; `curriculum` is the summary of its curriculum."""
     manifest = read_manifest(ledger.out)
-    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), curriculum)
+    state = content_hash([dataset_state(ledger), curriculum and curriculum["files"]])
+    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), curriculum, state)
     write_atomically(ledger.out / "README.md", card.encode())
 
 
 def write_card(
-    totals: Totals, manifest: dict[str, Any], signals: SignalSpec, curriculum: dict[str, Any] | None = None
+    totals: Totals,
+    manifest: dict[str, Any],
+    signals: SignalSpec,
+    curriculum: dict[str, Any] | None = None,
+    state: str = "",
 ) -> str:
     """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
 
-    It holds no time and no path, so equal datasets have equal cards.
+    `state` names the rows as they are, by their content. The card holds no time and no path, so equal datasets have
+    equal cards.
     """
     teacher = manifest.get("teacher", {})
-    lines = [*_front_matter(totals, signals, curriculum), "# Distillation dataset", ""]
+    lines = [*_front_matter(totals, signals, curriculum, state), "# Distillation dataset", ""]
     model = teacher.get("model", "?")
     state = (
         "complete" if totals.left == 0 else f"unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
@@ -81,16 +88,20 @@ def write_card(
     return "\n".join(lines)
 
 
-def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None) -> list[str]:
-    """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence."""
-    lines = ["---", "configs:"]
+def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None, state: str) -> list[str]:
+    """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence.
+
+    `datasets` names its cached copy of a local directory by what the card says of a config and not by the files, so the
+    card says in each which rows they are: else a directory made again or grown would give the rows of before.
+    """
+    lines, about = ["---", "configs:"], [f'  description: "rows {state[:16]}"'] if state else []
     for name, layout in layouts(signals).items():
         rows = {"rejected": totals.rejected + totals.errors, "preferences": totals.pairs}.get(name, totals.accepted)
         if rows or name == "default":
-            lines += [f"- config_name: {name}", *(["  default: true"] if name == "default" else [])]
+            lines += [f"- config_name: {name}", *(["  default: true"] if name == "default" else []), *about]
             lines += ["  data_files:", "  - split: train", f"    path: {layout.folder}/train-*.parquet"]
     for name, splits in card_configs(curriculum) if curriculum else ():
-        lines += [f'- config_name: "{name}"', "  data_files:"]  # quoted: YAML takes a bare `on` or `null` for no text
+        lines += [f'- config_name: "{name}"', *about, "  data_files:"]  # quoted: YAML takes a bare `on` for no text
         for split in splits:
             lines += [f"  - split: {split}", f"    path: {FOLDER}/{name}/{split}-*.parquet"]
     return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
@@ -114,7 +125,10 @@ def _stage_table(curriculum: dict[str, Any]) -> list[str]:
     lines += [
         "point at their signals: row `index` of the default config. `hand-off` tells for every prompt whether a small"
     ]
-    return [*lines, "model should pass it on to a larger one.", ""]
+    lines += [
+        "model should pass it on to a larger one. A split with 0 rows is none: `datasets` cannot load an empty one,"
+    ]
+    return [*lines, "so ask `datasets.get_dataset_split_names` which a stage has.", ""]
 
 
 def _task_table(totals: Totals) -> list[str]:

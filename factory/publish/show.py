@@ -15,6 +15,7 @@ from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.signals import Array
+from factory.terminal import printable
 
 WIDTH = 110
 IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"), np.int32)
@@ -67,14 +68,23 @@ def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
     if row["reasoning"] is not None:
         lines += _block("reasoning", row["reasoning"])
-    lines += _block("answer", json.dumps(json.loads(row["answer"]), ensure_ascii=False, indent=1))
+    lines += _block("answer", _lay_out(row["answer"]))
     if row["findings"]:
         lines += _block("findings", "\n".join(row["findings"]), most=4)
     return [*lines, *_describe_signals(row, manifest)]
 
 
+def _lay_out(answer: str) -> str:
+    """JSON over lines of its own; the answer of a transcript that was scored may be any text."""
+    try:
+        return json.dumps(json.loads(answer), ensure_ascii=False, indent=1)
+    except (ValueError, RecursionError):
+        return answer
+
+
 def _block(name: str, text: str, most: int = 14) -> list[str]:
-    wrapped = [piece for line in text.splitlines() for piece in textwrap.wrap(line, WIDTH - 12) or [""]]
+    lines = printable(text).removesuffix("\n").split("\n")  # escaped before it is wrapped, which drops some controls
+    wrapped = [piece for line in lines for piece in textwrap.wrap(line, WIDTH - 12) or [""]]
     if len(wrapped) > most:
         wrapped = [*wrapped[: most - 1], f"… {len(wrapped) - most + 1} lines more"]
     return [f"{name if index == 0 else '':<11} {line}".rstrip() for index, line in enumerate(wrapped)]

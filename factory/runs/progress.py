@@ -14,6 +14,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from factory.hashing import canonical_json
+from factory.terminal import say
 
 LINE_EVERY_S = 10.0
 
@@ -44,7 +45,7 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif self.as_json:
-            print(self.json_line(), file=self.stream, flush=True)
+            say(self.json_line(), self.stream)
 
     def answer(self, tokens: int) -> None:
         """A generation came back, whether or not its row is finished by it."""
@@ -59,7 +60,7 @@ class Progress:
             self.bar.update()
         elif time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
-            print(self.json_line() if self.as_json else self.line(), file=self.stream, flush=True)
+            say(self.json_line() if self.as_json else self.line(), self.stream)
 
     def line(self) -> str:
         """Where things stand, in one line."""

@@ -24,7 +24,7 @@ from factory.dataset.ledger import SPOOL, Ledger, Totals, hold, open_ledger, req
 from factory.dataset.manifest import read_manifest, reconcile_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
-from factory.errors import DatasetError, redact
+from factory.errors import DatasetError
 from factory.job.job import Job, SignalsConfig, StudentConfig
 from factory.publish.card import save_card
 from factory.quality.difficulty import measure
@@ -40,6 +40,7 @@ from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_pro
 from factory.runs.progress import Progress
 from factory.runs.room import Room
 from factory.teachers import Teacher, open_teacher
+from factory.terminal import say
 
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
@@ -105,7 +106,7 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
 def _tell_repaired(lines: list[str], as_json: bool) -> None:
     for line in lines:
         told = json.dumps({"event": "repair", "given_up": line})
-        print(told if as_json else f"given up, to be made again: {line}", file=sys.stderr)
+        say(told if as_json else f"given up, to be made again: {line}", sys.stderr)
 
 
 def _check_fidelity(ledger: Ledger, job: Job, as_json: bool) -> None:
@@ -113,7 +114,7 @@ def _check_fidelity(ledger: Ledger, job: Job, as_json: bool) -> None:
     told = check_run(ledger, job)
     if told is not None:
         save_card(ledger, current_summary(ledger))
-        print(json.dumps({"event": "fidelity", "told": told}) if as_json else redact(told), file=sys.stderr)
+        say(json.dumps({"event": "fidelity", "told": told}) if as_json else told, sys.stderr)
         require_passed(ledger.out)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -139,10 +140,18 @@ def open_source(config: SourceConfig, where: str, seed: int, needed: int) -> Sou
 def digest_rows(config: TableConfig, rows: Rows) -> str:
     """A hash of a table: of a file's bytes, or the fingerprint that `datasets` gives a dataset of the hub."""
     path = Path(config.path)
+    if path.is_dir():  # `datasets` gives one name to a directory, whatever becomes of its files
+        parts = sorted(part for part in path.rglob("*") if part.is_file())
+        return hashlib.sha256(b"".join(part.name.encode() + _digest_file(part) for part in parts)).hexdigest()
     if not path.is_file():
         return str(getattr(rows, "_fingerprint", ""))
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _digest_file(path: Path) -> bytes:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
 
 
 def load_rows(config: TableConfig, where: str) -> Rows:
@@ -153,6 +162,9 @@ def load_rows(config: TableConfig, where: str) -> Rows:
         raise JobError(f"{where}.path: {path}: no such file")
     if kind == "datasets" and path.is_file():
         raise JobError(f"{where}.path: {path}: not a kind of file that is known here (has: parquet, jsonl); set format")
+    if kind == "datasets" and path.is_dir() and (wild := re.search(r"[\[\]*?{}]", str(path.resolve()))):
+        told = f"{path.resolve()} has a {wild[0]!r}, which `datasets` takes for a wildcard"
+        raise JobError(f"{where}.path: {told}; choose a path without any of [ ] * ? {{ }}")
     try:
         return JsonLines(path) if kind == "jsonl" else _load_dataset(config, kind)
     except Exception as error:  # datasets raises many types for data that is not what it should be
@@ -169,5 +181,7 @@ def _load_dataset(config: TableConfig, kind: str) -> Any:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, by us
     if kind == "datasets":
-        return datasets.load_dataset(config.path, config.config, split=config.split)
+        # the cached copy of a local directory would be kept when its files change
+        mode = "force_redownload" if Path(config.path).is_dir() else None
+        return datasets.load_dataset(config.path, config.config, split=config.split, download_mode=mode)
     return datasets.load_dataset(kind, data_files=escape(config.path), split="train")

@@ -58,7 +58,8 @@ class ScriptedTeacher:
         self.tasks = tasks
         self.queue: deque[Prompt] = deque()
         self.signals = resolve_signals(job, SHAPE)
-        details = {"vocab_size": VOCAB, "layers": LAYERS, "hidden_size": HIDDEN}
+        sizes = {"vocab_size": VOCAB, "layers": LAYERS, "hidden_size": HIDDEN}
+        details = sizes | {"reasoning_markers": ["<think>", "</think>"]}
         self.info = TeacherInfo("scripted", job.teacher.model, details)
 
     def room(self) -> int:

@@ -101,6 +101,20 @@ def test_the_chat_template_opens_no_reasoning_where_no_answer_is_asked_for() -> 
     assert text.endswith("1 + 2?<|im_end|>\n")
 
 
+def test_an_answer_with_its_reasoning_is_rendered_as_the_teacher_gives_it() -> None:
+    tokenizer = shared_tokenizer()
+    answer = {"role": "assistant", "content": "{}", "reasoning_content": "Three."}
+    shown = [
+        tokenizer.apply_chat_template([*QUESTION, turn], tokenize=False, chat_template=CHAT_TEMPLATE)
+        for turn in (answer, answer | {"reasoning_content": None}, {"role": "assistant", "content": "{}"})
+    ]
+    asked = tokenizer.apply_chat_template(
+        QUESTION, tokenize=False, chat_template=CHAT_TEMPLATE, add_generation_prompt=True
+    )
+    assert shown[0] == f"{asked}Three.</think>{{}}<|im_end|>\n"
+    assert shown[1] == shown[2] == f"{asked.removesuffix('<think>')}{{}}<|im_end|>\n"
+
+
 def test_the_special_tokens_are_the_first_ids_and_one_token_each() -> None:
     tokenizer = shared_tokenizer()
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]

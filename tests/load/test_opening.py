@@ -1,8 +1,11 @@
 """Reading a dataset back: what was written is what a trainer gets, aligned, by this package and by plain `datasets`."""
 
 import math
+import os
 import pickle
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -211,7 +214,7 @@ def test_a_dataset_without_signals_loads_and_collates(tmp_path: Path, read: Read
     out = write_dataset(tmp_path / "out", [[outcome(i, PLAIN) for i in range(3)]], PLAIN)
     rows = list(read(out))
     assert (rows[0].topk_ids, rows[0].entropy, rows[0].hidden_states) == (None, None, None)
-    assert set(collate(rows, 0)) == {"input_ids", "attention_mask", "completion_mask", "labels"}
+    assert set(collate(rows, 0)) == {"input_ids", "attention_mask", "completion_mask", "labels", "row"}
 
 
 def test_plain_datasets_reads_the_same_rows(dataset: Path, read: Read, tmp_path: Path) -> None:
@@ -230,7 +233,7 @@ def test_plain_datasets_reads_the_same_rows(dataset: Path, read: Read, tmp_path:
 
 def test_every_sample_in_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "out/demo", [[outcome(i) for i in range(5)], [outcome(9, rejected=True)]])
-    text = (Path(__file__).parent.parent / "docs/dataset-format.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/dataset-format.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     names: dict[str, Any] = {}
@@ -277,7 +280,6 @@ def test_truncation_cuts_the_end_of_a_row_and_everything_that_goes_with_it() -> 
     assert batch["labels"].tolist() == [[-100, -100, -100, 4]]
     assert batch["topk_ids"][0, 2:].tolist() == [[40, 41], [50, 51]]
     assert batch["hidden_states"][0, :, 0, 0].tolist() == [0, 1, 2, 3]
-    assert not collate([row], pad_token_id=0, max_length=2)["topk_mask"].any()
     assert collate([row], pad_token_id=0, max_length=100)["input_ids"].shape == (1, 6)
 
 
@@ -349,7 +351,7 @@ def test_a_dataset_of_another_maker_is_told(tmp_path: Path, read: Read) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train-0.jsonl").write_text('{"id": "a", "text": "b"}\n')
     (tmp_path / "README.md").write_text(card(["default"], "jsonl"))
-    with pytest.raises(DatasetError, match=r"no column completion_token_ids, prompt_token_ids; it was not made by"):
+    with pytest.raises(DatasetError, match=r"config 'default' has train-0\.jsonl, no Parquet; it was not made by"):
         read(tmp_path)
 
 
@@ -393,16 +395,38 @@ def test_hidden_states_of_another_length_are_not_joined(tmp_path: Path, read: Re
         read(out, join_hidden_states=True)[0]
 
 
-def test_a_missing_torch_is_told_and_rows_without_states_do_not_need_it(
-    dataset: Path, read: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, joined = read(dataset, streaming=True), read(dataset, "hidden_states", streaming=True)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    rows = list(plain)
-    with pytest.raises(DatasetError, match="pip install torch"):
-        collate(rows, 0)
-    with pytest.raises(DatasetError, match="pip install torch"):
-        list(joined)
+WITHOUT_TORCH = """
+import sys
+
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, NoTorch())
+from factory.errors import DatasetError
+from factory.load import collate, load_rows
+
+for options in ({}, {"streaming": True}):
+    rows = load_rows(sys.argv[1], cache_dir=sys.argv[2], **options)
+    print(*(row["id"] for row in rows))
+    for act in (lambda: collate(list(rows), 0), lambda: list(load_rows(sys.argv[1], "hidden_states", **options))):
+        try:
+            act()
+        except DatasetError as error:
+            print(error)
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_missing_torch_is_told_and_rows_without_states_do_not_need_it(dataset: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(dataset), str(tmp_path / "cache")]
+    environment = os.environ | {"USE_TORCH": "0", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    told = "tensors need torch, which is not installed; `pip install torch`"
+    assert done.stdout.splitlines() == [" ".join(f"id{number}" for number in ACCEPTED), told, told] * 2, done.stderr
 
 
 @pytest.fixture
@@ -445,3 +469,18 @@ def test_rows_of_a_stage_make_batches(staged: Path, read: Read) -> None:
     rows = read(staged, "stage-2", join_hidden_states=True)
     loader = DataLoader(rows, batch_size=3, collate_fn=partial(collate, pad_token_id=0))
     assert sum(len(batch["input_ids"]) for batch in loader) == len(rows)
+
+
+def test_a_dataset_of_the_layout_before_loads_as_it_did(dataset: Path, read: Read, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(dataset, old)
+    for path in (old / "data").glob("*.parquet"):
+        if not (table := pq.read_table(path)).num_rows:
+            continue
+        flat = [f.name for f in table.schema if str(f.type) in ("list<element: int32>", "list<element: halffloat>")]
+        split = dict.fromkeys((f"{name}.list.element" for name in flat), "BYTE_STREAM_SPLIT")
+        pq.write_table(table, path, compression="zstd", use_dictionary=False, column_encoding=split)
+    for row, before in zip(read(dataset), read(old), strict=True):
+        assert row.columns == before.columns
+        np.testing.assert_array_equal(row.topk_logprobs, before.topk_logprobs)
+        np.testing.assert_array_equal(row.topk_ids, before.topk_ids)

@@ -1,0 +1,119 @@
+"""Batches: rows of any length as one padded batch, in which a position holds what comes after it.
+
+One row of P = 3 prompt and T = 2 completion tokens, padded to S = 6:
+
+    input_ids          p0    p1    p2    c0    c1    pad
+    labels            -100  -100  -100   c0    c1   -100       not shifted, as transformers' models take them
+    topk_ids, ...       .     .   [0]   [1]     .     .        entry t stands at P - 1 + t, where the student's logits
+    topk_mask           -     -     x     x     -     -        predict c_t; with the prompt's, from position 0 on
+    hidden_states     [0]   [1]   [2]   [3]     .     .        entry n stands at n: the last token was never an input
+    hidden_mask         x     x     x     x     -     -        a dot is filler: see `collate`
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from factory.dataset.rows import Row, Tensor, import_torch
+from factory.errors import DatasetError
+from factory.signals import Array
+
+LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
+
+
+def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = None) -> dict[str, Tensor]:
+    """B rows as one batch of S positions, padded on the right; a row longer than `max_length` loses its end.
+
+    A row that has no completion token left (`Row.fits`) has nothing to learn from, and a mean over none is NaN: it is
+    left out with a warning, and `row` tells which rows are there. So every batch has a label.
+
+    - `input_ids` int64 [B, S] (padding: `pad_token_id`), `attention_mask` int64 [B, S], `completion_mask` bool [B, S]
+    - `labels` int64 [B, S]: the input ids, not shifted; -100 on prompt and padding
+    - `row` int64 [B]: the places in `rows` of those that are in the batch
+    - `topk_ids` int64 and `topk_logprobs` float32 [B, S, k], `tail_logprobs` float32 [B, S], `topk_mask` bool [B, S],
+      where a row has logprobs. Position s holds the teacher's distribution for the token after s: compare it with the
+      student's logits at s. Where the mask is False: ids 0 to k-1, logprobs -1e4, tail 0 (all mass is outside the k),
+      which keeps a KL finite; for the same reason no logprob is below -1e4.
+    - `topk_kept` bool [B, S, k]: which entries hold an id, where positions have fewer than k: the others (id 0, logprob
+      -1e4) are to be left out of the student's mass too. `topk_weights` float32 [B, S, k], where ids were drawn: the
+      share of the draws, whose mean is the teacher's probability.
+    - `hidden_states` bfloat16 [B, S, L, H] (padding: 0), `hidden_mask` bool [B, S], where a row has hidden states.
+      Position s holds the state taken at token s, the one that predicts the token after s.
+
+    Raises DatasetError where rows differ in k, layers or hidden size, and where none is left.
+    """
+    torch = import_torch()
+    places, rows = _leave_out(rows, max_length)
+    layers = sorted({row.layers for row in rows if row.layers})
+    if len(layers) > 1:
+        raise DatasetError(f"rows with hidden layers {layers[0]} and {layers[1]} in one batch; batch one kind of job")
+    longest = max((len(row.prompt_token_ids) + len(row.completion_token_ids) for row in rows), default=0)
+    shape = (len(rows), longest if max_length is None else min(longest, max_length))
+    padding = {"input_ids": pad_token_id, "labels": -100, "topk_logprobs": LOGPROB_FLOOR}  # all else is 0 or False
+    arrays: dict[str, Array] = {"row": places}
+    for i, row in enumerate(rows):
+        for name, first, values in _place(row, torch):
+            if name not in arrays:
+                dtype = np.int64 if values.dtype == np.int32 else values.dtype
+                # distinct ids where there is none: a student's gather of them counts no id twice
+                fill = np.arange(values.shape[1]) if name == "topk_ids" else padding.get(name, 0)
+                arrays[name] = np.full((*shape, *values.shape[1:]), fill, dtype)
+            end, wide = min(first + len(values), shape[1]), (values.shape[1:], arrays[name].shape[2:])
+            if wide[0] != wide[1]:
+                raise DatasetError(f"row {row['id']}: {name} is {wide[0]} a token, {wide[1]} in the rows before it")
+            # a row that is cut off loses its end, also where its entries begin after it
+            arrays[name][i, first:end] = values[: max(0, end - first)]
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: value.view(torch.bfloat16) if name == "hidden_states" else value for name, value in batch.items()}
+
+
+def _leave_out(rows: Sequence[Row], max_length: int | None) -> tuple[Array, list[Row]]:
+    """Places and rows of those that have something to learn from. Raises DatasetError where none has."""
+    fit = [row.fits(len(row.prompt_token_ids) + 1 if max_length is None else max_length) for row in rows]
+    out = [row for row, kept in zip(rows, fit, strict=True) if not kept]
+    if not out:
+        return np.arange(len(rows)), list(rows)
+    shown = ", ".join(f"{row['id']} (prompt of {len(row.prompt_token_ids)})" for row in out[:4])
+    told = f"{len(out)} of {len(rows)} rows have no completion token within max_length = {max_length}: {shown}"
+    hint = "raise max_length, or leave such rows out with rows.filter(lambda row: row.fits(max_length))"
+    if len(out) == len(rows):
+        raise DatasetError(f"{told}; {hint}")
+    warnings.warn(f"left out: {told}; {hint}", stacklevel=3)
+    return np.flatnonzero(fit), [row for row, kept in zip(rows, fit, strict=True) if kept]
+
+
+def _place(row: Row, torch: Any) -> Iterator[tuple[str, int, Array]]:
+    """What a row adds to a batch: name, position of the first entry, entries. This is the alignment rule as code."""
+    tokens, start = np.concatenate([row.prompt_token_ids, row.completion_token_ids]), len(row.prompt_token_ids)
+    completed = np.ones(len(row.completion_token_ids), np.bool_)
+    yield "input_ids", 0, tokens
+    yield "attention_mask", 0, np.ones(len(tokens), np.int64)
+    yield "completion_mask", start, completed
+    yield "labels", start, row.completion_token_ids
+    if row.topk_ids is not None and row.topk_logprobs is not None and row.tail_logprobs is not None:
+        parts = (row,) if row.prompt is None else (row.prompt, row)
+        # the prompt's entries come right before the completion's: P - 1 of them, from position 0
+        first = start - 1 if row.prompt is None else 0
+        ids, logprobs, tail = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("topk_ids", "topk_logprobs", "tail_logprobs")
+        )
+        yield "topk_ids", first, np.maximum(ids, 0)
+        yield "topk_logprobs", first, np.maximum(logprobs, LOGPROB_FLOOR)
+        yield "tail_logprobs", first, np.maximum(tail, LOGPROB_FLOOR)
+        yield "topk_kept", first, ids >= 0
+        yield "topk_mask", first, ids[:, 0] >= 0
+        if row.topk_draws is not None:
+            draws = np.concatenate([part.topk_draws for part in parts]).astype(np.float32)
+            yield "topk_weights", first, draws / np.maximum(draws.sum(1, keepdims=True), 1)
+    if row.hidden_states is not None:
+        positions = np.arange(len(row.hidden_states)) if row.positions is None else row.positions
+        # uint16 bits: NumPy has no bfloat16, and the batch is viewed as it at the end
+        spread = np.zeros((len(tokens) - 1, *row.hidden_states.shape[1:]), np.uint16)
+        spread[positions] = row.hidden_states.view(torch.uint16).numpy()
+        taken = np.zeros(len(tokens) - 1, np.bool_)
+        taken[positions] = True
+        yield "hidden_states", 0, spread
+        yield "hidden_mask", 0, taken

@@ -1,0 +1,22 @@
+"""Messages: reasoning put back inside an assistant's content, for templates that know no `reasoning_content`."""
+
+from dataclasses import replace
+from typing import Any
+
+from factory.dataset.rows import Row
+
+Markers = tuple[str, str]
+TURNS = ("completion", "chosen", "rejected")  # the columns that hold an assistant's turn
+
+
+def inline_reasoning(row: Row, markers: Markers) -> Row:
+    """A row whose answers carry their reasoning in the content, between the teacher's own markers."""
+    turns = {name: [_inline(turn, markers) for turn in row[name]] for name in TURNS if name in row.columns}
+    return replace(row, columns=row.columns | turns)
+
+
+def _inline(turn: dict[str, Any], markers: Markers) -> dict[str, Any]:
+    reasoning, rest = turn.get("reasoning_content"), {k: v for k, v in turn.items() if k != "reasoning_content"}
+    if reasoning is None:
+        return rest
+    return rest | {"content": f"{markers[0]}{reasoning}{markers[1]}{turn['content']}"}

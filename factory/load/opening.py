@@ -1,0 +1,273 @@
+"""Opening a dataset: a local directory by its own card, or one of the hub by `datasets`.
+
+A local copy in the cache of `datasets` is named by the present state of the files, so it is never that of others.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from factory.dataset.columns import TOKEN_IDS
+from factory.dataset.manifest import MANIFEST
+from factory.dataset.rows import AGAIN, given_names
+from factory.dataset.shards import count_groups, read_batches, read_schema
+from factory.errors import DatasetError
+from factory.load.card import Splits, escaped, find_split, read_card, state_of
+from factory.load.messages import Markers
+from factory.load.rows import Rows
+from factory.load.stream import POINTERS, STAGE_LABELS, Reader, RowStream, Unit
+
+NEEDED: Final = {
+    "hidden_states": {"id", "states"},
+    "experts": {"id", "expert_ids"},
+    "attention": {"id", "maps"},
+    "preferences": {"id", "prompt", "chosen", "rejected"},  # texts alone, as the next
+    "hand-off": {"id", "prompt", "hand_off"},
+}
+BESIDE: Final = ("hidden_states", "experts", "attention")
+
+
+class Place(Protocol):
+    """Where a dataset lies."""
+
+    @property
+    def source(self) -> str: ...
+
+    def files(self, config: str, split: str) -> list[str]: ...
+
+    def columns(self, config: str, split: str) -> list[str]: ...
+
+    def table(self, config: str, split: str) -> Any: ...
+
+    def manifest(self) -> dict[str, Any]: ...
+
+    def top_k(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A local directory."""
+
+    root: Path
+    source: str
+    cache_dir: str | None
+
+    @cached_property
+    def card(self) -> dict[str, Splits]:
+        return read_card(self.root)
+
+    def files(self, config: str, split: str) -> list[str]:
+        return [str(path) for path in self._find(config, split)]
+
+    def columns(self, config: str, split: str) -> list[str]:
+        return list(read_schema((self._find(config, split) or self._find("default", "train"))[0]))
+
+    def table(self, config: str, split: str) -> Any:
+        """A split's rows as `datasets` keeps them, which itself refuses one without a row."""
+        import datasets
+
+        paths = self._find(config, split)
+        if not any(map(count_groups, paths)):
+            return datasets.Dataset.from_dict({name: [] for name in self.columns(config, split)})
+        name = f"{config}-{state_of(paths)}"
+        data_files = {split: escaped(paths)}
+        return datasets.load_dataset("parquet", name, data_files=data_files, split=split, cache_dir=self.cache_dir)
+
+    def manifest(self) -> dict[str, Any]:
+        return _read_json(self.root / MANIFEST)
+
+    def top_k(self) -> int | None:
+        """k as the schema metadata of the first file with rows has it: a damaged row cannot mislead it."""
+        files = self.card.get("default", {}).get("train", [])
+        metadata = (batch.schema.metadata or {} for path in files for batch in read_batches(path, ["id"]))
+        top_k = json.loads(next(metadata, {}).get(b"factory", b"{}")).get("top_k")
+        return int(top_k) if top_k else None
+
+    def _find(self, config: str, split: str) -> list[Path]:
+        paths = find_split(self.root, self.card, config, split)
+        if strangers := [path.name for path in paths if path.suffix != ".parquet"]:
+            told = f"config {config!r} has {strangers[0]}, no Parquet"
+            raise DatasetError(f"{self.source}: {told}; it was not made by the factory")
+        return paths
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A dataset of the Hugging Face Hub, at a revision."""
+
+    source: str
+    revision: str | None
+    cache_dir: str | None
+
+    def files(self, config: str, split: str) -> list[str]:
+        import datasets
+
+        builder = datasets.load_dataset_builder(self.source, config, **self._options)
+        return [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+
+    def columns(self, config: str, split: str) -> list[str]:
+        import datasets
+
+        stream = datasets.load_dataset(self.source, config, split=split, streaming=True, **self._options)
+        return list(stream.column_names or ())
+
+    def table(self, config: str, split: str) -> Any:
+        import datasets
+
+        return datasets.load_dataset(self.source, config, split=split, **self._options)
+
+    def manifest(self) -> dict[str, Any]:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return _read_json(Path(hf_hub_download(self.source, MANIFEST, repo_type="dataset", revision=self.revision)))
+        except (OSError, ValueError):  # the hub's own errors are of these kinds
+            return {}
+
+    def top_k(self) -> int | None:
+        signals = self.manifest().get("signals")
+        return signals.get("top_k") or None if isinstance(signals, dict) else None
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"revision": self.revision, "cache_dir": self.cache_dir}
+
+
+def load_rows(
+    source: str | Path,
+    config: str = "default",
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    revision: str | None = None,
+    join_hidden_states: bool = False,
+    join_experts: bool = False,
+    join_attention: bool = False,
+    reasoning: Literal["apart", "content"] = "apart",
+    cache_dir: str | Path | None = None,
+) -> Rows | RowStream:
+    """Open a dataset: a local directory, or `owner/name` on the Hugging Face Hub at `revision`.
+
+    `join_hidden_states` gives each accepted row its hidden states, and so does `config="hidden_states"`: they mean
+    nothing without their tokens. The same with `join_experts` (routing) and `join_attention` (maps). A stage of a
+    curriculum (`config="stage-1"`) gives the rows of the default config that it points at, in its order, with its own
+    columns beside theirs; a split of it that has no row is empty. "preferences" and "hand-off" give texts alone.
+
+    `reasoning="content"` puts the reasoning inside the answers' content, between the teacher's markers, for a chat
+    template that does not render `reasoning_content`. Streaming reads the files as they are; otherwise `datasets` first
+    copies them, uncompressed, into its cache (`cache_dir`). Raises DatasetError where source, config or split is not
+    there; reading the rows raises it at one whose arrays do not agree.
+    """
+    place = _find_place(source, revision, cache_dir)
+    wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
+    joined = [name for name, asked in wanted.items() if asked or config == name]
+    config = "default" if config in wanted else config
+    columns = _require_columns(place, config, split, joined)
+    markers = _find_markers(place) if reasoning == "content" else None
+    top_k = place.top_k() if set(TOKEN_IDS) <= set(columns) else None
+    staged = {"stage", *POINTERS} <= set(columns)
+    if streaming:
+        units = _stage_units(place, config, split, joined) if staged else _shard_units(place, config, split, joined)
+        if staged:
+            columns = [*place.columns("default", "train"), *STAGE_LABELS]
+        return RowStream(Reader(place.source, top_k, markers), units, list(dict.fromkeys(given_names(columns))))
+    opened = _open_stage(place, config, split, joined) if staged else _open_tables(place, config, split, joined)
+    return Rows(place.source, *opened, top_k, markers)
+
+
+def _find_place(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> Place:
+    root, cache = Path(source), str(cache_dir) if cache_dir else None
+    if root.is_dir():
+        return Folder(root, str(source), cache)
+    if isinstance(source, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+        raise DatasetError(f"{root}: no such directory; give the directory of a dataset, or a Hub id (owner/name)")
+    return Hub(source, revision, cache)
+
+
+def _find_markers(place: Place) -> Markers:
+    """The texts around the teacher's reasoning. Raises DatasetError where the manifest does not tell them."""
+    details = place.manifest().get("teacher", {}).get("details", {})
+    match details.get("reasoning_markers"):
+        case [str(start), str(end)]:
+            return start, end
+    told = "manifest.json names no markers of the teacher's reasoning"
+    raise DatasetError(f"{place.source}: {told}, so it cannot go into the content; leave out `reasoning`")
+
+
+def _require_columns(place: Place, config: str, split: str, joined: list[str]) -> list[str]:
+    """The columns of a config, once it and those beside it have what is needed. Raises DatasetError."""
+    if joined and config in NEEDED:
+        raise DatasetError(f"{place.source}: config {config!r} has no tokens that {joined[0]} could belong to")
+    found = {}
+    for name, part in [(config, split), *((name, "train") for name in joined)]:
+        found[name] = _ask(place, name, part, place.columns)
+        if missing := ", ".join(sorted(NEEDED.get(name, {"id", *TOKEN_IDS}) - set(found[name]))):
+            raise DatasetError(
+                f"{place.source}: config {name!r} has no column {missing}; it was not made by the factory"
+            )
+    columns: list[str] = found[config]
+    return columns
+
+
+def _ask(place: Place, config: str, split: str, ask: Any) -> Any:
+    """What a place answers; an error of `datasets` becomes ours."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return ask(config, split)
+    except (ValueError, OSError, DatasetsError) as error:
+        where, cause = f"config {config!r}, split {split!r}", error.__cause__ or error
+        raise DatasetError(f"{place.source}: {where} cannot be loaded: {' '.join(str(cause).split())}") from error
+
+
+def _open(place: Place, config: str, split: str) -> Any:
+    # the numpy and torch formats strip trailing NUL bytes off binary values
+    return _ask(place, config, split, place.table).with_format("arrow")
+
+
+def _open_tables(place: Place, config: str, split: str, joined: list[str]) -> tuple[Any, dict[str, Any]]:
+    return _open(place, config, split), {name: _open(place, name, split) for name in joined}
+
+
+def _open_stage(place: Place, config: str, split: str, joined: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The default config's rows in a stage's order, and what the stage says of them."""
+    stage = _open(place, config, split)
+    index = stage.data.column("index").to_numpy()
+    dataset, beside = _open_tables(place, "default", "train", joined)  # where the rows of every split are
+    if len(index) and index.max() >= len(dataset):
+        raise DatasetError(f"{place.source}: a stage points at row {index.max()} of {len(dataset)}; {AGAIN}")
+    chosen = {name: part.select(index, keep_in_memory=True) for name, part in beside.items()}
+    labels = {"labels": stage.select_columns(list(STAGE_LABELS))}
+    return dataset.select(index, keep_in_memory=True), labels | chosen
+
+
+def _shard_units(place: Place, config: str, split: str, joined: list[str]) -> list[Unit]:
+    """A unit for each file, with the files of the same rows beside it."""
+    files = {"default": _ask(place, config, split, place.files)}
+    files |= {name: _ask(place, name, split, place.files) for name in joined}
+    shards = {name: [Path(path).name for path in paths] for name, paths in files.items()}
+    for name in joined:
+        if shards[name] != shards["default"]:
+            told = f"{len(shards[name])} files of {name} beside {len(shards['default'])} of {config}"
+            raise DatasetError(f"{place.source}: {told}, or other names; both need the same shards")
+    return [Unit(dict(zip(files, paths, strict=True))) for paths in zip(*files.values(), strict=True)]
+
+
+def _stage_units(place: Place, config: str, split: str, joined: list[str]) -> list[Unit]:
+    """A unit for each row group of a stage's files."""
+    if not isinstance(place, Folder):
+        raise DatasetError(f"{place.source}: a stage streams from a local directory only; leave out `streaming`")
+    folders = {"default": place.root / "data"} | {name: place.root / name for name in joined}
+    paths = place.files(config, split)
+    return [Unit({"labels": path}, folders, group) for path in paths for group in range(count_groups(Path(path)))]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,115 @@
+"""Every command reads every kind of dataset: none ends in a traceback, and a refusal is one line that says why."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import write_task
+from dataset_support import read_table
+
+from factory.cli import main
+from factory.dataset.ledger import read_ledger
+from factory.errors import DatasetError
+from factory.job.job import Job
+from factory.load import load_rows
+from factory.runs.run import run
+
+ANSWER = [{"role": "assistant", "content": "It is 4.", "reasoning_content": "Two and two."}]
+QUESTION = [{"role": "user", "content": "2 + 2?"}]
+WRONG = {"backend": "scripted", "scripted": {"wrong": 0.5, "bad_json": 0.2}}
+KINDS: dict[str, dict[str, Any]] = {
+    "run": {},
+    "wrong": {"teacher": WRONG},
+    "no_signals": {"signals": {"top_k": 0}},
+    "compact": {"storage": {"logprobs": "compact"}},
+    "sampled": {"signals": {"top_k": 4, "keep": "sampled"}},
+    "answers": {"signals": {"top_k": 4, "positions": "answer"}},
+    "whole": {"signals": {"top_k": 4, "positions": "all"}},
+    "nothing_uncertain": {"signals": {"top_k": 4, "min_entropy": 20.0}},
+    "preferences": {"teacher": WRONG, "samples": {"n": 4, "keep": "pair"}},
+    "only_rejects": {"teacher": {"backend": "scripted", "scripted": {"bad_json": 1.0}}},
+    "only_errors": {"teacher": {"backend": "scripted", "scripted": {"crash": 1.0}}},
+    "scored": {},
+    "curriculum": {},
+    "begun": {},
+    "killed": {},
+    "card_alone": {},
+}
+COMMANDS = (["status"], ["status", "--json"], ["show"], ["show", "-n", "3"], ["show", "-n", "999"], ["verify"])
+UNFINISHED = ("begun", "killed", "card_alone")
+
+
+def cut_off(out: Path, shards: int) -> None:
+    """As a run leaves it that was killed after so many commits."""
+    lines = (out / "ledger.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (out / "ledger.jsonl").write_text("".join(lines[: 1 + shards]), encoding="utf-8")
+    for path in [*out.glob("*/train-*.parquet")]:
+        if int(path.stem.removeprefix("train-")) > shards:  # one more is written, and not committed
+            path.unlink()
+
+
+def make_dataset(kind: str, workspace: Path, make_job: Callable[..., Job]) -> Path:
+    out = workspace / "out"
+    if kind == "scored":
+        rows = [{"prompt": QUESTION, "completion": ANSWER}] * 3
+        (workspace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        job = make_job().model_dump(exclude_unset=True) | {"transcripts": {"path": str(workspace / "rows.jsonl")}}
+        del job["tasks"]
+        run(Job.model_validate(job), workspace, out)
+        return out
+    run(make_job(**KINDS[kind]), workspace, out)
+    if kind == "curriculum":
+        assert call("curriculum", out) == 0
+    if kind in UNFINISHED:
+        cut_off(out, 1 if kind == "killed" else 0)
+    if kind == "card_alone":
+        shutil.rmtree(out / "data")
+    return out
+
+
+def call(*arguments: object) -> int:
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_command_reads_every_kind(
+    kind: str,
+    workspace: Path,
+    make_job: Callable[..., Job],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_task(workspace)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workspace / "cache")
+    datasets.disable_progress_bars()
+    out = make_dataset(kind, workspace, make_job)
+    accepted = read_ledger(out).totals.accepted
+    capsys.readouterr()
+    for command in COMMANDS:
+        code = call(command[0], out, *command[1:])
+        printed, told = capsys.readouterr()
+        assert (code, told) == (int(command == ["verify"] and kind in UNFINISHED), ""), (command, printed)
+        assert printed.strip(), command
+        if command[0] == "show":
+            shown = sum(line.startswith("──") for line in printed.splitlines())
+            assert shown == min(accepted, int([*command, "1"][2]) if len(command) > 2 else 1)
+    code = call("curriculum", out)
+    printed, told = capsys.readouterr()
+    assert (code, told.count("\n")) == ((0, 0) if accepted and kind not in UNFINISHED else (2, 1)), told
+    for streaming in (False, True):
+        if kind == "card_alone":
+            with pytest.raises(DatasetError, match=r"cannot be loaded"):
+                load_rows(out, streaming=streaming)
+        else:
+            assert sum(1 for _ in load_rows(out, streaming=streaming)) == len(read_table(out, "data"))
