@@ -15,20 +15,22 @@ two others changes all that come after it.
 
 import json
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from factory.job.job import Job
 from factory.records import Generation, Prompt, TeacherInfo, Transcript
-from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
+from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape, resolve_signals
 
 THINK_END, STOP = 256, 257
 VOCAB, LAYERS, HIDDEN = 260, 4, 16
+# distributions and states that are made once and drawn from
+BANK = 512
 HEADS, EXPERTS, EXPERTS_PER_TOKEN = 2, 8, 2
 SHAPE = ModelShape(VOCAB, LAYERS, HIDDEN, None, 0, "bfloat16", HEADS, EXPERTS, EXPERTS_PER_TOKEN)
 SPECIAL_TEXT = {THINK_END: "</think>", STOP: "<|end|>"}
@@ -50,6 +52,40 @@ def decode(ids: list[int]) -> str:
     return b"".join(parts).decode("utf-8", "replace")
 
 
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Whole distributions, made once: a token draws one of the M, whose entry 0 is its own id.
+
+    To make and sort one for every token would be nearly all that this teacher does. `ids_MK` are the entries that are
+    kept of each, likeliest first and -1 for none.
+    """
+
+    logprobs_MV: Array
+    probs_MV: Array
+    entropy_M: Array
+    ids_MK: Array
+
+    def logprobs_of(self, which_T: Array, chosen_TK: Array) -> tuple[Array, Array]:
+        """The logprobs of the chosen entries, -inf for none, and the log of all mass outside them."""
+        kept_TK = chosen_TK >= 0
+        logprobs_TK = np.where(kept_TK, self.logprobs_MV[which_T[:, None], chosen_TK], -np.inf)
+        outside_T = 1.0 - np.exp(logprobs_TK, dtype=np.float64).sum(1)
+        # float32 does not add up to 1 any closer; no mass outside is log 0, which -inf says rightly
+        with np.errstate(divide="ignore"):
+            tail_T = np.log(np.where(outside_T > 1e-6, outside_T, 0.0)).astype(np.float32)
+        return logprobs_TK, tail_T
+
+
+def _open_bank(peak: float, signals: SignalSpec) -> Bank:
+    rng = np.random.default_rng(1)
+    logits_MV = rng.standard_normal((BANK, VOCAB), np.float32)
+    logits_MV[:, 0] += peak
+    logprobs_MV = logits_MV - np.log(np.exp(logits_MV).sum(1, keepdims=True))
+    probs_MV = np.exp(logprobs_MV)
+    ids_MK, _ = choose_ids(probs_MV, signals, rng)
+    return Bank(logprobs_MV, probs_MV, -(probs_MV * logprobs_MV).sum(1), ids_MK)
+
+
 class ScriptedTeacher:
     """Answers at once, in the order of submission."""
 
@@ -58,6 +94,10 @@ class ScriptedTeacher:
         self.tasks = tasks
         self.queue: deque[Prompt] = deque()
         self.signals = resolve_signals(job, SHAPE)
+        self.banks: dict[float, Bank] = {}
+        states = np.random.default_rng(0).standard_normal((BANK, len(self.signals.layers), HIDDEN), np.float32)
+        # the upper half of a float32 is a bfloat16, rounded towards zero
+        self.states_MLH = (states.view(np.uint32) >> 16).astype(np.uint16)
         sizes = {"vocab_size": VOCAB, "layers": LAYERS, "hidden_size": HIDDEN}
         details = sizes | {"reasoning_markers": ["<think>", "</think>"]}
         self.info = TeacherInfo("scripted", job.teacher.model, details)
@@ -162,23 +202,20 @@ class ScriptedTeacher:
         return PEAK - PEAK_FALLS * (task.levels.index(prompt.level) if task else 0)
 
     def _draw_logprobs(self, rng: np.random.Generator, ids_T: Array, peak: float) -> Logprobs:
-        logits_TV = rng.standard_normal((len(ids_T), VOCAB), np.float32)
-        logits_TV[np.arange(len(ids_T)), ids_T] += peak
-        logprobs_TV = logits_TV - np.log(np.exp(logits_TV).sum(1, keepdims=True))
-        probs_TV = np.exp(logprobs_TV)
-        ids_TK, draws_TK = choose_ids(probs_TV, self.signals, rng)
-        kept_TK = ids_TK >= 0
-        outside_TV = probs_TV.copy()
-        np.put_along_axis(outside_TV, np.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0, 1)
-        # no mass outside is log 0, which -inf says rightly
-        with np.errstate(divide="ignore"):
-            tail_T = np.log(outside_TV.sum(1))
+        if peak not in self.banks:
+            self.banks[peak] = _open_bank(peak, self.signals)
+        bank, which_T = self.banks[peak], rng.integers(0, BANK, len(ids_T))
+        chosen_TK, draws_TK = bank.ids_MK[which_T], None
+        if self.signals.keep == "sampled":
+            chosen_TK, draws_TK = choose_ids(bank.probs_MV[which_T], self.signals, rng)
+        logprobs_TK, tail_T = bank.logprobs_of(which_T, chosen_TK)
         return Logprobs(
-            sampled_T=logprobs_TV[np.arange(len(ids_T)), ids_T],
-            topk_ids_TK=ids_TK,
-            topk_TK=np.where(kept_TK, np.take_along_axis(logprobs_TV, ids_TK, 1), -np.inf).astype(np.float16),
+            sampled_T=bank.logprobs_MV[which_T, 0],
+            # entry 0 of a distribution is the sampled id, and the others follow it round the vocabulary
+            topk_ids_TK=np.where(chosen_TK < 0, -1, (chosen_TK + ids_T[:, None]) % VOCAB),
+            topk_TK=logprobs_TK.astype(np.float16),
             tail_T=tail_T,
-            entropy_T=-(probs_TV * logprobs_TV).sum(1),
+            entropy_T=bank.entropy_M[which_T],
             draws_TK=draws_TK,
         )
 
@@ -196,9 +233,7 @@ class ScriptedTeacher:
         return Attention(self.signals.attention, (weights / weights.sum(-1, keepdims=True)).astype(np.float16))
 
     def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:
-        states = rng.standard_normal((inputs, len(self.signals.layers), HIDDEN), np.float32)
-        # the upper half of a float32 is a bfloat16, rounded towards zero
-        return HiddenStates(self.signals.layers, (states.view(np.uint32) >> 16).astype(np.uint16))
+        return HiddenStates(self.signals.layers, self.states_MLH[rng.integers(0, BANK, inputs)])
 
 
 def _make(
