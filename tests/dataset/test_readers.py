@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from factory.curriculum.regroup import PROMPT_COLUMNS, STAGE_COPIED, STAGE_LABELS
-from factory.dataset.columns import Column, Layout, layouts
+from factory.dataset.columns import Column
+from factory.dataset.layouts import Layout, layouts
 from factory.signals import SignalSpec
 
 EVERYTHING = SignalSpec(

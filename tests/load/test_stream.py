@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
 from factory.curriculum.build import make_curriculum
-from factory.curriculum.mixture import CurriculumConfig, SplitsConfig
+from factory.curriculum.config import CurriculumConfig, SplitsConfig
 from factory.errors import DatasetError
 from factory.job.job import Job
 from factory.load import Row, Rows, RowStream, load_rows
