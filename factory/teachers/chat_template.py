@@ -121,7 +121,8 @@ class ChatTemplate:
             )
         if (self.markers is None and self.switched) or (asked and not self.switched):
             raise TemplateRefusal(
-                f"teacher.chat_template_kwargs.{self.said[0]} is {str(self.switched).lower()}, and teacher.reasoning says the opposite; keep one of them"
+                f"teacher.chat_template_kwargs.{self.said[0]} is {str(self.switched).lower()}, and teacher.reasoning "
+                f"says the opposite; keep one of them"
             )
 
     def _find_parts(self, words: Sequence[Message]) -> bool:

@@ -2,6 +2,7 @@
 
 Written by us: what counts is what a template does with roles, reasoning, white space and end tokens.
 """
+# ruff: noqa: E501
 
 import re
 from dataclasses import dataclass, field
