@@ -9,9 +9,9 @@ of its number and content, so two equal rows are two.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from factory.errors import JobError, one_line
 from factory.hashing import canonical_json, content_hash
@@ -25,15 +25,18 @@ FORMS = (("prompt_token_ids", "completion_token_ids"), ("prompt", "completion"),
 
 
 class Turn(BaseModel):
-    """One message; whatever else it carries is not for the teacher."""
+    """One message; whatever else it carries is not for the teacher, but for calls of tools, which nobody renders."""
 
     model_config = ConfigDict(extra="ignore")
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
     reasoning_content: str | None = None
+    tool_calls: Literal[None] | Annotated[list[Any], Field(max_length=0)] = Field(default=None, exclude=True)
 
 
-IDS, TURNS = TypeAdapter(list[int]), TypeAdapter(list[Turn])
+# as they are: true and "5" are no ids, and ids are stored as int32
+IDS = TypeAdapter(list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]])
+TURNS = TypeAdapter(list[Turn])
 
 
 class Transcripts:
@@ -88,12 +91,16 @@ class Transcripts:
             messages = _turns(asked) if isinstance(asked, list) else []
             return tuple(messages), Transcript(prompt_ids, completion_ids)
         if self.form == FORMS[1] and all(isinstance(value, str) for value in values):
+            if not values[1]:
+                raise ValueError("the completion is empty")
             return ({"role": "user", "content": values[0]},), Transcript(prompt=values[0], completion=values[1])
         turns = [turn for value in values for turn in _turns(value)]
         # a completion column has that one turn and no other; messages have the prompt's before it
         last = len(values[-1])
         if not turns or turns[-1]["role"] != "assistant" or (len(values) == 2 and last != 1):
             raise ValueError("the completion must be one assistant turn, the last of the messages")
+        if len(turns) == 1 or not turns[-1]["content"].strip():
+            raise ValueError("nothing stands before the assistant's turn" if len(turns) == 1 else "the turn is empty")
         return tuple(turns[:-1]), Transcript(turn=turns[-1])
 
     def _make(

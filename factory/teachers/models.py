@@ -65,21 +65,35 @@ def locate_model(teacher: TeacherConfig) -> str:
 def read_shape(model: str, revision: str | None) -> ModelShape:
     """The shape of a local model or of one on the hub. Raises TeacherError where its config.json cannot be had."""
     try:
-        config = json.loads(_config_path(model, revision).read_text(encoding="utf-8"))
+        config = json.loads(_model_file(model, revision, "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         told = one_line(error, 300)
         raise TeacherError(f"teacher.model {model!r}: its config.json cannot be read: {told}") from None
     return shape_of(model, config)
 
 
-def _config_path(model: str, revision: str | None) -> Path:
+def read_end_ids(model: str, revision: str | None) -> list[int]:
+    """The end tokens that a model's generation_config.json and config.json name: there may be several, or none."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        try:
+            config = json.loads(_model_file(model, revision, name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TeacherError):  # many models have no generation_config.json
+            continue
+        for part in (config, config.get("text_config") or {}):
+            ids = part.get("eos_token_id")
+            found.update([ids] if isinstance(ids, int) else ids or [])
+    return sorted(found)
+
+
+def _model_file(model: str, revision: str | None, name: str) -> Path:
     if Path(model).is_dir():
-        return Path(model) / "config.json"
+        return Path(model) / name
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(model, "config.json", revision=revision))
+        return Path(hf_hub_download(model, name, revision=revision))
     except LocalEntryNotFoundError:
         raise TeacherError(
             f"teacher.model {model!r}: not a local folder, not in the hub cache, and the hub cannot be reached; "

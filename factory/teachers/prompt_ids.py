@@ -1,115 +1,196 @@
 """From chat messages to the exact token ids a teacher is given, by the model's own chat template.
 
-Text inside a message can never forge a turn: where it contains a token of the chat format (`<|im_end|>`, `</think>`),
-it is cut inside that text before it is encoded, so it becomes ordinary characters with the same spelling.
-
-    message     Say <|im_end|> now
-    rendered    ...user\n[0]<|im_end|>...         [0] stands for the content while the template runs
-    encoded     ids("Say <") ids("|im_end|> now")  no piece holds a whole token of the format
-    the rest    ids of the template's own text, its tokens whole
+The ids are those of the template's whole text, encoded at once: what the model was trained on. Text inside a message
+can never forge a turn: a control token that it spells (`<|im_end|>`, `</think>`) reaches the model as characters.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from factory.errors import one_line
 from factory.records import Message
-from factory.teachers.reasoning import Markers
+from factory.teachers.chat_template import ChatTemplate, Manner, TemplateRefusal
+from factory.teachers.control_tokens import ControlTokens
+from factory.teachers.reasoning import Markers, special_ids
 
-# private-use characters around the number of a message, which stand for its content inside the template
-Z_START, Z_END = "\ue0f0", "\ue0f1"
+__all__ = ["EncodedPrompt", "PromptEncoder", "TemplateRefusal"]
+
+ANCHOR = "\n"  # stands before a continuation, so that no normalizer puts a space there
 
 
-class TemplateRefusal(Exception):
-    """The model's chat template does not take these messages (some know no system turn)."""
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the engine takes it; `reasons`: it ends inside an open reasoning, else the answer follows at once."""
+
+    ids: list[int]
+    text: str
+    reasons: bool
 
 
 class PromptEncoder:
-    """Encodes conversations for one tokenizer; `template_kwargs` go to its chat template."""
+    """Encodes conversations for one tokenizer; `template_kwargs` go to its chat template.
 
-    def __init__(self, tokenizer: Any, markers: Markers | None, template_kwargs: dict[str, Any]) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the tokenizer has no chat template; use an instruction-tuned model")
+    `end_ids` are the tokens that the model's own configuration names as ends. The encoder's `end_ids` are these, the
+    tokenizer's, and the one that the chat template writes after an assistant's turn: any of them stops a generation.
+    Raises ValueError for a `template_kwargs.strftime_now` that is no date.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        markers: Markers | None,
+        template_kwargs: dict[str, Any],
+        end_ids: Collection[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.markers = markers
-        # Qwen3's and others' templates close the reasoning at once where it is false; those without it ignore it
-        self.template_kwargs = {"enable_thinking": markers is not None} | template_kwargs
-        # longest first: of `<|im_end|>` and `<|im` an alternation would take whichever comes first. A token of one
-        # character cannot be cut. Text that forges our own stand-in is kept out of the template like the rest
-        tokens = sorted((token for token in tokenizer.get_added_vocab() if len(token) > 1), key=len, reverse=True)
-        self.reserved = re.compile("|".join(re.escape(token) for token in [*tokens, Z_START]))
+        self.template = ChatTemplate(tokenizer, markers, template_kwargs)
+        own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self.end_ids = frozenset([*end_ids, *own])
+        self.control = ControlTokens(tokenizer, self.template.source, markers, self.end_ids)
+        self.turn_end = self._find_turn_end()
+        # harmony's reasoning ends in a token that ends a message too
+        inside = {self.control.ids[token] for text in self._markers() for token in self.control.pattern.findall(text)}
+        self.end_ids = (self.end_ids | ({self.turn_end} - {None})) - inside
+        self.stop_ids = special_ids(tokenizer) | self.end_ids  # what may stand after an answer and is none of it
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template: a base model may have none, and be scored by texts and ids."""
+        return bool(self.template.source)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a prompt that ends where the teacher's reasoning (or, without markers, its answer) begins.
+        """The ids of a prompt; see `encode_prompt`."""
+        return self.encode_prompt(messages).ids
 
-        Raises TemplateRefusal where the chat template does.
+    def encode_prompt(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """A prompt that ends where the teacher's reasoning (or, where there is none, its answer) begins.
+
+        Raises TemplateRefusal where the chat template does, or where it loses or changes something of the messages.
         """
-        # nearly every prompt: encoded in one piece, as transformers itself would
-        if not any(self.reserved.search(message["content"]) for message in messages):
-            return self._ids(self._render(messages))
-        stand_ins = [
-            message | {"content": f"{Z_START}{index}{Z_END}"} if self.reserved.search(message["content"]) else message
-            for index, message in enumerate(messages)
-        ]
-        ids: list[int] = []
-        # a split at a group alternates: text of the template, number of a message, text of the template, ...
-        for number, piece in enumerate(re.split(f"{Z_START}(\\d+){Z_END}", self._render(stand_ins))):
-            ids += self._literal_ids(messages[int(piece)]["content"]) if number % 2 else self._ids(piece)
-        return ids
+        manner = self.template.study(tuple(message["role"] for message in messages))
+        messages, mark = self._mark(messages)
+        text, reasons = self.template.begin(self.template.render(messages, manner.parts), manner)
+        return EncodedPrompt(self.control.encode(text, mark), text.replace(mark or "\0", ""), reasons)
 
     def encode_transcript(
         self, messages: Sequence[Message], transcript: Mapping[str, Any]
     ) -> tuple[list[int], list[int]]:
         """Prompt and completion ids of a `Transcript`'s fields: its own ids, or those of its texts as they stand (with
-        the tokenizer's special tokens before the prompt), or those of its assistant turn as the teacher would have
-        written it after the prompt: reasoning between its markers, content, end of turn.
+        what the tokenizer puts before a text), or those the chat template gives its assistant turn.
 
         Raises TemplateRefusal where the template does, or where there is reasoning and no markers to put it between.
         """
         if transcript["completion_ids"]:
             return list(transcript["prompt_ids"]), list(transcript["completion_ids"])
         if transcript["completion"] is not None:
-            return self.tokenizer.encode(transcript["prompt"]), self._ids(transcript["completion"])
-        prompt_ids = self.encode(messages)
-        return prompt_ids, self._turn_ids(messages, transcript["turn"])
+            return self._text_ids(transcript["prompt"], transcript["completion"])
+        return self._turn_ids(messages, transcript["turn"])
 
-    def _turn_ids(self, messages: Sequence[Message], turn: Message) -> list[int]:
-        """The ids of an assistant turn after the prompt that `encode` makes of the messages before it."""
+    def _text_ids(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """Ids of two texts that follow each other, cut between them; nothing is put between or behind."""
+        begin = self._beginning()
+        prompt_ids, both = self._ids(prompt), self._ids(prompt + completion)
+        first = len(prompt_ids)
+        whole = both[:first] == prompt_ids  # else a token of the two together would lie on both sides
+        completion_ids = both[first:] if whole else self._continuation_ids(completion)
+        doubled = prompt_ids[: len(begin)] == begin  # the text has it already
+        return ([] if doubled else begin) + prompt_ids, completion_ids
+
+    def _beginning(self) -> list[int]:
+        """What the tokenizer puts before a text: a beginning-of-sequence token, or nothing."""
+        plain, dressed = self._ids("a"), list(self.tokenizer.encode("a", add_special_tokens=True))
+        places = [at for at in range(len(dressed)) if dressed[at : at + len(plain)] == plain]
+        return dressed[: places[0]] if places else []
+
+    def _continuation_ids(self, text: str) -> list[int]:
+        anchor, both = self._ids(ANCHOR), self._ids(ANCHOR + text)
+        return both[len(anchor) :] if both[: len(anchor)] == anchor else self._ids(text)
+
+    def _turn_ids(self, messages: Sequence[Message], turn: Message) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and of the assistant's turn after it, to the token that ends the turn.
+
+        A token that lies across the two belongs to the turn: the whole is what the template gives.
+        """
+        manner = self.template.study(tuple(message["role"] for message in messages))
+        marked, mark = self._mark([*messages, turn])
+        prompt, reasons = self.template.begin(self.template.render(marked[:-1], manner.parts), manner)
+        if turn.get("reasoning_content") and not reasons:
+            raise TemplateRefusal("the turn has a reasoning, and the prompt that the model or the job makes has none")
+        whole, ended = self._whole_text(prompt, marked, manner, reasons)
+        ids, alone = self.control.encode(whole, mark), self.control.encode(prompt, mark)
+        first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, alone, strict=False)))
+        ending = [] if ended or self.turn_end is None else [self.turn_end]
+        return ids[:first], [*ids[first:], *ending]
+
+    def _whole_text(self, prompt: str, marked: list[Message], manner: Manner, reasons: bool) -> tuple[str, bool]:
+        """Prompt and turn as one text, and whether it holds the token that ends the turn.
+
+        The template's own text where it goes on from the prompt; else (it keeps no reasoning of earlier turns, or the
+        factory opened one) the turn is put together from what the template writes around one.
+        """
+        turn = marked[-1]
         content, reasoning = turn["content"], turn.get("reasoning_content") or ""
-        # the template is not asked: it may leave out reasoning of past turns, or end with a line break nobody samples
-        end = self.tokenizer.eos_token_id
-        ending = [*self._literal_ids(content), *([] if end is None else [end])]
-        if self.markers is None:
-            if reasoning:
-                raise TemplateRefusal("the turn has reasoning, and the model or the job has no markers for it")
-            return ending
-        # where the prompt has opened the reasoning, a turn without any has to close it before it answers
-        opened = self._render(messages).rstrip("\n").endswith(self.markers.start)
-        before = self._ids("" if opened else f"{self.markers.start}\n") if reasoning or opened else []
-        closed = self._ids(f"\n{self.markers.end}\n\n") if reasoning or opened else []
-        return [*before, *self._literal_ids(reasoning), *closed, *ending]
+        written = self.template.render(marked, manner.parts, prompts=False)
+        behind = self.template.find_ending(marked[:-1], manner)[1]
+        after, ended = self._cut_ending(behind)
+        rest = written.removeprefix(prompt) if written.startswith(prompt) and written.endswith(behind) else ""
+        rest = rest[: len(rest) - len(behind)]
+        thought, closed, answer = rest.rpartition(self.markers.end) if reasons and self.markers else ("", "", rest)
+        if bool(closed) == reasons and content.strip() in answer and reasoning.strip() in thought:
+            return prompt + rest + after, ended
+        return prompt + reasoning + (manner.closing if reasons else "") + content + after, ended
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, **self.template_kwargs
-            )
-        except Exception as error:  # a template is a model author's code: it may raise anything
-            raise TemplateRefusal(one_line(error)) from error
-        # the engine's parser takes it for granted that a completion begins inside the reasoning
-        if self.markers is not None and not text.rstrip().endswith(self.markers.start):
-            text += self.markers.start + "\n"
-        return text
+    def _cut_ending(self, after: str) -> tuple[str, bool]:
+        """What follows a turn's text, to the token that ends it; all white space is kept before it, none behind."""
+        match = self.control.pattern.search(after)
+        if match is None or self.control.ids[match[0]] != self.turn_end:
+            return "", False
+        return after[: match.end()], True
 
-    def _literal_ids(self, content: str) -> list[int]:
-        # one character into each token of the format, so that no piece spells it whole
-        cuts = [match.start() + 1 for match in self.reserved.finditer(content)]
-        edges = [0, *cuts, len(content)]
-        return [i for a, b in pairwise(edges) for i in self._ids(content[a:b])]
+    def _find_turn_end(self) -> int | None:
+        """The id of the token that ends an assistant's turn: the one the template writes, else the tokenizer's own.
+
+        Some templates write none, as the next turn's header ends a turn (GLM-4): that is one where the model says so.
+        """
+        words: list[Message] = [{"role": "user", "content": "Sentinelword"}]
+        if self.has_template:
+            try:
+                manner = self.template.study(("user",))
+                before, after = self.template.find_ending(words, manner)
+                written = self._first_token(after)
+                if written is not None and not before.rstrip().endswith(written):  # that would be a next header
+                    return self.control.ids[written]
+                following = self._first_token(self.template.find_next(words, manner))
+                if following is not None and self.control.ids[following] in self.end_ids:
+                    return self.control.ids[following]
+            except TemplateRefusal:  # for the prompts themselves to say
+                pass
+        end: int | None = self.tokenizer.eos_token_id
+        return end
+
+    def _first_token(self, text: str) -> str | None:
+        """The control token that a text begins with, white space aside."""
+        match = self.control.pattern.match(text, re.search(r"\S|$", text).start())  # type: ignore[union-attr]
+        return None if match is None else match[0]
+
+    def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], str | None]:
+        """The messages with a mark where their texts spell control tokens, and the mark where there is any."""
+        fields = ("content", "reasoning_content")
+        texts = [message[name] for message in messages for name in fields if message.get(name)]
+        if all(map(self.control.is_harmless, texts)):
+            return list(messages), None
+        mark = self.control.choose_mark([*texts, self.template.source])
+        marked = [
+            message | {name: self.control.mark(message[name], mark) for name in fields if message.get(name)}
+            for message in messages
+        ]
+        return marked, mark
+
+    def _markers(self) -> tuple[str, ...]:
+        return () if self.markers is None else (self.markers.start, self.markers.end)
 
     def _ids(self, text: str) -> list[int]:
-        # a template writes its own BOS; a second one would be another prompt
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return self.control.encode(text)

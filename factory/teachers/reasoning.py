@@ -11,7 +11,7 @@ With a marker of several tokens the last of them may hold the answer's first let
 after it, and the text of the answer begins inside the id before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,12 +41,19 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """Texts around the reasoning."""
+    """Texts around the reasoning, without white space at their ends; `end_id` is the end's token id where it is one.
+
+    `asked`: the job asks for the reasoning, whatever the model's template does. `opening` and `closing` are the two as
+    the job itself spells them, with their white space.
+    """
 
     start: str
     end: str
     # the end's id where it is one token of the vocabulary; None where it is spelt in several
     end_id: int | None
+    asked: bool = False
+    opening: str = ""
+    closing: str = ""
 
 
 def find_markers(tokenizer: Tokenizer, reasoning: str, start: str = "", end: str = "") -> Markers | None:
@@ -55,6 +62,7 @@ def find_markers(tokenizer: Tokenizer, reasoning: str, start: str = "", end: str
     None means that the model does not reason: every completion token belongs to the answer.
     """
     vocab = tokenizer.get_vocab()
+    opening, closing, asked = start, end, reasoning != "auto"
     if reasoning == "off":
         return None
     if reasoning == "prompted":
@@ -65,7 +73,13 @@ def find_markers(tokenizer: Tokenizer, reasoning: str, start: str = "", end: str
         if not known:
             return None
         start, end = known[0]
-    return Markers(start, end, vocab.get(end))
+    start, end = start.strip(), end.strip()
+    return Markers(start, end, vocab.get(end), asked, opening, closing)
+
+
+def ends_open(prompt: str, markers: Markers) -> bool:
+    """Whether a prompt ends where the reasoning begins."""
+    return prompt.rstrip().endswith(markers.start)
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -109,18 +123,26 @@ class SplitCompletion:
     answer_start: int
 
 
-def split_completion(tokenizer: Tokenizer, ids_T: Array, markers: Markers | None) -> SplitCompletion:
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of all special tokens: the named ones, and those the vocabulary alone marks so (a turn's end, often)."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset([*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)])
+
+
+def split_completion(
+    tokenizer: Tokenizer, ids_T: Array, markers: Markers | None, stop_ids: Collection[int] | None = None
+) -> SplitCompletion:
     """Cut a completion where its reasoning ends. The prompt has opened the reasoning, so the ids begin inside it.
 
-    The answer's text is without the stop tokens at its end; `text` is everything, as it was generated.
+    The answer's text is without the stop tokens at its end (`stop_ids`, else the tokenizer's special ones); `text` is
+    everything, as it was generated.
     """
     ids = ids_T.tolist()
     start = find_answer_start(tokenizer, ids_T, markers)
     text = decode(tokenizer, ids)
-    # a stop token inside the answer stays: it is what the teacher wrote, and the parser has to say so
-    specials = set(tokenizer.all_special_ids)
+    stops = special_ids(tokenizer) if stop_ids is None else stop_ids
     end = len(ids)
-    while end > start and ids[end - 1] in specials:
+    while end > start and ids[end - 1] in stops:
         end -= 1
     answer = decode(tokenizer, ids[start:end])
     if markers is None:

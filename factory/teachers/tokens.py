@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from factory.errors import TeacherError, one_line
 from factory.job.job import Job, Markers, TeacherConfig
 from factory.records import Message
-from factory.teachers.models import locate_model
+from factory.teachers.models import locate_model, read_end_ids
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import find_markers
 
@@ -54,18 +54,28 @@ class LocalTokenizer:
 
         self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = _read_json(folder / "tokenizer_config.json")
-        self.special = {name: _text_of(config[name]) for name in config if name.endswith("_token") and config[name]}
+        self.backend.no_truncation()  # both may be kept in the file, and are for another use
+        self.backend.no_padding()
+        self.special = {
+            name: _text_of(config[name])
+            for name in config
+            if name.endswith("_token") and isinstance(config[name], str | dict) and config[name]
+        }
         self.chat_template = _chat_template(folder, config)
         self.template = _compile(self.chat_template)
-        # only splitting completions asks for them, and a plan has none to split
-        self.all_special_ids: list[int] = []
+        self.added_tokens_decoder: dict[int, Any] = self.backend.get_added_tokens_decoder()
+        found = (self.backend.token_to_id(text) for text in self.special.values())
+        self.all_special_ids = [number for number in found if number is not None]
+        end = self.special.get("eos_token")
+        self.eos_token_id: int | None = None if end is None else self.backend.token_to_id(end)
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        return self.backend
 
     def get_vocab(self) -> dict[str, int]:
         vocab: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
         return vocab
-
-    def get_added_vocab(self) -> dict[str, int]:
-        return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -80,18 +90,19 @@ class LocalTokenizer:
     ) -> str:
         """The conversation as the model's template renders it."""
         given = self.special | values | {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        return self.template.render(given)
+        own = values.get("chat_template")
+        return (self.template if own is None else _compile(own)).render(given)
 
 
 class ExactCounter:
     """Counts as the engine does: its tokenizer, its chat template, its markers."""
 
-    def __init__(self, tokenizer: LocalTokenizer, teacher: TeacherConfig) -> None:
+    def __init__(self, tokenizer: LocalTokenizer, teacher: TeacherConfig, end_ids: Sequence[int] = ()) -> None:
         custom = teacher.reasoning.model_dump() if isinstance(teacher.reasoning, Markers) else None
         self.markers = (
             find_markers(tokenizer, "custom", **custom) if custom else find_markers(tokenizer, str(teacher.reasoning))
         )
-        self.encoder = PromptEncoder(tokenizer, self.markers, teacher.chat_template_kwargs)
+        self.encoder = PromptEncoder(tokenizer, self.markers, teacher.chat_template_kwargs, end_ids)
         self.how = "the model's own tokenizer"
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -126,7 +137,8 @@ def open_counter(job: Job) -> Counter:
     if folder is None or not (folder / "tokenizer.json").is_file():
         return GuessedCounter()
     try:
-        return ExactCounter(LocalTokenizer(folder), job.teacher)
+        end_ids = read_end_ids(model, job.teacher.revision)
+        return ExactCounter(LocalTokenizer(folder), job.teacher, end_ids)
     except (OSError, ValueError, TemplateError) as error:
         told = one_line(error, 200)
         raise TeacherError(f"teacher.model {job.teacher.model!r}: its tokenizer cannot be used: {told}") from None

@@ -41,6 +41,7 @@ from factory.teachers.models import (
     has_cpu_engine,
     kv_cache_gb,
     locate_model,
+    read_end_ids,
     read_shape,
     require_window,
     resolve_signals,
@@ -307,6 +308,8 @@ def start_teacher(
         "window": require_window(job, shape),
         "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
         "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
+        "scores": job.transcripts is not None,
+        "end_ids": read_end_ids(model, job.teacher.revision),
         "spool": str(out / ".spool"),
     }
     teacher = VllmTeacher(job, setup, out, signals)

@@ -84,10 +84,15 @@ def test_messages_are_encoded_as_a_run_would_and_what_does_not_fit_is_told(tmp_p
     path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (turns, bare, long)), encoding="utf-8")
     scored = score(tmp_path, path)
     first, second = scored.rows()
-    assert first["prompt_token_ids"] == second["prompt_token_ids"] == row["prompt_token_ids"]
+    assert first["prompt_token_ids"] == row["prompt_token_ids"]
+    # a blank line is one token, as in the template's own text: it belongs to the turn, with the newline of the prompt
+    assert second["prompt_token_ids"] == row["prompt_token_ids"][:-1]
     assert first["text"] == "Well.\n</think>\n\nIt is <|im_end|> 4.<|im_end|>"
     assert first["reasoning"] == "Well."
-    assert second["text"] == "\n</think>\n\n4.<|im_end|>"
+    assert second["text"] == "\n\n</think>\n\n4.<|im_end|>"
+    # what is stored is what was given
+    assert (first["answer"], second["answer"], second["reasoning"]) == ("It is <|im_end|> 4.", "4.", None)
+    assert second["completion"] == [{"role": "assistant", "content": "4.", "reasoning_content": None}]
     end = first["completion_token_ids"][-1]
     assert first["completion_token_ids"].count(end) == 1  # the one in the text is ordinary characters
     (rejected,) = scored.rows("rejected")

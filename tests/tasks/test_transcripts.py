@@ -55,6 +55,8 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
         ({"prompt": [USER], "completion": [ANSWER]}, (USER,), {"turn": ANSWER, "completion": None}),
         ({"messages": [USER, ANSWER]}, (USER,), {"turn": ANSWER}),
         ({"messages": [USER, ANSWER | {"tool_calls": None}]}, (USER,), {"turn": ANSWER}),
+        ({"messages": [USER, ANSWER | {"tool_calls": []}]}, (USER,), {"turn": ANSWER}),
+        ({"messages": [USER, ANSWER | {"content": " 4\n"}]}, (USER,), {"turn": ANSWER | {"content": " 4\n"}}),
     ],
 )
 def test_forms_of_a_row(row: dict[str, Any], messages: Any, parts: dict[str, Any]) -> None:
@@ -68,6 +70,15 @@ def test_forms_of_a_row(row: dict[str, Any], messages: Any, parts: dict[str, Any
     ("row", "told"),
     [
         ({"messages": [USER]}, "one assistant turn"),
+        ({"messages": [ANSWER]}, "nothing stands before the assistant's turn"),
+        ({"messages": [USER, ANSWER | {"content": " \n"}]}, "the turn is empty"),
+        ({"messages": [{"role": "robot", "content": "Hm?"}, ANSWER]}, "0.role: Input should be 'system'"),
+        ({"messages": [USER, ANSWER | {"tool_calls": [{"name": "add"}]}]}, "1.tool_calls"),
+        ({"prompt": "2 + 2 =", "completion": ""}, "the completion is empty"),
+        (IDS | {"completion_token_ids": [84, 2**40]}, "less than 2147483648"),
+        (IDS | {"completion_token_ids": [84, -1]}, "greater than or equal to 0"),
+        (IDS | {"completion_token_ids": [84, True]}, "valid integer"),
+        (IDS | {"completion_token_ids": [84, "5"]}, "valid integer"),
         ({"messages": []}, "one assistant turn"),
         ({"messages": [USER, {"role": "assistant"}]}, "1.content: Field required"),
         ({"messages": "hello"}, "should be a valid list"),

@@ -49,8 +49,8 @@ SPELT = Markers("<think>", "</think>", None)
         (["[/THINK]", "</think>"], "auto", Markers("<think>", "</think>", 1)),
         (["<|START_THINKING|>", "<|END_THINKING|>"], "auto", Markers("<|START_THINKING|>", "<|END_THINKING|>", 1)),
         (["a"], "auto", None),
-        (["a"], "prompted", Markers("<think>", "</think>", None)),
-        (["a", "</think>"], "prompted", Markers("<think>", "</think>", 1)),
+        (["a"], "prompted", Markers("<think>", "</think>", None, asked=True)),
+        (["a", "</think>"], "prompted", Markers("<think>", "</think>", 1, asked=True)),
         (["<think>", "</think>"], "off", None),
     ],
 )
@@ -61,8 +61,13 @@ def test_markers_come_from_the_vocabulary_or_from_the_job(
 
 
 def test_a_jobs_own_markers_are_taken_as_they_are() -> None:
-    assert find_markers(TinyTokenizer("a", "<<"), "custom", ">>", "<<") == Markers(">>", "<<", 1)
-    assert find_markers(TinyTokenizer("a"), "custom", ">>", "<<") == Markers(">>", "<<", None)
+    assert find_markers(TinyTokenizer("a", "<<"), "custom", ">>", "<<") == Markers(">>", "<<", 1, True, ">>", "<<")
+    assert find_markers(TinyTokenizer("a"), "custom", ">>", "<<") == Markers(">>", "<<", None, True, ">>", "<<")
+
+
+def test_white_space_of_a_jobs_marker_is_its_spelling_and_not_looked_for() -> None:
+    found = find_markers(TinyTokenizer("a", "<<"), "custom", ">>\n", "\n<<")
+    assert found == Markers(">>", "<<", 1, True, ">>\n", "\n<<")
 
 
 def test_the_answer_begins_after_the_first_marker() -> None:
@@ -143,6 +148,12 @@ def test_a_token_that_ends_the_marker_and_begins_the_answer_loses_neither() -> N
 
 def test_an_empty_completion_has_nothing_in_it() -> None:
     assert split_completion(ONE, np.zeros(0, np.int32), THINK) == SplitCompletion("", "", "", 0)
+
+
+def test_every_end_token_goes_whoever_names_it() -> None:
+    ids_T = ONE.ids("{}", "b", "<|end|>")
+    assert split_completion(ONE, ids_T, None).answer == "{}b"
+    assert split_completion(ONE, ids_T, None, stop_ids={1, 6}).answer == "{}"
 
 
 def test_decoding_shows_every_token() -> None:

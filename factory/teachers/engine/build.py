@@ -6,6 +6,7 @@ reason, never as a death that somebody would answer with another start.
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 from factory.errors import one_line
@@ -39,28 +40,54 @@ def choose_markers(tokenizer: Any, reasoning: Any) -> Markers | None:
     return find_markers(tokenizer, reasoning)
 
 
-def make_encoder(tokenizer: Any, markers: Markers | None, template_kwargs: dict[str, Any]) -> PromptEncoder:
+def make_encoder(tokenizer: Any, markers: Markers | None, setup: dict[str, Any]) -> PromptEncoder:
+    """Raises Unfit where there is no chat template and somebody has to be asked."""
     try:
-        return PromptEncoder(tokenizer, markers, template_kwargs)
-    except ValueError as error:
-        raise Unfit(f"teacher.model: {error}") from None
+        encoder = PromptEncoder(tokenizer, markers, setup["teacher"]["chat_template_kwargs"], setup["end_ids"])
+        # what is scored may be texts or ids, which need none
+        if not encoder.has_template and not setup["scores"]:
+            encoder.template.render([])
+    except (TemplateRefusal, ValueError) as error:
+        raise Unfit(f"teacher.model: {one_line(error)}") from None
+    return encoder
 
 
-def require_some_fit(encoder: PromptEncoder, probes: list[dict[str, Any]], window: int | None) -> None:
-    """Raise Unfit where the chat template refuses a probe, or none of a task's leaves room for an answer."""
-    if window is None:
-        return
+def require_some_fit(encoder: PromptEncoder, setup: dict[str, Any]) -> None:
+    """Raise Unfit where the chat template refuses a probe, or none of a task's leaves room for an answer.
+
+    Of transcripts all probes must be refused: one that is none of the template's business is a row of its own.
+    """
     # before the engine is built: loading a large model takes minutes
     shortest: dict[str, int] = {}
-    for probe in probes:
+    scores, window = setup["scores"], setup["window"]
+    for number, probe in enumerate(setup["probes"], 1):
         try:
+            if not scores:
+                encoder.template.require_header(tuple(message["role"] for message in probe["messages"]))
             length = len(encoder.encode(probe["messages"]))
         except TemplateRefusal as error:
-            raise Unfit(f"teacher.model: its chat template refuses the prompts of {probe['task']}: {error}") from error
+            if scores and (shortest or number < len(setup["probes"])):
+                continue
+            raise Unfit(f"teacher.model: its chat template and the prompts of {probe['task']}: {error}") from error
         shortest[probe["task"]] = min(length, shortest.get(probe["task"], length))
+    if scores or window is None:
+        return
     long = [f"{task} ({length} tokens)" for task, length in shortest.items() if length + MIN_ANSWER_TOKENS > window]
     if long:
         raise Unfit(f"teacher.max_model_len {window}: no prompt fits of {', '.join(long)}; raise it or drop the task")
+
+
+def end_grammars_in(end_ids: Collection[int]) -> None:
+    """Let an answer under a grammar end in any of these tokens: vLLM knows the tokenizer's own only, and that may be
+    one that the teacher never says."""
+    from llguidance import hf
+    from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+
+    def build(tokenizer: Any, vocab_size: int) -> Any:
+        size = max(vocab_size, len(tokenizer))
+        return hf.from_tokenizer(tokenizer, size, eos_token=[number for number in end_ids if number < size] or None)
+
+    GuidanceBackend._build_ll_tokenizer = staticmethod(build)
 
 
 def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Markers | None, top_k: int) -> Any:

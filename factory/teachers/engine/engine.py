@@ -4,7 +4,7 @@ A prompt is answered, and, where signals are taken by a prefill, its finished id
 transcript goes through it once, as it stands. Whatever way, each prompt that was added comes out as one generation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from factory.errors import one_line
 from factory.records import Generation
-from factory.signals import Attention, HiddenStates, Logprobs, SignalSpec
+from factory.signals import Array, Attention, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
     MIN_ANSWER_TOKENS,
     Unfit,
     build_llm,
     choose_markers,
+    end_grammars_in,
     load_tokenizer,
     make_encoder,
     require_some_fit,
@@ -26,7 +27,7 @@ from factory.teachers.engine.build import (
 )
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.prompt_ids import TemplateRefusal
-from factory.teachers.reasoning import split_completion
+from factory.teachers.reasoning import SplitCompletion, split_completion
 from factory.teachers.spool import SpoolWriter, as_experts, as_logprobs
 
 
@@ -44,6 +45,8 @@ class Request:
     completion_ids: list[int] | None = None
     # why the generation that is scored had ended; empty while there is none
     finish_reason: str = ""
+    # whether the prompt ends inside an open reasoning
+    reasons: bool = True
 
 
 class Engine:
@@ -60,11 +63,13 @@ class Engine:
         self.signals = SignalSpec(**setup["signals"] | {"layers": tuple(setup["signals"]["layers"])})
         self.tokenizer = load_tokenizer(self.teacher)
         self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
-        self.encoder = make_encoder(self.tokenizer, self.markers, self.teacher["chat_template_kwargs"])
+        self.encoder = make_encoder(self.tokenizer, self.markers, setup)
         # all that can be found unfit without the engine is found before it is started
-        require_some_fit(self.encoder, setup["probes"], setup["window"])
+        require_some_fit(self.encoder, setup)
+        end_grammars_in(sorted(self.encoder.end_ids))
         self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
+        self.vocab = int(self.llm.llm_engine.model_config.get_vocab_size())
         self.decoding = setup["capture"] == "decode"
         self.flat = self._install()
         self.spool = SpoolWriter(Path(setup["spool"]))
@@ -98,11 +103,12 @@ class Engine:
             "engine": {"vllm": vllm.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
             "dtype": str(config.dtype).removeprefix("torch."),
             "max_model_len": self.window,
-            "vocab_size": config.get_vocab_size(),
+            "vocab_size": self.vocab,
             "tokenizer_sha256": tokenizer_hash(self.tokenizer),
             "settings": self._settings(),
             **({"distribution": TOLD} if self.flat else {}),
             "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
+            "end_token_ids": sorted(self.encoder.end_ids),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -119,21 +125,33 @@ class Engine:
 
     def add(self, prompt: dict[str, Any]) -> Generation | None:
         """Begin a prompt; a prompt that cannot be begun comes back as a failed generation."""
-        ids: list[int] = []
         try:
             if prompt["transcript"] is not None:
                 ids, completion_ids = self.encoder.encode_transcript(prompt["messages"], prompt["transcript"])
-                return self._score(prompt, ids, completion_ids, "stop")
-            ids = self.encoder.encode(prompt["messages"])
+                return self._score(prompt, ids, completion_ids, "stop", self.markers is not None)
+            encoded = self.encoder.encode_prompt(prompt["messages"])
         except TemplateRefusal as error:
-            return failed(prompt, ids, "refused_by_template", str(error))
+            return failed(prompt, [], "refused_by_template", str(error))
+        ids = encoded.ids
+        if not self._are_known(ids):
+            return self._unknown_ids(prompt)
         room = self.window - len(ids)
         if room < MIN_ANSWER_TOKENS:
             detail = f"{len(ids)} tokens in a window of {self.window}; raise teacher.max_model_len or shorten it"
             return failed(prompt, ids, "prompt_too_long", detail)
-        return self._begin(prompt, ids, None, self._params(prompt, room))
+        return self._begin(prompt, ids, None, self._params(prompt, room, encoded.reasons), reasons=encoded.reasons)
 
-    def _score(self, prompt: dict[str, Any], ids: list[int], completion_ids: list[int], why: str) -> Generation | None:
+    def _are_known(self, ids: list[int]) -> bool:
+        """Whether all ids are the model's: one that is not would end the engine's process."""
+        return not ids or 0 <= min(ids) <= max(ids) < self.vocab
+
+    def _unknown_ids(self, prompt: dict[str, Any]) -> Generation:
+        detail = f"an id is below 0 or above {self.vocab - 1}, the model's last; was another tokenizer used?"
+        return failed(prompt, [], "bad_token_id", detail)
+
+    def _score(
+        self, prompt: dict[str, Any], ids: list[int], completion_ids: list[int], why: str, reasons: bool
+    ) -> Generation | None:
         """Begin a prefill over ids that exist. The last of them is never an input: nothing is predicted from it."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -142,6 +160,8 @@ class Engine:
             return failed(
                 prompt, ids, "empty_transcript", f"{len(ids)} prompt and {len(completion_ids)} completion ids"
             )
+        if not self._are_known(ids) or not self._are_known(completion_ids):
+            return self._unknown_ids(prompt)
         # all ids but the last are inputs, and vLLM has to sample one token after them
         if len(ids) + len(completion_ids) > self.window:
             detail = (
@@ -152,10 +172,16 @@ class Engine:
         params = SamplingParams(
             max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        return self._begin(prompt, ids, completion_ids, params, why)
+        return self._begin(prompt, ids, completion_ids, params, why, reasons)
 
     def _begin(
-        self, prompt: dict[str, Any], ids: list[int], completion_ids: list[int] | None, params: Any, why: str = ""
+        self,
+        prompt: dict[str, Any],
+        ids: list[int],
+        completion_ids: list[int] | None,
+        params: Any,
+        why: str = "",
+        reasons: bool = True,
     ) -> Generation | None:
         name = f"{prompt['id']}.{prompt['attempt']}" + ("" if completion_ids is None else ".scored")
         inputs = ids if completion_ids is None else ids + completion_ids[:-1]
@@ -169,17 +195,17 @@ class Engine:
         if completion_ids is not None or self.signals.keep == "sampled" or attends or not keeps:
             last_id = None if completion_ids is None else int(completion_ids[-1])
             self._tell_worker("factory_begin", inner, len(ids), prompt["seed"], last_id, attends, keeps)
-        self.requests[name] = Request(inner, prompt, ids, completion_ids, why)
+        self.requests[name] = Request(inner, prompt, ids, completion_ids, why, reasons)
         return None
 
-    def _params(self, prompt: dict[str, Any], room: int) -> Any:
+    def _params(self, prompt: dict[str, Any], room: int, reasons: bool) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         sampling = dict(prompt["sampling"])
         thinking = sampling.pop("thinking_tokens")
         # the budget needs an end marker of one token: any other could be spelt in several ways and be missed
-        budget = thinking if self.markers is not None and self.markers.end_id is not None else None
+        budget = thinking if reasons and self.markers is not None and self.markers.end_id is not None else None
         # a completion that fills the window is cut there, as one that reaches its max_tokens
         sampling["max_tokens"] = min(sampling["max_tokens"], room)
         own = {"logprobs": self.signals.top_k, "flat_logprobs": True} if self.flat and prompt["keeps"] else {}
@@ -191,6 +217,8 @@ class Engine:
             # ids are what counts; their text is made once, when all are there
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            # those of the model's configuration vLLM knows; not the one that only the chat template writes
+            stop_token_ids=sorted(self.encoder.end_ids),
             thinking_token_budget=budget,
             structured_outputs=StructuredOutputsParams(json=self.schemas[prompt["task"]]) if self.constrain else None,
         )
@@ -212,7 +240,8 @@ class Engine:
             return self._generation(request, request.completion_ids, request.finish_reason)
         # its second way through the engine, over the exact ids it was given and has produced
         if self.signals.any and not self.decoding and prompt["keeps"]:
-            return self._score(prompt, request.prompt_ids, list(completion.token_ids), completion.finish_reason)
+            ids = list(completion.token_ids)
+            return self._score(prompt, request.prompt_ids, ids, completion.finish_reason, request.reasons)
         flat = read_flat(completion.logprobs, self.signals) if self.flat and prompt["keeps"] else None
         return self._generation(request, completion.token_ids, completion.finish_reason, flat)
 
@@ -220,9 +249,7 @@ class Engine:
         self, request: Request, completion_ids: Any, finish_reason: str, flat: Logprobs | None = None
     ) -> Generation:
         ids_T, prompt_ids = np.array(completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
-        split = split_completion(self.tokenizer, ids_T, self.markers)
-        if request.prompt["transcript"] is not None and split.answer_start >= len(ids_T):
-            split = split_completion(self.tokenizer, ids_T, None)  # it never reasoned, or never stopped to
+        split = self._split(request, ids_T)
         arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
         # those of the prompt come first, where they are kept; the completion's are the last T
         captured = as_logprobs(arrays)
@@ -245,6 +272,20 @@ class Engine:
             attention=Attention(self.signals.attention, arrays["maps_LHNN"]) if "maps_LHNN" in arrays else None,
         )
         return keep_chosen(made, self.signals)
+
+    def _split(self, request: Request, ids_T: Array) -> SplitCompletion:
+        """Reasoning and answer of a completion; those of a transcript's turn as they were given."""
+        stops = self.encoder.stop_ids
+        split = split_completion(self.tokenizer, ids_T, self.markers if request.reasons else None, stops)
+        transcript = request.prompt["transcript"]
+        if transcript is None:
+            return split
+        if split.answer_start >= len(ids_T):  # it never reasoned, or never stopped to
+            split = split_completion(self.tokenizer, ids_T, None, stops)
+        turn = transcript["turn"]
+        if turn is None:
+            return split
+        return replace(split, reasoning=turn.get("reasoning_content"), answer=turn["content"])
 
     def _take(self, inner: str, tokens: int, inputs: int) -> dict[str, Any]:
         answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.signals.any else []

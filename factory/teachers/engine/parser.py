@@ -8,10 +8,10 @@ from typing import Any
 
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 
-from factory.teachers.reasoning import Markers, decode
+from factory.teachers.reasoning import Markers, decode, ends_open
 
 PARSER_NAME = "factory_markers"
-TAIL = 16  # tokens that surely hold a whole end marker
+TAIL = 32  # tokens that surely hold a whole marker
 
 
 def register_parser(markers: Markers) -> None:
@@ -27,7 +27,9 @@ def register_parser(markers: Markers) -> None:
             return markers.end
 
         def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-            return False  # asked of prompts, and ours end inside the reasoning
+            # asked of prompts: most of ours end inside the reasoning; where the template has closed it, the grammar
+            # holds from the first token
+            return not ends_open(decode(self.model_tokenizer, list(input_ids[-TAIL:])), markers)
 
         def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
             # asked after every token, with the ids it brought
