@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
     preview.add_argument("--level", help="one level (default: each in turn)")
     preview.add_argument("--seed", type=int, default=0)
+    preview.add_argument("--model", metavar="M", help="the exact text and number of ids this teacher would be given")
     preview.add_argument("--json", action="store_true", help="one JSON object a line")
     preview.set_defaults(command=_preview)
 
@@ -173,7 +174,14 @@ def _preview(options: argparse.Namespace) -> int:
     from factory.tasks.catalog import preview
 
     prompts = preview(options.workspace, options.task, options.level, options.seed, options.n)
-    _print(describe_prompt(prompt, options.json) for prompt in prompts)
+    if options.model is None:
+        _print(describe_prompt(prompt, options.json) for prompt in prompts)
+        return 0
+    from factory.job.job import TeacherConfig
+    from factory.teachers.tokens import require_exact
+
+    counter = require_exact(TeacherConfig(model=options.model))
+    _print(describe_prompt(prompt, options.json, counter.encode_prompt(prompt.messages)) for prompt in prompts)
     return 0
 
 

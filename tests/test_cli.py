@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dataset_support import FACTORY, flip_byte, read_tree, start_factory, write_
 
 from factory import __version__
 from factory.cli import build_parser, main
+from factory.teachers.demo import FOLDER
 
 HEAVY = ("torch", "vllm", "datasets", "pyarrow", "pydantic", "transformers", "numpy", "jinja2")
 COMMANDS = ["curriculum", "new", "plan", "preview", "run", "score", "show", "status", "tasks", "verify"]
@@ -158,6 +160,40 @@ def test_preview_shows_prompts_for_people_and_as_json(factory: Run) -> None:
     assert [prompt["level"] for prompt in prompts] == ["hard", "hard"]
     assert factory("preview", "adding", "-n", 2, "--level", "hard", "--seed", 4, "--json")[1] == printed
     assert factory("preview", "adding", "-n", 2, "--level", "hard", "--seed", 5, "--json")[1] != printed
+
+
+def test_preview_shows_exactly_what_a_model_is_given(workspace: Path, factory: Run) -> None:
+    code, printed, _ = factory("preview", "adding", "--model", "demo")
+    assert code == 0
+    assert "<|im_start|>system\nAnswer with one JSON object" in printed
+    assert printed.splitlines()[-2] == "<think>"
+    assert "its reasoning follows" in printed.splitlines()[-1]
+    given = json.loads(factory("preview", "adding", "--model", "demo", "--json")[1])
+    assert given["prompt_text"].endswith("<|im_start|>assistant\n<think>")
+    assert f" {given['prompt_tokens']} ids, " in printed
+    folder = workspace / "model"
+    shutil.copytree(FOLDER, folder)
+    template = "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    code, printed, told = factory("preview", "adding", "--model", folder)
+    assert (code, printed) == (2, "")
+    assert "it drops the system turn" in require_one_line(told)
+    assert "download it first" in require_one_line(factory("preview", "adding", "--model", "nobody/nothing")[2])
+
+
+def test_plan_refuses_a_chat_template_that_would_make_wrong_prompts(workspace: Path, factory: Run) -> None:
+    folder = workspace / "model"
+    shutil.copytree(FOLDER, folder)
+    job = 'out = "out"\n[teacher]\nmodel = "model"\nreasoning = "off"\n[[tasks]]\nname = "adding"\ncount = 1\n'
+    (workspace / "job.toml").write_text(job, encoding="utf-8")
+    assert factory("plan", "job.toml")[0] == 0
+    template = (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    opening = template.replace("{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}", "")
+    (folder / "chat_template.jinja").write_text(opening, encoding="utf-8")
+    for command in ("plan", "run"):
+        code, _, told = factory(command, "job.toml")
+        assert code == 2
+        assert "it opens a reasoning (<think>) and teacher.reasoning expects none" in require_one_line(told)
 
 
 def test_plan_spends_and_writes_nothing(workspace: Path, factory: Run) -> None:

@@ -14,7 +14,9 @@ from factory.dataset.ledger import Totals, read_ledger
 from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
+from factory.records import Prompt
 from factory.signals import Array
+from factory.teachers.prompt_ids import EncodedPrompt
 from factory.terminal import printable
 
 WIDTH = 110
@@ -124,10 +126,15 @@ def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:
     return topk["topk_ids"], topk["topk_logprobs"]
 
 
-def describe_prompt(prompt: Any, as_json: bool) -> str:
-    """A rendered prompt for people, or as one JSON line."""
+def describe_prompt(prompt: Prompt, as_json: bool, encoded: EncodedPrompt | None = None) -> str:
+    """A rendered prompt for people, or as one JSON line; `encoded` is what a model would be given of it."""
     if as_json:
         fields = ("id", "task", "level", "messages", "scenario")
-        return canonical_json({name: getattr(prompt, name) for name in fields})
+        given = {} if encoded is None else {"prompt_text": encoded.text, "prompt_tokens": len(encoded.ids)}
+        return canonical_json({name: getattr(prompt, name) for name in fields} | given)
     head = f"── {prompt.task} · {prompt.level} · {prompt.id} ".ljust(WIDTH, "─")
+    if encoded is not None:
+        ends = "its reasoning follows" if encoded.reasons else "its answer follows"
+        told = f"── what the model is given: {len(encoded.ids):,} ids, {ends} ".ljust(WIDTH, "─")
+        return "\n".join([head, encoded.text, told])
     return "\n".join([head, *(f"[{m['role']}]\n{m['content']}\n" for m in prompt.messages)])

@@ -57,6 +57,7 @@ class ChatTemplate:
         self.switched = bool(kwargs[self.said[0]]) if self.said else markers is not None
         self.kwargs = dict.fromkeys(SWITCHES, self.switched) | kwargs | {CLOCK: _clock(kwargs.get(CLOCK))}
         self.manners: dict[tuple[str, ...], Manner] = {}
+        self.headed: set[tuple[str, ...]] = set()  # those whose prompts end where an assistant's turn begins
 
     def render(self, messages: Sequence[Message], parts: bool = False, prompts: bool = True, **more: Any) -> str:
         """The conversation as the template writes it. Raises TemplateRefusal where the template does."""
@@ -151,8 +152,11 @@ class ChatTemplate:
 
         Not asked of every prompt: a transcript's turn brings its header along.
         """
+        if roles in self.headed:
+            return
         words, parts = _words(roles), self.study(roles).parts
         prompt = self.render(words, parts)
+        self.headed.add(roles)
         if self.render(words, parts, prompts=False) != prompt:
             return
         before = self._around_answer(words, parts)[0]
@@ -160,6 +164,7 @@ class ChatTemplate:
         for text in self._marker_texts():
             header = header.replace(text, "")
         if header.strip():
+            self.headed.discard(roles)
             raise TemplateRefusal(
                 f"it ignores add_generation_prompt: {header.strip()!r} would be missing before the answer; "
                 f"{OTHER_TEMPLATE}"

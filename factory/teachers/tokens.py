@@ -19,7 +19,7 @@ from factory.errors import TeacherError, one_line
 from factory.job.job import Job, Markers, TeacherConfig
 from factory.records import Message
 from factory.teachers.models import locate_model, read_end_ids
-from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
+from factory.teachers.prompt_ids import EncodedPrompt, PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import find_markers
 
 # about 3 characters a token: English has 4, JSON 3
@@ -97,18 +97,32 @@ class LocalTokenizer:
 class ExactCounter:
     """Counts as the engine does: its tokenizer, its chat template, its markers."""
 
-    def __init__(self, tokenizer: LocalTokenizer, teacher: TeacherConfig, end_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: LocalTokenizer, teacher: TeacherConfig, end_ids: Sequence[int] = (), strict: bool = True
+    ) -> None:
         custom = teacher.reasoning.model_dump() if isinstance(teacher.reasoning, Markers) else None
         self.markers = (
             find_markers(tokenizer, "custom", **custom) if custom else find_markers(tokenizer, str(teacher.reasoning))
         )
         self.encoder = PromptEncoder(tokenizer, self.markers, teacher.chat_template_kwargs, end_ids)
+        self.model, self.strict = teacher.model, strict
         self.how = "the model's own tokenizer"
+
+    def encode_prompt(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """A prompt as the engine would be given it. Raises TeacherError where the engine would not start."""
+        try:
+            self.encoder.template.require_header(tuple(message["role"] for message in messages))
+            return self.encoder.encode_prompt(messages)
+        except TemplateRefusal as error:
+            raise TeacherError(f"teacher.model {self.model!r}: its chat template and the prompts: {error}") from None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         try:
-            return self.encoder.encode(messages)
-        except TemplateRefusal:  # the engine will say so; a plan counts on
+            return self.encode_prompt(messages).ids
+        except TeacherError:
+            if self.strict:
+                raise
+            # a transcript that the template does not take is a rejected row, or has ids of its own
             text = "\n".join(message["content"] for message in messages)
             return [0] * GUESSED_TEMPLATE_TOKENS + list(self.encoder.tokenizer.encode(text, False))
 
@@ -132,16 +146,31 @@ class GuessedCounter:
 
 def open_counter(job: Job) -> Counter:
     """The job's tokenizer where it is here, else a guess. Raises TeacherError where there is no such path."""
-    model = locate_model(job.teacher)
-    folder = _folder_of(job.teacher.tokenizer or model, job.teacher.revision)
+    return open_exact(job.teacher, strict=job.transcripts is None) or GuessedCounter()
+
+
+def open_exact(teacher: TeacherConfig, strict: bool = True) -> ExactCounter | None:
+    """A counter with the teacher's own tokenizer; None where that is not on this machine. Raises TeacherError."""
+    model = locate_model(teacher)
+    folder = _folder_of(teacher.tokenizer or model, teacher.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
-        return GuessedCounter()
+        return None
     try:
-        end_ids = read_end_ids(model, job.teacher.revision)
-        return ExactCounter(LocalTokenizer(folder), job.teacher, end_ids)
+        return ExactCounter(LocalTokenizer(folder), teacher, read_end_ids(model, teacher.revision), strict)
     except (OSError, ValueError, TemplateError) as error:
         told = one_line(error, 200)
-        raise TeacherError(f"teacher.model {job.teacher.model!r}: its tokenizer cannot be used: {told}") from None
+        raise TeacherError(f"teacher.model {teacher.model!r}: its tokenizer cannot be used: {told}") from None
+
+
+def require_exact(teacher: TeacherConfig) -> ExactCounter:
+    """Raises TeacherError where the teacher's tokenizer is not on this machine."""
+    counter = open_exact(teacher)
+    if counter is None:
+        raise TeacherError(
+            f"teacher.model {teacher.model!r}: no tokenizer.json of it on this machine; download it first or give a "
+            f"local folder"
+        )
+    return counter
 
 
 def _folder_of(name: str, revision: str | None) -> Path | None:

@@ -58,7 +58,9 @@ def test_what_cannot_be_right_is_refused_with_one_line(name: str) -> None:
     case = CASES[name]
     encoder, roles = open_encoder(case), tuple(message["role"] for message in conversation(case))
     with pytest.raises(TemplateRefusal) as error:
+        # as at the start of an engine: the roles first, then the prompts themselves
         encoder.template.require_header(roles)
+        encoder.encode(conversation(case))
     assert case.refused in str(error.value)
     assert "\n" not in str(error.value)
 
