@@ -4,14 +4,16 @@ the disk can hold it."""
 import shutil
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from factory.dataset.ledger import SPOOL
+from factory.dataset.ledger import SPOOL, require_resumable
 from factory.errors import DatasetError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.job.job import Job
 from factory.job.paths import real_path
 from factory.records import Prompt
 from factory.runs.prepare import Prepared, describe_job, prepare
+from factory.runs.progress import tell_clock
 from factory.runs.room import FILE_BYTES
 from factory.teachers.models import require_window, resolve_signals
 from factory.teachers.spool import SEGMENT_BYTES
@@ -29,8 +31,10 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     """
     prepared = prepare(job, workspace)
     state_bytes(job)  # refuses what the model cannot do, before any work
-    plan, digest = prepared.plan, describe_job(prepared)["digest"]
-    lines = [f"job {digest}: {plan.planned:,} rows in {plan.shards:,} shards of {plan.shard_prompts * plan.samples:,}"]
+    plan, manifest = prepared.plan, describe_job(prepared)
+    size = plan.shard_prompts * plan.samples
+    lines = [f"job {manifest['digest']}: {plan.planned:,} rows in {plan.shards:,} shards of {size:,}"]
+    lines += _refusal_lines(out, manifest)
     for task, levels in plan.counts().items():
         gate = "check" if prepared.gates[task].check else "schema"
         told = ", ".join(f"{level} {count:,}" for level, count in levels.items())
@@ -41,6 +45,16 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
     forecast = make_forecast(prepared, out, pilot)
     return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+
+
+def _refusal_lines(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """Why a run would not go on in `out`: told and no error, since a plan may help to choose another one."""
+    try:
+        require_resumable(out, manifest)
+    except DatasetError as error:
+        first, *rest = str(error).splitlines()
+        return [f"  a run would be refused: {first}", *(f"  {line}" for line in rest)]
+    return []
 
 
 def _forecast_lines(forecast: Forecast) -> list[str]:
@@ -55,6 +69,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         f"  tokens: {forecast.prompt_tokens / rows:,.0f} prompt + {forecast.completion_tokens / rows:,.0f} completion"
         f" a row; {tokens:,.0f} in all",
     ]
+    lines += _time_lines(forecast)
     for group, size in forecast.groups.items():
         if not size and group in SELDOM:
             continue
@@ -62,6 +77,17 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     told = f"{'predicted disk':<14}{forecast.bytes / held:>10.2f} bytes a token {format_bytes(forecast.bytes):>10}"
     left = f", {format_bytes(forecast.left)} of it still to be written" if forecast.committed else ""
     return [*lines, f"    {told}{left}"]
+
+
+def _time_lines(forecast: Forecast) -> list[str]:
+    """How long it takes by what a pilot measured: its few rows may not fill a batch."""
+    rate = forecast.rows_per_second
+    if rate is None:
+        return []
+    told = f"{tell_clock(forecast.rows / rate)} for {forecast.rows:,} rows at the pilot's {rate:,.3g} rows/s"
+    return [
+        f"  time: {told}, and {tell_clock(forecast.startup_seconds)} before the first; so few rows may fill no batch"
+    ]
 
 
 def _disk_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str]:

@@ -29,6 +29,8 @@ from dataset_support import (
     write_job,
 )
 
+from factory.checks.verify import verify
+from factory.dataset.history import read_history
 from factory.dataset.ledger import Totals
 from factory.dataset.signal_columns import decode_states
 from factory.errors import DatasetError, JobError, TaskError, TeacherError
@@ -246,7 +248,10 @@ def test_the_same_job_again_does_nothing(workspace: Path, make_job: MakeJob) -> 
 
 def test_every_run_leaves_a_line_about_its_speed(workspace: Path, make_job: MakeJob) -> None:
     run(make_job(), workspace, workspace / "out")
-    (line,) = [json.loads(text) for text in (workspace / "out/runs.jsonl").read_text().splitlines()]
+    begun, line = read_history(workspace / "out")
+    assert (begun["event"], begun["rows_before"], begun["started"]) == ("started", 0, line["started"])
+    assert (line["event"], line["outcome"]) == ("ended", "complete")
+    assert line["startup_seconds"] >= 0
     tokens = sum(len(row["completion_token_ids"]) for row in read_table(workspace / "out", "data"))
     assert (line["rows"], line["completion_tokens"]) == (20, tokens)
     assert line["seconds"] > 0
@@ -274,10 +279,10 @@ def test_a_word_bank_and_a_part_are_copied_too_and_are_a_part_of_the_job(workspa
     assert (copies / "adding.py").read_text() == schema
     assert {json.loads(row["answer"])["words"] for row in read_table(workspace / "out", "data")} == {"ready"}
     before = read_tree(workspace / "out", but=(".lock",))
-    for name, text in {"adding.words.toml": 'done = ["set"]', "_parts.py": part + "\n"}.items():
+    for name, text in {"adding.words.toml": 'done = ["set"]', "_parts.py": part + "\nMORE = 1\n"}.items():
         kept = (workspace / "schemas" / name).read_text()
         (workspace / "schemas" / name).write_text(text)
-        with pytest.raises(DatasetError, match=rf"tasks\.adding\.files\.schemas/{name}: .* -> "):
+        with pytest.raises(DatasetError, match=rf"tasks\.adding\.files\.schemas/{name}: has changed"):
             run(make_job(), workspace, workspace / "out")
         (workspace / "schemas" / name).write_text(kept)
     assert read_tree(workspace / "out", but=(".lock",)) == before
@@ -348,7 +353,7 @@ def test_a_users_data_that_has_changed_is_refused(
     job = make_job(tasks=[{"name": "adding", "count": 2, "source": {"path": str(workspace / "mine.jsonl")}}])
     run(job, workspace, workspace / "out")
     (workspace / "mine.jsonl").write_text('{"a": 1}\n{"a": 3}\n')
-    with pytest.raises(DatasetError, match=r"made by another job, cannot resume: .*sources\.adding"):
+    with pytest.raises(DatasetError, match=r"made by another job, cannot resume; .*\n  sources\.adding: has changed"):
         run(job, workspace, workspace / "out")
 
 
@@ -372,15 +377,55 @@ def test_a_changed_template_is_refused_by_name_and_touches_nothing(workspace: Pa
     run(make_job(), workspace, workspace / "out")
     before = read_tree(workspace / "out", but=(".lock",))
     write_task(workspace, user_j2="Please add {{ scenario.a }} and {{ scenario.b }}.")
-    with pytest.raises(DatasetError, match=r"tasks\.adding\.files\.prompts/adding/user\.j2: .* -> ") as told:
+    with pytest.raises(DatasetError, match=r"\n  tasks\.adding\.files\.prompts/adding/user\.j2: has changed$"):
         run(make_job(), workspace, workspace / "out")
-    assert "digest" in str(told.value)
     assert read_tree(workspace / "out", but=(".lock",)) == before
+
+
+def test_what_decides_no_row_may_change_and_the_copies_stay_what_the_first_rows_were_made_with(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    out = workspace / "out"
+    run(make_job(), workspace, out)
+    before = read_tree(out, but=VARIABLE)
+    write_task(
+        workspace,
+        schema="# why\n" + SCHEMA,
+        task_toml="# why\n" + TASK_FILE.replace("Add two", "Sum two"),
+        user_j2="{# why #}Add {{ scenario.a }} and {{ scenario.b }}.",
+        judge_j2="Judge {{ answer }}.",
+    )
+    assert run(make_job(), workspace, out).left == 0
+    assert read_tree(out, but=VARIABLE) == before
+    (out / "templates/adding/adding.py").unlink()
+    assert list(verify(out)) == ["templates/adding/adding.py: missing; resume the job, which will copy it again"]
+    run(make_job(), workspace, out)
+    assert list(verify(out)) == []
+    assert (out / "templates/adding/adding.py").read_text().startswith("# why\n")
+    assert (out / "templates/adding/task.toml").read_text() == TASK_FILE
+
+
+def test_a_setting_counts_as_what_it_comes_to_and_not_as_where_it_was_said(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(), workspace, workspace / "out")
+    tasks = [{"name": "adding", "count": 20, "gate": "check", "sampling": {"thinking_tokens": 24}}]
+    same = make_job(tasks=tasks, sampling={"max_tokens": 120}, validation={"gate": "check"})
+    assert run(same, workspace, workspace / "out").left == 0
+    with pytest.raises(DatasetError, match=r":\n  tasks\.adding\.sampling\.max_tokens: was 120, is 200$"):
+        run(make_job(sampling={"max_tokens": 200}), workspace, workspace / "out")
+
+
+def test_a_rubric_counts_once_a_judge_reads_it(workspace: Path, make_job: MakeJob) -> None:
+    write_task(workspace, judge_j2="Judge {{ answer }}.")
+    job = make_job(judge={"threshold": 0.0})
+    run(job, workspace, workspace / "out")
+    write_task(workspace, judge_j2="Judge {{ answer }} well.")
+    with pytest.raises(DatasetError, match=r"\n  tasks\.adding\.files\.prompts/adding/judge\.j2: has changed$"):
+        run(job, workspace, workspace / "out")
 
 
 def test_a_job_of_another_size_or_seed_is_refused(workspace: Path, make_job: MakeJob) -> None:
     run(make_job(), workspace, workspace / "out")
-    with pytest.raises(DatasetError, match=r"job\.seed: 0 -> 1; job\.shard_rows: 8 -> 9"):
+    with pytest.raises(DatasetError, match=r"\n  job\.seed: was 0, is 1\n  job\.shard_rows: was 8, is 9$"):
         run(make_job(seed=1, shard_rows=9), workspace, workspace / "out")
 
 

@@ -57,10 +57,14 @@ def test_a_scored_turn_ends_in_the_token_that_the_template_writes(name: str) -> 
 def test_what_cannot_be_right_is_refused_with_one_line(name: str) -> None:
     case = CASES[name]
     encoder, roles = open_encoder(case), tuple(message["role"] for message in conversation(case))
-    with pytest.raises(TemplateRefusal) as error:
-        # as at the start of an engine: the roles first, then the prompts themselves
+
+    def start() -> None:
+        """As an engine starts: the roles first, then the prompts themselves."""
         encoder.template.require_header(roles)
         encoder.encode(conversation(case))
+
+    with pytest.raises(TemplateRefusal) as error:
+        start()
     assert case.refused in str(error.value)
     assert "\n" not in str(error.value)
 
