@@ -359,15 +359,35 @@ def test_a_task_broken_later_touches_nothing_that_is_written(
     refuse(factory, workspace, "run", "job.toml")
 
 
-def test_a_changed_job_is_one_line_and_touches_nothing_that_is_written(
+def test_a_changed_job_is_a_line_for_each_change_and_touches_nothing_that_is_written(
     out: Path, workspace: Path, factory: Run
 ) -> None:
     write_job(workspace, count=21, teacher="scripted = { wrong = 0.5 }")
     (out / ".lock").write_text(str(os.getpid()))
-    told = refuse(factory, workspace, "run", "job.toml")
-    assert "made by another job, cannot resume: " in told
-    assert "job.tasks.0.count: 20 -> 21" in told
-    assert "job.teacher.scripted.wrong: 0.0 -> 0.5" in told
+    before = read_tree(out)
+    code, printed, told = factory("run", "job.toml")
+    assert (code, printed) == (2, "")
+    assert told == (
+        "error: out: made by another job, cannot resume; undo this, or choose another `out`:\n"
+        "error:   job.tasks.0.count: was 20, is 21\n"
+        "error:   job.teacher.scripted.wrong: was 0.0, is 0.5\n"
+    )
+    assert read_tree(out) == before
+    code, printed, _ = factory("plan", "job.toml")
+    assert code == 0
+    assert printed.splitlines()[1:4] == [
+        "  a run would be refused: out: made by another job, cannot resume; undo this, or choose another `out`:",
+        "    job.tasks.0.count: was 20, is 21",
+        "    job.teacher.scripted.wrong: was 0.0, is 0.5",
+    ]
+    assert read_tree(out) == before
+
+
+def test_a_plan_into_something_else_says_that_a_run_would_be_refused(workspace: Path, factory: Run) -> None:
+    write_job(workspace)
+    assert "refused" not in factory("plan", "job.toml")[1]
+    _, printed, _ = factory("plan", "job.toml", "--out", "prompts")
+    assert "  a run would be refused: prompts: not empty and not a dataset of the factory" in printed
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])

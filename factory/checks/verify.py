@@ -15,13 +15,13 @@ from factory.dataset.codec import STORED, Flat, find_damage
 from factory.dataset.columns import TOKEN_IDS, list_lengths, read_list
 from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
-from factory.dataset.manifest import MANIFEST, read_manifest, read_signals
+from factory.dataset.manifest import COPIES, MANIFEST, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
 from factory.dataset.stages import check_curriculum
 from factory.errors import DatasetError
 from factory.signals import Array, SignalSpec
-from factory.tasks.tasks import source_digest
+from factory.tasks.digests import digest_bytes
 
 
 def verify(out: Path) -> Iterator[str]:
@@ -75,13 +75,21 @@ def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
 
 def _check_sources(out: Path, manifest: dict[str, Any]) -> Iterator[str]:
     """The copies of templates and schemas beside the rows: what a reader takes for their origin."""
-    for task, described in manifest.get("tasks", {}).items():
-        for source, digest in described["files"].items():
-            name = f"templates/{task}/{Path(source).name}"
+    for task, files in _copies(manifest).items():
+        for file, digest in files.items():
+            name = f"templates/{task}/{file}"
             if not (out / name).is_file():
                 yield f"{name}: missing; resume the job, which will copy it again"
-            elif source_digest(out / name) != digest:
+            elif digest_bytes(out / name) != digest:
                 yield f"{name}: not what the rows were made with; resume the job, which will copy it again"
+
+
+def _copies(manifest: dict[str, Any]) -> dict[str, dict[str, str]]:
+    if COPIES in manifest:
+        return dict(manifest[COPIES])
+    # manifests of the first scheme had digests over bytes in `tasks`, by the source's path
+    tasks = manifest.get("tasks", {})
+    return {task: {Path(name).name: told for name, told in said["files"].items()} for task, said in tasks.items()}
 
 
 def _check_counts(entry: ShardEntry) -> Iterator[str]:

@@ -27,7 +27,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.manifest import MANIFEST, reconcile_manifest, require_plain_path, seal, write_atomically
+from factory.dataset.manifest import (
+    MANIFEST,
+    read_manifest,
+    reconcile_manifest,
+    require_plain_path,
+    require_same_job,
+    seal,
+    write_atomically,
+)
 from factory.dataset.shards import ShardFile
 from factory.errors import DatasetError
 from factory.hashing import canonical_json
@@ -217,6 +225,23 @@ def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Le
     if anew or not (out / LEDGER).exists():
         write_atomically(out / LEDGER, _line(plan))
     return read_ledger(out, mend=True)
+
+
+def require_resumable(out: Path, manifest: dict[str, Any]) -> None:
+    """Raise DatasetError where a run of this job would not begin or go on in a directory; nothing is touched.
+
+    What only a teacher knows, and whether a run is at work there, is not looked at.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DatasetError(f"{out}: is not a directory; choose another `out`")
+    if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
+        _require_vacant(out)
+        return
+    require_manifest(out)
+    if not _is_unspent(out):
+        require_same_job(out, read_manifest(out), manifest)
 
 
 def require_manifest(out: Path) -> None:

@@ -20,6 +20,13 @@ from factory.hashing import canonical_json, content_hash
 from factory.signals import SignalSpec
 
 MANIFEST = "manifest.json"
+# which scheme of digests and sections a manifest has; a dataset of another scheme is read and not resumed
+MANIFEST_VERSION = 2
+COPIES = "copies"  # by task and name: digests of the files under templates/, as they are there
+DIGEST = "digest"  # one name for the job, see `digest_job`
+MOST_CHANGES = 20
+SHOWN_CHARACTERS = 80
+HASH = re.compile(r"[0-9a-f]{32,64}")  # of a file: that it differs says all
 WILD: Final = re.compile(r"[\[\]*?{}]")
 
 
@@ -101,7 +108,8 @@ def reconcile_manifest(out: Path, manifest: dict[str, Any], anew: bool = False) 
     require_same_job(out, before, manifest)
     # with no section to add the file is not touched: a resumed run leaves the same bytes
     if manifest.keys() - before.keys():
-        write_atomically(path, sealed_text(before | manifest).encode())
+        # what is there wins: both say the same but for COPIES, which tells of the files that lie beside the first rows
+        write_atomically(path, sealed_text(manifest | before).encode())
 
 
 def replace_section(out: Path, name: str, value: Any) -> None:
@@ -110,15 +118,30 @@ def replace_section(out: Path, name: str, value: Any) -> None:
 
 
 def require_same_job(out: Path, before: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Raise DatasetError with the differences between two manifests, in the sections that both have."""
-    manifest = json.loads(canonical_json(manifest))  # as it would be read back: tuples are lists
-    shared = before.keys() & manifest.keys()
-    changes = list(find_changes({k: before[k] for k in shared}, {k: manifest[k] for k in shared}))
+    """Raise DatasetError with the differences between two manifests, one a line, in the sections that both have."""
+    changes = list_changes(before, manifest)
     if changes:
-        told = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
-        raise DatasetError(
-            f"{out}: made by another job, cannot resume: {told}; undo the change or choose another `out`"
-        )
+        most = [*changes[:MOST_CHANGES], *([f"and {len(changes) - MOST_CHANGES} more"] * (len(changes) > MOST_CHANGES))]
+        head = f"{out}: made by another job, cannot resume; undo this, or choose another `out`:"
+        raise DatasetError("\n".join([head, *(f"  {line}" for line in most)]))
+
+
+def list_changes(before: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    """Every place where two manifests differ that decides rows; in the sections that both have."""
+    manifest = json.loads(canonical_json(manifest))  # as it would be read back: tuples are lists
+    if "versions" in before and "versions" in manifest:
+        told, here = (m["versions"].get("manifest", 1) for m in (before, manifest))
+        if told != here:
+            # every digest differs then, and none of them would say why
+            return [
+                f"versions.manifest: was {told}, is {here}: this release tells in another way what decides rows; the "
+                "rows are whole and can be read, verified and published; only the release that began them adds more"
+            ]
+    shared = (before.keys() & manifest.keys()) - {COPIES, DIGEST}
+    changes = list(find_changes({k: before[k] for k in shared}, {k: manifest[k] for k in shared}))
+    # the digest is of the other sections, so it says nothing that they do not, unless they were tampered with
+    both = DIGEST in before and DIGEST in manifest
+    return changes or (list(find_changes(before[DIGEST], manifest[DIGEST], DIGEST)) if both else [])
 
 
 def digest_job(manifest: dict[str, Any]) -> str:
@@ -127,15 +150,33 @@ def digest_job(manifest: dict[str, Any]) -> str:
 
 
 def find_changes(before: Any, after: Any, where: str = "") -> Iterator[str]:
-    """Every place where two JSON values differ, as `path: old -> new`."""
+    """Every place where two JSON values differ, as `path: was OLD, is NEW`."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted({*before, *after}):
-            yield from find_changes(before.get(key), after.get(key), f"{where}.{key}" if where else key)
+            path = f"{where}.{key}" if where else key
+            if key in before and key in after:
+                yield from find_changes(before[key], after[key], path)
+            else:
+                yield f"{path}: was {_show(before, key)}, is {_show(after, key)}"
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             yield from find_changes(old, new, f"{where}.{index}")
-    elif before != after:
-        yield f"{where}: {json.dumps(before)} -> {json.dumps(after)}"
+    # 1 == 1.0 == True in Python, and a row that was made with one of them may differ from the others'
+    elif before != after or type(before) is not type(after):
+        both = [text for text in (before, after) if isinstance(text, str) and HASH.fullmatch(text)]
+        told = "has changed" if len(both) == 2 else f"was {_shorten(before)}, is {_shorten(after)}"
+        yield f"{where}: {told}"
+
+
+def _show(values: dict[str, Any], key: str) -> str:
+    return _shorten(values[key]) if key in values else "absent"
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, str) and HASH.fullmatch(value):
+        return "there"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -4,8 +4,9 @@ the disk can hold it."""
 import shutil
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from factory.dataset.ledger import SPOOL
+from factory.dataset.ledger import SPOOL, require_resumable
 from factory.errors import DatasetError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.job.job import Job
@@ -29,8 +30,10 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     """
     prepared = prepare(job, workspace)
     state_bytes(job)  # refuses what the model cannot do, before any work
-    plan, digest = prepared.plan, describe_job(prepared)["digest"]
-    lines = [f"job {digest}: {plan.planned:,} rows in {plan.shards:,} shards of {plan.shard_prompts * plan.samples:,}"]
+    plan, manifest = prepared.plan, describe_job(prepared)
+    size = plan.shard_prompts * plan.samples
+    lines = [f"job {manifest['digest']}: {plan.planned:,} rows in {plan.shards:,} shards of {size:,}"]
+    lines += _refusal_lines(out, manifest)
     for task, levels in plan.counts().items():
         gate = "check" if prepared.gates[task].check else "schema"
         told = ", ".join(f"{level} {count:,}" for level, count in levels.items())
@@ -41,6 +44,16 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
     forecast = make_forecast(prepared, out, pilot)
     return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+
+
+def _refusal_lines(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """Why a run would not go on in `out`: told and no error, since a plan may help to choose another one."""
+    try:
+        require_resumable(out, manifest)
+    except DatasetError as error:
+        first, *rest = str(error).splitlines()
+        return [f"  a run would be refused: {first}", *(f"  {line}" for line in rest)]
+    return []
 
 
 def _forecast_lines(forecast: Forecast) -> list[str]:

@@ -15,7 +15,15 @@ from factory import __version__
 from factory.dataset.codec import BOUNDS
 from factory.dataset.layouts import FORMAT_VERSION
 from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import digest_job, write_atomically
+from factory.dataset.manifest import (
+    COPIES,
+    DIGEST,
+    MANIFEST_VERSION,
+    digest_job,
+    read_manifest,
+    replace_section,
+    write_atomically,
+)
 from factory.errors import JobError
 from factory.hashing import content_hash
 from factory.job.job import Job, StyleConfig
@@ -26,9 +34,10 @@ from factory.quality.judge import Judge, open_judges
 from factory.quality.validate import Gate
 from factory.records import PlannedRow, Prompt, Rejection, Sampling
 from factory.runs.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
+from factory.tasks.digests import digest_bytes
 from factory.tasks.render import Renderer, RenderError, open_renderer, require_whole
 from factory.tasks.sources import Source, open_source
-from factory.tasks.tasks import Task, discover
+from factory.tasks.tasks import JUDGE, Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
 
 PROBES_PER_TASK = 8
@@ -215,15 +224,12 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
         for name in HOW_NOT_WHAT:
             del teacher[name]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
-    tasks = {
-        task.name: {
-            "version": task.version,
-            "gate": "check" if prepared.gates[task.name].check else "schema",
-            "sampling": asdict(prepared.sampling[task.name]),
-            "files": task.digests,
-        }
-        for task in prepared.tasks.values()
-    }
+    # what a task's rows are sampled and gated with stands in `tasks`, whichever of three places it was said in
+    for said in (job, *job["tasks"]):
+        del said["sampling"]
+    for said in (job["validation"], *job["tasks"]):
+        del said["gate"]
+    tasks = {task.name: _describe_task(prepared, task) for task in prepared.tasks.values()}
     sources = {name: source.digest() for name, source in prepared.sources.items()}
     sources |= {} if prepared.transcripts is None else {TASK: prepared.transcripts.digest()}
     evaluation = prepared.evaluation.digests if prepared.evaluation is not None else {}
@@ -232,22 +238,56 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
     meaning |= BOUNDS if prepared.job.storage.logprobs == "compact" else {}
     meaning |= {"logprobs": prepared.job.storage.logprobs}
-    versions = {"format": FORMAT_VERSION, "factory": __version__}
-    return sections | {"digest": digest_job(sections), "meaning": meaning, "versions": versions}
+    versions = {"format": FORMAT_VERSION, "manifest": MANIFEST_VERSION, "factory": __version__}
+    copies = {task.name: {path.name: digest_bytes(path) for path in task.sources} for task in prepared.tasks.values()}
+    return sections | {DIGEST: digest_job(sections), "meaning": meaning, "versions": versions, COPIES: copies}
+
+
+def _describe_task(prepared: Prepared, task: Task) -> dict[str, Any]:
+    """What of a task decides its rows: not what it says of itself, nor a rubric that no judge reads."""
+    judged = task.name in prepared.judges
+    return {
+        "version": task.version,
+        "levels": list(task.levels),
+        "style": task.style.model_dump(mode="json"),
+        "gate": "check" if prepared.gates[task.name].check else "schema",
+        "sampling": asdict(prepared.sampling[task.name]),
+        "files": {name: digest for name, digest in task.digests.items() if judged or Path(name).name != JUDGE},
+    }
 
 
 def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
-    """Copies of the job, as it was when the dataset was begun, and of the tasks' sources, which are still the same."""
+    """Copies of the job and of the tasks' sources, as they were when the dataset was begun."""
     out = ledger.out
     if not ledger.entries:  # a job without rows may have been corrected
         shutil.rmtree(out / "templates", ignore_errors=True)
-    for task in prepared.tasks.values():
-        target = out / "templates" / task.name
-        target.mkdir(parents=True, exist_ok=True)
-        for path in task.sources:
-            write_atomically(target / path.name, path.read_bytes())
+    before = read_manifest(out)[COPIES]
+    kept = {name: _keep_copies(out, task, before.get(name, {})) for name, task in prepared.tasks.items()}
+    if kept != before:
+        replace_section(out, COPIES, kept)
     # what may change between two runs of a job must not make the copy differ from what the first rows were made with
     if ledger.entries and (out / "job.toml").exists():
         return
     job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     write_atomically(out / "job.toml", tomli_w.dumps(job).encode())
+
+
+def _keep_copies(out: Path, task: Task, before: dict[str, str]) -> dict[str, str]:
+    """Put back what is lost of a task's copies; digests of what lies there in the end.
+
+    A copy that is whole stays, whatever its source has become: a comment may change, and the first rows were made with
+    the first. One that is lost is made of the source as it is now, which decides the same rows, or given up with it.
+    """
+    target = out / "templates" / task.name
+    target.mkdir(parents=True, exist_ok=True)
+    sources, kept = {path.name: path for path in task.sources}, {}
+    for name, digest in before.items():
+        copy = target / name
+        if copy.is_file() and digest_bytes(copy) == digest:
+            kept[name] = digest
+        elif name in sources:
+            write_atomically(copy, sources[name].read_bytes())
+            kept[name] = digest_bytes(copy)
+        else:
+            copy.unlink(missing_ok=True)
+    return kept

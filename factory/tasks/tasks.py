@@ -16,7 +16,6 @@ with is in memory. Whether its templates render is another question, and `factor
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeGuard
@@ -28,6 +27,7 @@ from factory.job.config import Config
 from factory.job.job import SamplingConfig, StyleConfig
 from factory.job.paths import real_path
 from factory.records import Sampling
+from factory.tasks.digests import digest_meaning
 from factory.tasks.modules import Loaded, load_module
 from factory.tasks.words import read_checked
 
@@ -52,8 +52,8 @@ class TaskFile(Config):
 class Task:
     """One whole task: its texts, its types and its behaviour.
 
-    `sources` are the files that it is made of, and `digests` names what each of them held. `judge` is the text of the
-    rubric, None where the task has none; it is no phrasing and not among `templates`.
+    `sources` are the files that it is made of, and `digests` names what of each decides rows. `judge` is the text of
+    the rubric, None where the task has none; it is no phrasing and not among `templates`.
     """
 
     name: str
@@ -187,17 +187,13 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         sample=getattr(module, "sample", None),
         solve=getattr(module, "solve", None),
         answer_schema=answer_schema,
-        digests={str(p.relative_to(root)): source_digest(p) for p in sources},
+        # task.toml is not among them: the manifest has its values, so that a refusal can name the key
+        digests={str(p.relative_to(root)): digest_meaning(p) for p in sources[1:]},
         warnings=tuple(_unbounded(answer_schema, schema_path)),
         style=config.style,
         judge=judge,
     )
     return task, []
-
-
-def source_digest(path: Path) -> str:
-    """What a manifest keeps of one of a task's source files."""
-    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _read_task_file(path: Path, name: str, problems: list[str]) -> TaskFile | None:

@@ -66,12 +66,12 @@ def flip_bits(path: Path, offset: int, rng: random.Random) -> None:
 
 
 def require_refusal(out: Path, whole: Path, job: Job) -> str:
-    """The one line with which a repair is refused; nothing is touched."""
+    """What a repair is refused with, a line for each difference; nothing is touched."""
     before, times = read_tree(out, but=(".lock",)), identities(out)
     with pytest.raises(DatasetError) as told:
         run(job, whole.parent, out, mend=True)
     assert (read_tree(out, but=(".lock",)), identities(out)) == (before, times)
-    assert "\n" not in str(told.value)
+    assert all(line.startswith("  ") for line in str(told.value).splitlines()[1:])
     return str(told.value)
 
 

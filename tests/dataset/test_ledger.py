@@ -14,7 +14,9 @@ from dataset_support import SIGNALS, change_line, held_ledger, make_record, read
 
 from factory.dataset.ledger import Ledger, ShardEntry, Totals, read_ledger, scan_ledger, summarize_shard
 from factory.dataset.manifest import (
+    MANIFEST_VERSION,
     find_changes,
+    list_changes,
     read_manifest,
     read_signals,
     reconcile_manifest,
@@ -243,15 +245,19 @@ def test_a_changed_job_is_refused_with_every_change_and_touches_nothing(tmp_path
     with pytest.raises(DatasetError) as told, opened(tmp_path, job=other):
         pass
     assert str(told.value) == (
-        f"{tmp_path}: made by another job, cannot resume: job.extra: null -> true; job.layers.1: 2 -> 3; "
-        f'job.seed: 0 -> 1; job.teacher.model: "a" -> "b"; undo the change or choose another `out`'
+        f"{tmp_path}: made by another job, cannot resume; undo this, or choose another `out`:\n"
+        "  job.extra: was absent, is true\n  job.layers.1: was 2, is 3\n  job.seed: was 0, is 1\n"
+        '  job.teacher.model: was "a", is "b"'
     )
     assert read_tree(tmp_path, but=(".lock",)) == before
 
 
 def test_many_changes_are_counted_rather_than_listed(tmp_path: Path) -> None:
     begin(tmp_path, 0)
-    with pytest.raises(DatasetError, match="; and 3 more; undo"), opened(tmp_path, job=dict.fromkeys("abcdefgh", 1)):
+    with (
+        pytest.raises(DatasetError, match=r"\n  and 3 more$"),
+        opened(tmp_path, job=dict.fromkeys("abcdefghijklmnopqrst", 1)),
+    ):
         pass
 
 
@@ -278,14 +284,33 @@ def test_sections_may_be_added_to_a_manifest_later_and_hold_from_then_on(tmp_pat
     begin(tmp_path, 0)
     reconcile_manifest(tmp_path, {"teacher": {"model": "a"}})
     assert read_manifest(tmp_path) == MANIFEST | {"teacher": {"model": "a"}}
-    with pytest.raises(DatasetError, match=r'teacher\.model: "a" -> "b"'):
+    with pytest.raises(DatasetError, match=r'teacher\.model: was "a", is "b"'):
         reconcile_manifest(tmp_path, {"teacher": {"model": "b"}})
 
 
 def test_changes_are_named_by_their_path() -> None:
-    assert list(find_changes({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]})) == ["a.1.b: 2 -> 3"]
-    assert list(find_changes([1], [1, 2], "x")) == ["x: [1] -> [1, 2]"]
+    assert list(find_changes({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]})) == ["a.1.b: was 2, is 3"]
+    assert list(find_changes([1], [1, 2], "x")) == ["x: was [1], is [1, 2]"]
     assert list(find_changes({"a": {}}, {"a": {}})) == []
+    assert list(find_changes({"a": None}, {})) == ["a: was null, is absent"]
+    assert list(find_changes([1], [1.0], "x")) == ["x.0: was 1, is 1.0"]
+    assert list(find_changes({"f": "0" * 32}, {"f": "1" * 32})) == ["f: has changed"]
+    assert list(find_changes({}, {"f": "1" * 32})) == ["f: was absent, is there"]
+    (long,) = find_changes({"t": "short"}, {"t": "x" * 500})
+    assert len(long) < 120
+
+
+def test_a_manifest_of_another_scheme_is_told_as_such_and_not_by_its_digests(tmp_path: Path) -> None:
+    old = {"job": {"seed": 1}, "tasks": {}, "digest": "0" * 32, "versions": {"format": 1, "factory": "0.1.0"}}
+    new = old | {"digest": "1" * 32, "versions": old["versions"] | {"manifest": MANIFEST_VERSION}}
+    (line,) = list_changes(old, new)
+    assert line.startswith(f"versions.manifest: was 1, is {MANIFEST_VERSION}: ")
+    assert "can be read, verified and published" in line
+
+
+def test_a_digest_that_alone_differs_is_told(tmp_path: Path) -> None:
+    assert list_changes({"job": 1, "digest": "0" * 32}, {"job": 1, "digest": "1" * 32}) == ["digest: has changed"]
+    assert list_changes({"job": 1, "digest": "0" * 32}, {"job": 2, "digest": "1" * 32}) == ["job: was 1, is 2"]
 
 
 def test_two_runs_cannot_hold_one_dataset(tmp_path: Path) -> None:

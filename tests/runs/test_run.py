@@ -29,6 +29,7 @@ from dataset_support import (
     write_job,
 )
 
+from factory.checks.verify import verify
 from factory.dataset.ledger import Totals
 from factory.dataset.signal_columns import decode_states
 from factory.errors import DatasetError, JobError, TaskError, TeacherError
@@ -348,7 +349,7 @@ def test_a_users_data_that_has_changed_is_refused(
     job = make_job(tasks=[{"name": "adding", "count": 2, "source": {"path": str(workspace / "mine.jsonl")}}])
     run(job, workspace, workspace / "out")
     (workspace / "mine.jsonl").write_text('{"a": 1}\n{"a": 3}\n')
-    with pytest.raises(DatasetError, match=r"made by another job, cannot resume: .*sources\.adding"):
+    with pytest.raises(DatasetError, match=r"made by another job, cannot resume; .*\n  sources\.adding: has changed"):
         run(job, workspace, workspace / "out")
 
 
@@ -372,15 +373,55 @@ def test_a_changed_template_is_refused_by_name_and_touches_nothing(workspace: Pa
     run(make_job(), workspace, workspace / "out")
     before = read_tree(workspace / "out", but=(".lock",))
     write_task(workspace, user_j2="Please add {{ scenario.a }} and {{ scenario.b }}.")
-    with pytest.raises(DatasetError, match=r"tasks\.adding\.files\.prompts/adding/user\.j2: .* -> ") as told:
+    with pytest.raises(DatasetError, match=r"\n  tasks\.adding\.files\.prompts/adding/user\.j2: has changed$"):
         run(make_job(), workspace, workspace / "out")
-    assert "digest" in str(told.value)
     assert read_tree(workspace / "out", but=(".lock",)) == before
+
+
+def test_what_decides_no_row_may_change_and_the_copies_stay_what_the_first_rows_were_made_with(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    out = workspace / "out"
+    run(make_job(), workspace, out)
+    before = read_tree(out, but=VARIABLE)
+    write_task(
+        workspace,
+        schema="# why\n" + SCHEMA,
+        task_toml="# why\n" + TASK_FILE.replace("Add two", "Sum two"),
+        user_j2="{# why #}Add {{ scenario.a }} and {{ scenario.b }}.",
+        judge_j2="Judge {{ answer }}.",
+    )
+    assert run(make_job(), workspace, out).left == 0
+    assert read_tree(out, but=VARIABLE) == before
+    (out / "templates/adding/adding.py").unlink()
+    assert list(verify(out)) == ["templates/adding/adding.py: missing; resume the job, which will copy it again"]
+    run(make_job(), workspace, out)
+    assert list(verify(out)) == []
+    assert (out / "templates/adding/adding.py").read_text().startswith("# why\n")
+    assert (out / "templates/adding/task.toml").read_text() == TASK_FILE
+
+
+def test_a_setting_counts_as_what_it_comes_to_and_not_as_where_it_was_said(workspace: Path, make_job: MakeJob) -> None:
+    run(make_job(), workspace, workspace / "out")
+    tasks = [{"name": "adding", "count": 20, "gate": "check", "sampling": {"thinking_tokens": 24}}]
+    same = make_job(tasks=tasks, sampling={"max_tokens": 120}, validation={"gate": "check"})
+    assert run(same, workspace, workspace / "out").left == 0
+    with pytest.raises(DatasetError, match=r":\n  tasks\.adding\.sampling\.max_tokens: was 120, is 200$"):
+        run(make_job(sampling={"max_tokens": 200}), workspace, workspace / "out")
+
+
+def test_a_rubric_counts_once_a_judge_reads_it(workspace: Path, make_job: MakeJob) -> None:
+    write_task(workspace, judge_j2="Judge {{ answer }}.")
+    job = make_job(judge={"threshold": 0.0})
+    run(job, workspace, workspace / "out")
+    write_task(workspace, judge_j2="Judge {{ answer }} well.")
+    with pytest.raises(DatasetError, match=r"\n  tasks\.adding\.files\.prompts/adding/judge\.j2: has changed$"):
+        run(job, workspace, workspace / "out")
 
 
 def test_a_job_of_another_size_or_seed_is_refused(workspace: Path, make_job: MakeJob) -> None:
     run(make_job(), workspace, workspace / "out")
-    with pytest.raises(DatasetError, match=r"job\.seed: 0 -> 1; job\.shard_rows: 8 -> 9"):
+    with pytest.raises(DatasetError, match=r"\n  job\.seed: was 0, is 1\n  job\.shard_rows: was 8, is 9$"):
         run(make_job(seed=1, shard_rows=9), workspace, workspace / "out")
 
 

@@ -33,7 +33,6 @@ def test_a_folder_and_a_file_are_a_task(workspace: Path) -> None:
     assert task.sampling == Sampling(max_tokens=120, thinking_tokens=24)
     assert sorted(task.digests) == [
         "prompts/adding/system.j2",
-        "prompts/adding/task.toml",
         "prompts/adding/user.j2",
         "prompts/adding/user_short.j2",
         "schemas/adding.py",
