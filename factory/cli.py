@@ -97,9 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_curriculum(commands)
 
-    show = commands.add_parser("show", help="show the first accepted rows, readable, with their signals")
+    show = commands.add_parser("show", help="show the first rows, readable, with their signals")
     show.add_argument("dir", type=Path)
     show.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
+    show.add_argument("--rejected", action="store_true", help="rows that were not accepted, and why")
+    show.add_argument("--reason", help="of these, the ones with this reason, stage, or STAGE/REASON")
+    show.add_argument("--task", help="rows of this task")
+    show.add_argument("--level", help="rows of this level")
+    show.add_argument("--id", help="rows whose id, or their prompt's, begins so; accepted or not")
     show.set_defaults(command=_show)
     return parser
 
@@ -233,11 +238,14 @@ def _status(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from factory.publish.show import describe_totals, read_totals
+    from factory.dataset.history import count_runs
+    from factory.publish.show import describe_totals, read_samples, read_totals
 
     totals = read_totals(options.dir)
     if options.json:
-        say(json.dumps(asdict(totals) | {"reasons": dict(totals.reasons), "left": totals.left}))
+        (samples, keep), runs = read_samples(options.dir), asdict(count_runs(options.dir))
+        more = {"left": totals.left, "samples": samples, "keep": keep, "runs": runs}
+        say(json.dumps(asdict(totals) | {"reasons": dict(totals.reasons)} | more))
     else:
         _print(describe_totals(options.dir, totals))
     return 0
@@ -275,9 +283,10 @@ def _curriculum(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from factory.publish.show import describe_rows
+    from factory.publish.show import Choice, describe_rows
 
-    _print(describe_rows(options.dir, options.n))
+    choice = Choice(options.rejected, options.reason, options.task, options.level, options.id)
+    _print(describe_rows(options.dir, options.n, choice))
     return 0
 
 

@@ -66,6 +66,10 @@ class ShardEntry:
     # One for each config of the dataset, those without rows too.
     files: tuple[ShardFile, ...]
 
+    def counts(self) -> dict[str, Any]:
+        """What became of the shard's rows, by name."""
+        return {name: getattr(self, name) for name in ("shard", "planned", "accepted", "rejected", "errors")}
+
 
 @dataclass(slots=True)
 class Totals:

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, read_topk
+from factory.dataset.history import count_runs
 from factory.dataset.ledger import Totals, read_ledger
-from factory.dataset.manifest import read_manifest
+from factory.dataset.manifest import MANIFEST, read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.records import Prompt
@@ -26,7 +28,10 @@ TYPES = IDS | dict.fromkeys(("topk_counts", "topk_draws", "topk_steps"), np.uint
 
 def describe_totals(out: Path, totals: Totals) -> list[str]:
     """Counts of a dataset: planned, accepted, rejected by reason, errors, left; and by task and level."""
-    share = f" ({totals.accepted / totals.done:.0%})" if totals.done else ""
+    samples, keep = read_samples(out)
+    # of a prompt's samples one is kept at most: a share of rows would call that a loss
+    chosen = samples > 1 and keep != "all"
+    share = f" ({totals.accepted / totals.done:.0%})" if totals.done and not chosen else ""
     state = "complete" if totals.left == 0 else f"{totals.left:,} rows left; the same `factory run` goes on"
     lines = [
         f"{out}: {state}",
@@ -35,12 +40,30 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
         f"  shards {totals.committed_shards:,} of {totals.shards:,}, {totals.completion_tokens:,} completion tokens, "
         f"{totals.bytes / 1e6:,.1f} MB",
     ]
+    if samples > 1:
+        decided = f"{totals.done // samples:,} of {totals.planned // samples:,} prompts decided"
+        kept = f", {totals.accepted:,} with a kept answer" if chosen else ""
+        pairs = f", {totals.pairs:,} preference pairs" if keep == "pair" else ""
+        lines.append(f"  {samples} samples a prompt, keep {keep}: {decided}{kept}{pairs}")
+    runs = count_runs(out)
+    if runs.begun > runs.ended:
+        told = "has told of no end: killed, or at work" if runs.begun == runs.ended + 1 else "have told of no end"
+        lines.append(f"  runs {runs.begun:,}, of which {runs.begun - runs.ended:,} {told}")
     width = max((len(cell) for cell in totals.cells), default=0)
     for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
         lines.append(f"  {cell:<{width}}  {accepted:>7,} accepted of {accepted + rejected + errors:,}")
     for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
     return lines
+
+
+def read_samples(out: Path) -> tuple[int, str]:
+    """How many samples each prompt has, and which of them are kept."""
+    if not (out / MANIFEST).exists():
+        return 1, "all"
+    samples = read_manifest(out).get("job") or {}
+    samples = samples.get("samples") or {} if isinstance(samples, dict) else {}
+    return int(samples.get("n", 1)), str(samples.get("keep", "all"))
 
 
 def read_totals(out: Path) -> Totals:
@@ -55,12 +78,54 @@ def accepted_rows(out: Path, columns: list[str] | None = None) -> Iterator[dict[
             yield from batch.to_pylist()
 
 
-def describe_rows(out: Path, count: int) -> list[str]:
-    """The first accepted rows of a dataset, readable; a line that says so where there are none."""
-    manifest = read_manifest(out)
-    rows = list(islice(accepted_rows(out), count))
-    if not rows:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows to show; None takes all. `reason` is a stage, a reason or `stage/reason`, `id` how an id begins."""
+
+    rejected: bool = False
+    reason: str | None = None
+    task: str | None = None
+    level: str | None = None
+    id: str | None = None
+
+    def folders(self) -> tuple[str, ...]:
+        if self.rejected or self.reason is not None:
+            return ("rejected",)
+        return ("data",) if self.id is None else ("data", "rejected")
+
+    def takes(self, label: dict[str, Any]) -> bool:
+        wanted = ((self.task, label["task"]), (self.level, label["level"]))
+        if any(asked is not None and asked != found for asked, found in wanted):
+            return False
+        if self.id is not None and not any(label[name].startswith(self.id) for name in ("id", "prompt_id")):
+            return False
+        reason = label.get("reason"), label.get("stage"), f"{label.get('stage')}/{label.get('reason')}"
+        return self.reason is None or self.reason in reason
+
+
+def chosen_rows(out: Path, choice: Choice) -> Iterator[dict[str, Any]]:
+    """The rows of a choice, shard after shard; only the files that hold one are read whole."""
+    for shard in sorted(read_ledger(out).entries):
+        for folder in choice.folders():
+            path = out / shard_path(folder, shard)
+            names = ["id", "prompt_id", "task", "level", *(("stage", "reason") if folder == "rejected" else ())]
+            labels = (label for batch in read_batches(path, names) for label in batch.to_pylist())
+            wanted = {number for number, label in enumerate(labels) if choice.takes(label)}
+            first = 0
+            for batch in read_batches(path) if wanted else ():
+                for number in sorted(wanted & set(range(first, first + batch.num_rows))):
+                    yield from batch.slice(number - first, 1).to_pylist()
+                first += batch.num_rows
+
+
+def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[str]:
+    """The first rows of a choice (accepted ones), readable; a line that says so where there are none."""
+    manifest, choice = read_manifest(out), choice or Choice()
+    rows = list(islice(chosen_rows(out, choice), count))
+    if not rows and choice == Choice():
         return [f"{out}: no accepted row yet; `factory status {out}` tells why rows were rejected"]
+    if not rows:
+        return [f"{out}: no such row; `factory status {out}` lists tasks, levels and reasons"]
     return [line for row in rows for line in _describe_row(row, manifest)]
 
 
@@ -68,6 +133,8 @@ def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     lines = [f"── {row['task']} · {row['level']} · row {row['id']} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
+    if "stage" in row:
+        return [*lines, *_describe_end(row)]
     if row["reasoning"] is not None:
         lines += _block("reasoning", row["reasoning"])
     lines += _block("answer", _lay_out(row["answer"]))
@@ -82,6 +149,13 @@ def _lay_out(answer: str) -> str:
         return json.dumps(json.loads(answer), ensure_ascii=False, indent=1)
     except (ValueError, RecursionError):
         return answer
+
+
+def _describe_end(row: dict[str, Any]) -> list[str]:
+    """What a row that was not accepted says in the end, and why it was not."""
+    lines = _block("text", row["text"])
+    lines += _block(row["kind"], f"{row['stage']}/{row['reason']}, attempt {row['attempt'] + 1}")
+    return [*lines, *_block("findings", "\n".join(row["findings"]), most=8)]
 
 
 def _block(name: str, text: str, most: int = 14) -> list[str]:

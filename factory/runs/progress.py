@@ -1,42 +1,64 @@
 """Progress: a tqdm bar on a terminal, a line every ten seconds elsewhere, or JSON lines for machines.
 
-Rows, completion tokens a second, the share that is accepted, and the time left.
+Rows, completion tokens a second, the share that is kept, and the time left. What happens beside rows (an engine
+starts, a shard is committed) is an event: one line for people where they wait for it, one object for machines always.
 """
 
 import json
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from factory.hashing import canonical_json
 from factory.terminal import say
 
 LINE_EVERY_S = 10.0
 
 
+class Reporter:
+    """Where a run tells what happens: one line each. With `as_json` every event, else those that people wait for."""
+
+    def __init__(self, stream: TextIO | None = None, as_json: bool = False) -> None:
+        self.stream = stream or sys.stderr
+        self.as_json = as_json
+
+    def tell(self, event: str, text: str | None = None, **fields: Any) -> None:
+        """An event; `text` is what people read of it, None where they need not."""
+        if self.as_json:
+            head = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+            say(json.dumps(head | fields), self.stream)
+        elif text is not None:
+            # a line in the midst of a bar would be torn by it
+            with tqdm.external_write_mode(file=self.stream):
+                say(text, self.stream)
+
+
 class Progress:
-    """Counts finished rows. `done` and `accepted` begin where an earlier run left off."""
+    """Counts rows. `done` and `accepted` begin where an earlier run left off, with what is committed.
+
+    `chosen`: which rows are kept is decided when their shard is whole (a choice among samples, duplicates), so
+    `accepted` counts rows of committed shards alone; else a row is kept as soon as it is accepted.
+    """
 
     def __init__(
-        self, planned: int, done: int, accepted: int, stream: TextIO | None = None, as_json: bool = False
+        self, planned: int, done: int, accepted: int, reporter: Reporter | None = None, chosen: bool = False
     ) -> None:
-        self.stream = stream = stream or sys.stderr
+        self.reporter = reporter or Reporter()
+        self.stream = self.reporter.stream
         self.planned = planned
         # speed and time left are of this run: what an earlier one did says nothing of this machine
-        self.done = self.first = done
+        self.done = self.committed = self.first = done
         self.accepted = accepted
+        self.chosen = chosen
         self.tokens = 0
         self.started = self.last_line = time.monotonic()
-        self.as_json = as_json
         self.bar = None
-        if stream.isatty() and not as_json:
+        if self.stream.isatty() and not self.reporter.as_json:
             layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} rows [{elapsed}<{remaining}{postfix}]"
-            self.bar = tqdm(total=planned, initial=done, file=stream, bar_format=layout, dynamic_ncols=True)
+            self.bar = tqdm(total=planned, initial=done, file=self.stream, bar_format=layout, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -44,66 +66,76 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif self.as_json:
-            say(self.json_line(), self.stream)
+        elif self.reporter.as_json:
+            self.reporter.tell("progress", **self.figures())
 
     def answer(self, tokens: int) -> None:
         """A generation came back, whether or not its row is finished by it."""
         self.tokens += tokens
 
     def finish_row(self, accepted: bool) -> None:
-        """A row is accepted or rejected for good."""
+        """A row is decided; where nothing is chosen later, for good."""
         self.done += 1
-        self.accepted += accepted
+        if not self.chosen:
+            self.accepted += accepted
+        self._show(1)
+
+    def commit(self, rows: int, kept: int) -> None:
+        """A shard is in the ledger, with so many of its rows kept."""
+        self.committed += rows
+        if self.chosen:
+            self.accepted += kept
+            self._show(0)
+
+    def _show(self, rows: int) -> None:
         if self.bar is not None:
-            self.bar.set_postfix_str(self._figures(), refresh=False)
-            self.bar.update()
+            self.bar.set_postfix_str(self._tell_speed(), refresh=False)
+            self.bar.update(rows)
         elif time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
-            say(self.json_line() if self.as_json else self.line(), self.stream)
+            self.reporter.tell("progress", self.line(), **self.figures())
 
     def line(self) -> str:
         """Where things stand, in one line."""
-        elapsed = time.monotonic() - self.started
-        rate = (self.done - self.first) / elapsed if elapsed else 0.0
+        rate = self.rows_per_second()
         left = f"{_clock((self.planned - self.done) / rate)} left" if rate else "time left unknown"
-        return f"{self.done}/{self.planned} rows, {self._figures()}, {left}"
+        return f"{self.done}/{self.planned} rows, {self._tell_speed()}, {left}"
 
-    def json_line(self) -> str:
-        """Where things stand, as one JSON object for machines."""
-        elapsed = time.monotonic() - self.started
-        rate = (self.done - self.first) / elapsed if elapsed else 0.0
-        figures = {
-            "event": "progress",
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    def figures(self) -> dict[str, Any]:
+        """Where things stand, for machines."""
+        rate = self.rows_per_second()
+        return {
             "rows": self.done,
             "planned": self.planned,
+            "committed": self.committed,
             "accepted": self.accepted,
             "tokens_per_second": round(self.tokens_per_second(), 1),
             "seconds_left": round((self.planned - self.done) / rate) if rate else None,
         }
-        return json.dumps(figures)
 
-    def log_run(self, out: Path, started: datetime) -> None:
-        """One line in runs.jsonl, the only file of a dataset that holds times and speeds."""
-        line = {
-            "started": started.isoformat(timespec="seconds"),
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    def summary(self) -> dict[str, Any]:
+        """What this run has done, for runs.jsonl."""
+        return {
             "seconds": round(time.monotonic() - self.started, 3),
             "rows": self.done - self.first,
             "completion_tokens": self.tokens,
             "tokens_per_second": round(self.tokens_per_second(), 1),
         }
-        with (out / "runs.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(canonical_json(line) + "\n")
+
+    def rows_per_second(self) -> float:
+        """Rows decided a second since this run's teacher was ready."""
+        return (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
 
     def tokens_per_second(self) -> float:
-        """Completion tokens a second since this run began."""
+        """Completion tokens a second since this run's teacher was ready."""
         return self.tokens / max(time.monotonic() - self.started, 1e-9)
 
-    def _figures(self) -> str:
-        share = self.accepted / self.done if self.done else 0.0
-        return f"{self.tokens_per_second():,.0f} tok/s, {share:.0%} accepted"
+    def _tell_speed(self) -> str:
+        if self.chosen:
+            kept = f"{self.accepted:,} kept of {self.committed:,} in whole shards"
+        else:
+            kept = f"{self.accepted / self.done if self.done else 0.0:.0%} accepted"
+        return f"{self.tokens_per_second():,.0f} tok/s, {kept}"
 
 
 def _clock(seconds: float) -> str:

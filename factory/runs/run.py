@@ -6,20 +6,19 @@ Rows of many shards are in flight at once; a shard is committed when its last ro
 one accepted record, one rejection or one error, and the ledger refuses a shard for which that does not hold.
 """
 
-import json
 import shutil
-import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from factory.checks.fidelity import check_run, require_passed
 from factory.checks.repair import repair
+from factory.dataset.history import begin_run, end_run
 from factory.dataset.ledger import SPOOL, Ledger, Totals, hold, open_ledger, require_manifest, summarize_shard
 from factory.dataset.manifest import read_manifest, reconcile_manifest
 from factory.dataset.shards import write_shard
@@ -37,10 +36,9 @@ from factory.quality.samples import choose
 from factory.quality.validate import Gate, validate
 from factory.records import Generation, Outcome, Pair, PlannedRow, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
-from factory.runs.progress import Progress
+from factory.runs.progress import Progress, Reporter
 from factory.runs.room import Room
 from factory.teachers import Teacher, open_teacher
-from factory.terminal import say
 
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
@@ -79,77 +77,110 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
     that is the user's to mend; nothing that was committed is touched.
     """
     manifest = describe_job(prepared)
-    plan = describe_plan(prepared.plan, manifest)
+    plan, reporter = describe_plan(prepared.plan, manifest), Reporter(as_json=log_json)
     with hold(out):
         try:
             # checked before anything is opened: a folder that is not this job's is never touched
             if mend:
-                _tell_repaired(repair(out, plan, manifest), log_json)
+                _tell_repaired(repair(out, plan, manifest), reporter)
             else:
                 require_manifest(out)
             ledger = open_ledger(out, plan, manifest)
             keep_provenance(prepared, ledger)
+            planned, done = ledger.totals.planned, ledger.totals.done
+            reporter.tell("started", out=str(out), digest=manifest["digest"], planned=planned, committed=done)
             # a manifest that was lost and made anew does not name the teacher: one is opened although no row is left
             if ledger.totals.left or "teacher" not in read_manifest(out):
-                _run_teacher(prepared, manifest, ledger, log_json)
+                _run_teacher(prepared, manifest, ledger, reporter)
             # no teacher lives here any more, so the plain forward has the memory for itself
             _settle(ledger)
-            _check_fidelity(ledger, prepared.job, log_json)
+            _check_fidelity(ledger, prepared.job, reporter)
         except BrokenPipeError:  # whoever read our output has left: nothing to do with the disk
             raise
         except OSError as error:  # a disk that is full, read-only or gone
             told = f"{out}: cannot be written: {error.strerror or error}; committed shards are whole"
             raise DatasetError(f"{told}, the same command goes on from them") from error
+        reporter.tell("finished", **asdict(ledger.totals))
         return ledger.totals
 
 
-def _tell_repaired(lines: list[str], as_json: bool) -> None:
+def _tell_repaired(lines: list[str], reporter: Reporter) -> None:
     for line in lines:
-        told = json.dumps({"event": "repair", "given_up": line})
-        say(told if as_json else f"given up, to be made again: {line}", sys.stderr)
+        reporter.tell("repair", f"given up, to be made again: {line}", given_up=line)
 
 
-def _check_fidelity(ledger: Ledger, job: Job, as_json: bool) -> None:
+def _check_fidelity(ledger: Ledger, job: Job, reporter: Reporter) -> None:
     """Run a few rows again, now that no teacher is left. Raises FidelityError where they are not what is stored."""
     told = check_run(ledger, job)
     if told is not None:
         save_card(ledger, current_summary(ledger))
-        say(json.dumps({"event": "fidelity", "told": told}) if as_json else told, sys.stderr)
+        reporter.tell("fidelity", told, told=told)
         require_passed(ledger.out)
 
 
-def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, log_json: bool) -> None:
-    job, out, totals = prepared.job, ledger.out, ledger.totals
-    started = datetime.now(UTC)
+def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
+    """Ask, decide and commit what is left, between two lines of runs.jsonl."""
+    # before anything is spent: a run that is killed outright leaves this line and no other
+    began, begin = begin_run(ledger.out, ledger.totals.done), time.monotonic()
+    figures: dict[str, Any] = {}
+    outcome = "failed"
+    try:
+        with ExitStack() as stack:
+            desk = _open_desk(prepared, manifest, ledger.out, stack, reporter)
+            figures["startup_seconds"] = round(time.monotonic() - begin, 3)
+            _make_rows(desk, ledger, reporter, figures)
+        outcome = "complete"
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        outcome = "stopped"
+        raise
+    finally:
+        end_run(ledger.out, began, outcome, figures)
+
+
+def _open_desk(prepared: Prepared, manifest: dict[str, Any], out: Path, stack: ExitStack, reporter: Reporter) -> "Desk":
+    """The desk with teacher and judge ready behind it; what they say of themselves is in the manifest."""
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
-    with ExitStack() as stack:
-        tasks, probes = prepared.tasks.values(), prepared.probes()
-        teacher = stack.enter_context(open_teacher(job, tasks, probes, out, verdicts))
-        judge = _open_judge(prepared, stack, out, verdicts) or teacher
-        described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
-        described |= {"judge": asdict(judge.info)} if prepared.judges else {}
-        reconcile_manifest(out, manifest | described)
-        # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
-        prepared = replace(prepared, gates=gates_for(teacher, prepared.gates))
-        room = Room(out, prepared.plan.shard_size(0))
-        desk = Desk(prepared, teacher, judge)
-        with Progress(totals.planned, totals.done, totals.accepted, as_json=log_json) as progress:
-            try:
-                for shard, outcomes, pairs in _finish(prepared, ledger, _produce(desk, room, ledger, progress)):
-                    # files first, then the line in the ledger: what the ledger names is whole on the disk
-                    room.require(shard, outcomes)
-                    files = write_shard(out, shard, outcomes, teacher.signals, pairs)
-                    ledger.commit(summarize_shard(shard, outcomes, files, prepared.scrubbed(shard)))
-                    # only now may the spool forget them: a kill before the commit finds every answer again
-                    for outcome in outcomes:
-                        desk.release(outcome.prompt)
-                    save_card(ledger, current_summary(ledger))
-                room.require_none_left(totals.left)
-            finally:
-                progress.log_run(out, started)
+    tasks, probes = prepared.tasks.values(), prepared.probes()
+    teacher = stack.enter_context(open_teacher(prepared.job, tasks, probes, out, verdicts, reporter.tell))
+    judge = _open_judge(prepared, stack, out, verdicts, reporter) or teacher
+    described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
+    described |= {"judge": asdict(judge.info)} if prepared.judges else {}
+    reconcile_manifest(out, manifest | described)
+    # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
+    return Desk(replace(prepared, gates=gates_for(teacher, prepared.gates)), teacher, judge)
 
 
-def _open_judge(prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[str, Any]) -> Teacher | None:
+def _make_rows(desk: "Desk", ledger: Ledger, reporter: Reporter, figures: dict[str, Any]) -> None:
+    """Commit shard after shard until no row is left; `figures` are filled with what was done, however it ends."""
+    prepared, out, totals = desk.prepared, ledger.out, ledger.totals
+    room = Room(out, prepared.plan.shard_size(0))
+    with Progress(totals.planned, totals.done, totals.accepted, reporter, chooses_later(prepared.job)) as progress:
+        try:
+            for shard, outcomes, pairs in _finish(prepared, ledger, _produce(desk, room, ledger, progress)):
+                # files first, then the line in the ledger: what the ledger names is whole on the disk
+                room.require(shard, outcomes)
+                files = write_shard(out, shard, outcomes, desk.teacher.signals, pairs)
+                entry = summarize_shard(shard, outcomes, files, prepared.scrubbed(shard))
+                ledger.commit(entry)
+                # only now may the spool forget them: a kill before the commit finds every answer again
+                for outcome in outcomes:
+                    desk.release(outcome.prompt)
+                save_card(ledger, current_summary(ledger))
+                progress.commit(entry.planned, entry.accepted)
+                reporter.tell("shard", **entry.counts())
+            room.require_none_left(totals.left)
+        finally:
+            figures |= progress.summary()
+
+
+def chooses_later(job: Job) -> bool:
+    """Whether an accepted row may still be turned down when its shard is whole."""
+    return job.samples.keep != "all" or job.filters.duplicates or job.filters.near_duplicates is not None
+
+
+def _open_judge(
+    prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[str, Any], reporter: Reporter
+) -> Teacher | None:
     """The judge's own teacher, where the job names one; it keeps no signals."""
     job = prepared.job
     if job.judge is None or job.judge.teacher is None:
@@ -157,7 +188,7 @@ def _open_judge(prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[
     folder = out / JUDGE_FOLDER
     folder.mkdir(exist_ok=True)
     own = job.model_copy(update={"teacher": job.judge.teacher, "signals": SignalsConfig(top_k=0)})
-    return stack.enter_context(open_teacher(own, [], [], folder, verdicts))
+    return stack.enter_context(open_teacher(own, [], [], folder, verdicts, reporter.tell))
 
 
 def gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:

@@ -7,7 +7,7 @@ Each prompt that was submitted comes out of `collect` exactly once, with a compl
 and `release` the teacher still holds what it gave out: its arrays may be views of that.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -56,12 +56,14 @@ def open_teacher(
     probes: list[Prompt],
     out: Path,
     more_schemas: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    tell: Callable[..., None] = lambda *_, **__: None,
 ) -> Iterator[Teacher]:
     """Start the job's teacher; it and all its processes are gone when the context ends.
 
     Prompts name the JSON schema of their answer: a task's, or one of `more_schemas`.
 
     `probes` are a few prompts of each task: where none of a task's fits the model's window, the engine is not started.
+    `tell` is given an event's name, a line for people and fields for machines when an engine starts, and what it does.
     Raises TeacherError where the model or the engine cannot serve the job.
     """
     schemas = {task.name: task.answer_schema for task in tasks} | dict(more_schemas)
@@ -73,5 +75,5 @@ def open_teacher(
         return
     from factory.teachers.vllm import start_teacher
 
-    with start_teacher(job, schemas, probes, out) as teacher:
+    with start_teacher(job, schemas, probes, out, tell) as teacher:
         yield teacher

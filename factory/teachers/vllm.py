@@ -23,8 +23,9 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -143,11 +144,14 @@ def _die_with_parent() -> None:
 class VllmTeacher:
     """Feeds one engine process after another until every prompt has its generation."""
 
-    def __init__(self, job: Job, setup: dict[str, Any], out: Path, signals: SignalSpec) -> None:
+    def __init__(
+        self, job: Job, setup: dict[str, Any], out: Path, signals: SignalSpec, tell: Callable[..., None]
+    ) -> None:
         self.job = job
         self.setup = setup
         self.out = out
         self.signals = signals
+        self.tell = tell
         self.spool = Spool(out / ".spool")
         self.spooled = self.spool.recover()
         # sent to the engine that is alive now, and unanswered
@@ -253,6 +257,7 @@ class VllmTeacher:
                 f"teacher: the engine keeps dying without an answer between ({death}); see {self.out / 'engine.log'}; "
                 f"the same command resumes, teacher.max_restarts allows more"
             )
+        self.tell("engine_restarted", f"engine: died ({death}), starts again", why=str(death))
         # its details were those of the first: same job, same model, same versions
         self.engine, _ = self._start()
 
@@ -278,9 +283,10 @@ class VllmTeacher:
         if Path(self.setup["teacher"]["model"]).is_dir():
             # nothing of a local model is on the hub, and asking it waits for time-outs where there is no network
             environment["HF_HUB_OFFLINE"] = "1"
+        self._tell_stage("starting its process", time.monotonic())
         engine = EngineProcess(self.setup, environment, self.out / "engine.log")
         try:
-            event = engine.receive(self.job.teacher.start_timeout_s)[0]
+            event = self._await_ready(engine)
         except BaseException:
             # Ctrl-C among them: nobody else knows this process yet
             engine.stop()
@@ -290,10 +296,25 @@ class VllmTeacher:
             raise TeacherError(event["message"])
         return engine, event["info"]
 
+    def _await_ready(self, engine: EngineProcess) -> dict[str, Any]:
+        """The event that ends a start; those before it say what the engine is doing."""
+        began, patience = time.monotonic(), self.job.teacher.start_timeout_s
+        while True:
+            # of the whole start, however many stages it tells of
+            for event in engine.receive(max(0.0, patience - (time.monotonic() - began))):
+                if event["event"] != "stage":
+                    return event
+                self._tell_stage(event["stage"], began)
+
+    def _tell_stage(self, stage: str, began: float) -> None:
+        seconds = round(time.monotonic() - began, 1)
+        text = f"engine of {self.job.teacher.model}: {stage} ({seconds:.0f} s since its start)"
+        self.tell("engine", text, model=self.job.teacher.model, stage=stage, seconds=seconds)
+
 
 @contextmanager
 def start_teacher(
-    job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path
+    job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path, tell: Callable[..., None]
 ) -> Iterator[VllmTeacher]:
     """Check the job against the model's config, start the engine, and stop it when the context ends."""
     model = locate_model(job.teacher)
@@ -312,7 +333,7 @@ def start_teacher(
         "end_ids": read_end_ids(model, job.teacher.revision),
         "spool": str(out / ".spool"),
     }
-    teacher = VllmTeacher(job, setup, out, signals)
+    teacher = VllmTeacher(job, setup, out, signals, tell)
     try:
         yield teacher
     finally:

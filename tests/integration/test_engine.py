@@ -16,6 +16,7 @@ from conftest import SCHEMA, write_task
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import CHAT_TEMPLATE, random_teacher
 
+from factory.dataset.history import read_history
 from factory.dataset.ledger import read_ledger
 from factory.errors import TeacherError
 from factory.runs.run import run
@@ -130,7 +131,7 @@ def test_no_engine_outlives_a_killed_run_and_what_had_finished_is_not_asked_agai
     assert again.returncode == 0, errors
     totals = read_ledger(out).totals
     assert (totals.accepted + totals.rejected, totals.errors) == (40, 0)
-    runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    runs = [run for run in read_history(out) if run["event"] == "ended"]
     assert runs[-1]["rows"] == 40 - 8 * committed
 
 

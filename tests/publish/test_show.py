@@ -9,10 +9,19 @@ import pytest
 from conftest import SCHEMA, write_task
 from dataset_support import held_ledger, make_prompt, read_table
 
+from factory.dataset.history import begin_run
 from factory.dataset.ledger import Totals
 from factory.errors import DatasetError
 from factory.job.job import Job
-from factory.publish.show import WIDTH, accepted_rows, describe_prompt, describe_rows, describe_totals, read_totals
+from factory.publish.show import (
+    WIDTH,
+    Choice,
+    accepted_rows,
+    describe_prompt,
+    describe_rows,
+    describe_totals,
+    read_totals,
+)
 from factory.runs.run import run
 
 MakeJob = Callable[..., Job]
@@ -127,3 +136,44 @@ def test_a_prompt_is_shown_for_people_or_as_one_json_line() -> None:
         "messages": [{"role": "system", "content": "é"}, {"role": "user", "content": "a\nb"}],
         "scenario": '{"a":1}',
     }
+
+
+def heads(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("── ")]
+
+
+def test_rows_are_chosen_by_task_level_reason_and_id(workspace: Path, make_job: MakeJob) -> None:
+    out = workspace / "out"
+    run(make_job(teacher={"backend": "scripted", "scripted": {"wrong": 0.3, "bad_json": 0.2}}), workspace, out)
+    accepted, rejected = read_table(out, "data"), read_table(out, "rejected")
+    hard = [row["id"] for row in accepted if row["level"] == "hard"]
+    assert [line.split()[6] for line in heads(describe_rows(out, 99, Choice(level="hard")))] == hard
+    for reason in ("wrong_total", "check", "check/wrong_total"):
+        shown = describe_rows(out, 99, Choice(reason=reason))
+        wrong = [row["id"] for row in rejected if row["reason"] == "wrong_total"]
+        assert [line.split()[6] for line in heads(shown)] == wrong
+        assert any(line.startswith("rejected    check/wrong_total, attempt 1") for line in shown)
+        assert any(line.startswith("findings    wrong_total: got ") for line in shown)
+    assert len(heads(describe_rows(out, 99, Choice(rejected=True)))) == len(rejected)
+    for row in (accepted[-1], rejected[-1]):
+        assert [line.split()[6] for line in heads(describe_rows(out, 9, Choice(id=row["id"])))] == [row["id"]]
+    (line,) = describe_rows(out, 9, Choice(task="other"))
+    assert "no such row; `factory status" in line
+
+
+def test_a_choice_among_samples_is_told_by_prompts_and_pairs_and_not_as_a_share(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    out = workspace / "out"
+    job = make_job(
+        teacher={"backend": "scripted", "scripted": {"wrong": 0.4}},
+        samples={"n": 4, "keep": "pair"},
+        tasks=[{"name": "adding", "count": 10}],
+    )
+    totals = run(job, workspace, out)
+    lines = describe_totals(out, totals)
+    assert f"accepted {totals.accepted} + rejected" in lines[1]
+    told = f"10 of 10 prompts decided, {totals.accepted} with a kept answer, {totals.pairs} preference pairs"
+    assert lines[3] == f"  4 samples a prompt, keep pair: {told}"
+    begin_run(out, 40)
+    assert "  runs 2, of which 1 has told of no end: killed, or at work" in describe_totals(out, totals)

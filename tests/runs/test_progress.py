@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from factory.runs import progress as module
-from factory.runs.progress import Progress
+from factory.runs.progress import Progress, Reporter
 
 
 def run_rows(progress: Progress, rows: int, accepted: int) -> None:
@@ -24,14 +24,14 @@ def run_rows(progress: Progress, rows: int, accepted: int) -> None:
 
 
 def test_the_line_tells_rows_speed_share_and_time_left() -> None:
-    progress = Progress(planned=100, done=0, accepted=0, stream=io.StringIO())
+    progress = Progress(planned=100, done=0, accepted=0, reporter=Reporter(io.StringIO()))
     progress.started -= 10
     run_rows(progress, rows=20, accepted=15)
     assert re.fullmatch(r"20/100 rows, 100 tok/s, 75% accepted, 00:40 left", progress.line())
 
 
 def test_a_resumed_run_counts_on_and_times_only_itself() -> None:
-    progress = Progress(planned=100, done=60, accepted=60, stream=io.StringIO())
+    progress = Progress(planned=100, done=60, accepted=60, reporter=Reporter(io.StringIO()))
     progress.started -= 4
     run_rows(progress, rows=20, accepted=0)
     assert re.fullmatch(r"80/100 rows, 250 tok/s, 75% accepted, 00:0[34] left", progress.line())
@@ -39,7 +39,7 @@ def test_a_resumed_run_counts_on_and_times_only_itself() -> None:
 
 
 def test_nothing_done_yet_divides_nothing_by_zero() -> None:
-    progress = Progress(planned=100, done=0, accepted=0, stream=io.StringIO())
+    progress = Progress(planned=100, done=0, accepted=0, reporter=Reporter(io.StringIO()))
     assert progress.line() == "0/100 rows, 0 tok/s, 0% accepted, time left unknown"
 
 
@@ -59,7 +59,7 @@ def test_times_are_told_as_clocks(seconds: float, text: str) -> None:
 
 def test_a_line_comes_every_ten_seconds_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
-    progress = Progress(planned=3, done=0, accepted=0, stream=stream)
+    progress = Progress(planned=3, done=0, accepted=0, reporter=Reporter(stream))
     progress.finish_row(True)
     assert stream.getvalue() == ""
     progress.last_line -= module.LINE_EVERY_S
@@ -72,7 +72,7 @@ def test_a_terminal_gets_a_bar_that_ends_where_the_rows_do() -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     with os.fdopen(theirs, "w") as stream:
-        progress = Progress(planned=10, done=4, accepted=4, stream=stream)
+        progress = Progress(planned=10, done=4, accepted=4, reporter=Reporter(stream))
         run_rows(progress, rows=6, accepted=3)
     shown = read_all(ours)
     assert "4/10 rows" in shown
@@ -87,18 +87,25 @@ def read_events(stream: io.StringIO) -> list[dict[str, Any]]:
 
 def test_machines_get_the_same_figures_as_people_in_one_object() -> None:
     stream = io.StringIO()
-    progress = Progress(planned=100, done=60, accepted=60, stream=stream, as_json=True)
+    progress = Progress(planned=100, done=60, accepted=60, reporter=Reporter(stream, as_json=True))
     progress.started -= 4
     run_rows(progress, rows=20, accepted=15)
     (event,) = read_events(stream)
     assert datetime.fromisoformat(event.pop("time")).utcoffset() == timedelta(0)
     assert event.pop("tokens_per_second") == pytest.approx(250, rel=0.05)
-    assert event == {"event": "progress", "rows": 80, "planned": 100, "accepted": 75, "seconds_left": 4}
+    assert event == {
+        "event": "progress",
+        "rows": 80,
+        "planned": 100,
+        "committed": 60,
+        "accepted": 75,
+        "seconds_left": 4,
+    }
 
 
 def test_machines_get_a_line_every_ten_seconds_and_one_at_the_end() -> None:
     stream = io.StringIO()
-    with Progress(planned=3, done=0, accepted=0, stream=stream, as_json=True) as progress:
+    with Progress(planned=3, done=0, accepted=0, reporter=Reporter(stream, as_json=True)) as progress:
         progress.finish_row(True)
         assert stream.getvalue() == ""
         progress.last_line -= module.LINE_EVERY_S
@@ -110,7 +117,10 @@ def test_machines_get_a_line_every_ten_seconds_and_one_at_the_end() -> None:
 
 def test_machines_get_their_last_line_from_a_run_that_fails_too() -> None:
     stream = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), Progress(planned=3, done=0, accepted=0, stream=stream, as_json=True):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Progress(planned=3, done=0, accepted=0, reporter=Reporter(stream, as_json=True)),
+    ):
         raise KeyboardInterrupt
     (event,) = read_events(stream)
     assert (event["rows"], event["seconds_left"]) == (0, None)
@@ -118,13 +128,33 @@ def test_machines_get_their_last_line_from_a_run_that_fails_too() -> None:
 
 def test_nobody_gets_a_line_at_the_end_who_did_not_ask_for_json() -> None:
     stream = io.StringIO()
-    run_rows(Progress(planned=3, done=0, accepted=0, stream=stream), rows=3, accepted=3)
+    run_rows(Progress(planned=3, done=0, accepted=0, reporter=Reporter(stream)), rows=3, accepted=3)
     assert stream.getvalue() == ""
 
 
 def test_machines_get_json_on_a_terminal_too() -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as stream:
-        run_rows(Progress(planned=2, done=0, accepted=0, stream=stream, as_json=True), rows=2, accepted=1)
+        run_rows(Progress(planned=2, done=0, accepted=0, reporter=Reporter(stream, as_json=True)), rows=2, accepted=1)
     (event,) = [json.loads(line) for line in read_all(ours).splitlines()]
     assert (event["rows"], event["accepted"]) == (2, 1)
+
+
+def test_where_rows_are_chosen_later_only_what_is_kept_counts() -> None:
+    progress = Progress(planned=40, done=8, accepted=2, reporter=Reporter(io.StringIO()), chosen=True)
+    for _ in range(8):
+        progress.finish_row(True)
+    assert "2 kept of 8 in whole shards" in progress.line()
+    progress.commit(8, 1)
+    assert "3 kept of 16 in whole shards" in progress.line()
+    assert (progress.figures()["rows"], progress.figures()["accepted"], progress.figures()["committed"]) == (16, 3, 16)
+
+
+def test_an_event_is_a_line_for_people_where_it_has_one_and_an_object_for_machines() -> None:
+    people, machines = io.StringIO(), io.StringIO()
+    for reporter in (Reporter(people), Reporter(machines, as_json=True)):
+        reporter.tell("engine", "engine: warming up", stage="warming up")
+        reporter.tell("shard", shard=3)
+    assert people.getvalue() == "engine: warming up\n"
+    first, second = read_events(machines)
+    assert (first["event"], first["stage"], second["event"], second["shard"]) == ("engine", "warming up", "shard", 3)

@@ -30,6 +30,7 @@ from dataset_support import (
 )
 
 from factory.checks.verify import verify
+from factory.dataset.history import read_history
 from factory.dataset.ledger import Totals
 from factory.dataset.signal_columns import decode_states
 from factory.errors import DatasetError, JobError, TaskError, TeacherError
@@ -247,7 +248,10 @@ def test_the_same_job_again_does_nothing(workspace: Path, make_job: MakeJob) -> 
 
 def test_every_run_leaves_a_line_about_its_speed(workspace: Path, make_job: MakeJob) -> None:
     run(make_job(), workspace, workspace / "out")
-    (line,) = [json.loads(text) for text in (workspace / "out/runs.jsonl").read_text().splitlines()]
+    begun, line = read_history(workspace / "out")
+    assert (begun["event"], begun["rows_before"], begun["started"]) == ("started", 0, line["started"])
+    assert (line["event"], line["outcome"]) == ("ended", "complete")
+    assert line["startup_seconds"] >= 0
     tokens = sum(len(row["completion_token_ids"]) for row in read_table(workspace / "out", "data"))
     assert (line["rows"], line["completion_tokens"]) == (20, tokens)
     assert line["seconds"] > 0
@@ -275,10 +279,10 @@ def test_a_word_bank_and_a_part_are_copied_too_and_are_a_part_of_the_job(workspa
     assert (copies / "adding.py").read_text() == schema
     assert {json.loads(row["answer"])["words"] for row in read_table(workspace / "out", "data")} == {"ready"}
     before = read_tree(workspace / "out", but=(".lock",))
-    for name, text in {"adding.words.toml": 'done = ["set"]', "_parts.py": part + "\n"}.items():
+    for name, text in {"adding.words.toml": 'done = ["set"]', "_parts.py": part + "\nMORE = 1\n"}.items():
         kept = (workspace / "schemas" / name).read_text()
         (workspace / "schemas" / name).write_text(text)
-        with pytest.raises(DatasetError, match=rf"tasks\.adding\.files\.schemas/{name}: .* -> "):
+        with pytest.raises(DatasetError, match=rf"tasks\.adding\.files\.schemas/{name}: has changed"):
             run(make_job(), workspace, workspace / "out")
         (workspace / "schemas" / name).write_text(kept)
     assert read_tree(workspace / "out", but=(".lock",)) == before

@@ -6,10 +6,11 @@ reason, never as a death that somebody would answer with another start.
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from factory.errors import one_line
+from factory.teachers.engine.wrap import wrap
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers
 
@@ -90,8 +91,30 @@ def end_grammars_in(end_ids: Collection[int]) -> None:
     GuidanceBackend._build_ll_tokenizer = staticmethod(build)
 
 
-def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Markers | None, top_k: int) -> Any:
-    """The engine, with settings that leave capture right, and guidance grammars."""
+def tell_loading(tell: Callable[[str], None]) -> None:
+    """Have the worker of this process say when it loads weights, and when it is done with that.
+
+    Workers of tensor parallelism are processes of their own and say nothing.
+    """
+    from vllm.v1.worker.gpu_worker import Worker
+
+    def load(inner: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        tell("loading the weights")
+        inner(*args, **kwargs)
+        tell("warming up")
+
+    # of the class: the worker is made, and loads, inside the constructor of the engine
+    wrap(Worker, "load_model", load)
+
+
+def build_llm(
+    teacher: dict[str, Any],
+    settings: dict[str, Any],
+    markers: Markers | None,
+    top_k: int,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Any:
+    """The engine, with settings that leave capture right, and guidance grammars; `tell` hears what it does."""
     from vllm import LLM
     from vllm.config.reasoning import ReasoningConfig
 
@@ -111,6 +134,7 @@ def build_llm(teacher: dict[str, Any], settings: dict[str, Any], markers: Marker
         extra["max_model_len"] = teacher["max_model_len"]
     if teacher["kv_cache_gb"] is not None:
         extra["kv_cache_memory_bytes"] = int(teacher["kv_cache_gb"] * 2**30)
+    tell_loading(tell)
     try:
         return LLM(
             model=teacher["model"],

@@ -4,6 +4,7 @@ A prompt is answered, and, where signals are taken by a prefill, its finished id
 transcript goes through it once, as it stands. Whatever way, each prompt that was added comes out as one generation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,20 @@ class Engine:
     not by a prefill afterwards. `flat`: the worker lacks the places for capture, and vLLM's own logprobs must do.
     """
 
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, setup: dict[str, Any], tell: Callable[[str], None] = lambda _: None) -> None:
         self.teacher = setup["teacher"]
         self.schemas = setup["schemas"]
         self.constrain = setup["constrain"]
         self.signals = SignalSpec(**setup["signals"] | {"layers": tuple(setup["signals"]["layers"])})
+        tell("reading the tokenizer")
         self.tokenizer = load_tokenizer(self.teacher)
         self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
         self.encoder = make_encoder(self.tokenizer, self.markers, setup)
         # all that can be found unfit without the engine is found before it is started
         require_some_fit(self.encoder, setup)
+        tell("importing vLLM")
         end_grammars_in(sorted(self.encoder.end_ids))
-        self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k)
+        self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k, tell)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.vocab = int(self.llm.llm_engine.model_config.get_vocab_size())
         self.decoding = setup["capture"] == "decode"

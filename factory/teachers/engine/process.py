@@ -1,9 +1,9 @@
 """The engine's process: one vLLM engine fed from standard input, its results on the spool and in one event line each.
 
 Started as `python -m factory.teachers.engine.process EVENT_FD` by `factory.teachers.vllm`. Input is JSON lines: the
-setup, then prompts. Events are JSON lines: `ready`, `done` (where a generation stands on the spool), `alive`, or
-`unfit` (the job cannot be served, and why). When the input ends the process ends, so it never outlives the one that
-started it.
+setup, then prompts. Events are JSON lines: `stage` (what the start is at), `ready`, `done` (where a generation stands
+on the spool), `alive`, or `unfit` (the job cannot be served, and why). When the input ends the process ends, so it
+never outlives the one that started it.
 
     stdin  -> reading thread -> inbox -> main thread -> engine -> spool segment, then one event line
     prints of ours, of vLLM and of its libraries -> stdout and stderr -> engine.log, never the event pipe
@@ -76,7 +76,7 @@ def main() -> None:
     # begun before the engine is built: who started us may be gone before that is done
     threading.Thread(target=read_input, args=(inbox,), daemon=True).start()
     try:
-        engine = Engine(setup)
+        engine = Engine(setup, lambda stage: emit({"event": "stage", "stage": stage}))
     except Unfit as error:
         emit({"event": "unfit", "message": redact(str(error))})
         return
