@@ -5,11 +5,15 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from factory.cli import build_parser
-from factory.job.job import load_job
+from factory.curriculum.config import TabledConfig
+from factory.job.job import Job, load_job
+from factory.tasks.tasks import TaskFile
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -68,6 +72,45 @@ def test_every_command_and_every_option_of_it_is_documented(command: str) -> Non
 def test_every_option_of_the_program_itself_is_documented() -> None:
     options = [action.option_strings[-1] for action in build_parser()._actions if action.option_strings]
     assert [option for option in options if option not in read_all() and option != "--help"] == []
+
+
+def keys_of(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[tuple[str, str]]:
+    """Every key of a config model and of those inside it, with the model's name."""
+    if model in seen:
+        return
+    seen.add(model)
+    for name, field in model.model_fields.items():
+        yield model.__name__, field.alias or name
+        for inner in models_in(field.annotation):
+            yield from keys_of(inner, seen)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+CONFIGS = {
+    Job: ["operations.md", "signals.md", "quality.md", "filters.md"],
+    TaskFile: ["add-a-task.md", "filters.md"],
+    TabledConfig: ["curriculum.md"],
+}
+
+
+@pytest.mark.parametrize("model", CONFIGS, ids=lambda model: model.__name__)
+def test_every_key_of_every_config_file_is_documented(model: type[BaseModel]) -> None:
+    """As code: as a key of a TOML block, as a [table], or between backquotes."""
+    text = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in CONFIGS[model])
+    found = set(keys_of(model, set()))
+    assert len(found) >= 7
+    missing = []
+    for owner, key in sorted(found):
+        shown = rf"^(# )?{key} = |[{{,] ?{key} = |^\[+([a-z]+\.)*{key}\]|`[^`\n]*(?<![\w-]){key}(?![\w-])[^`\n]*`"
+        if not re.search(shown, text, re.M):
+            missing.append(f"{owner}.{key}")
+    assert missing == []
 
 
 def test_the_readme_shows_commands() -> None:

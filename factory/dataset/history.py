@@ -35,7 +35,12 @@ def begin_run(out: Path, done: int) -> dict[str, Any]:
 def end_run(out: Path, began: dict[str, Any], outcome: str, figures: dict[str, Any]) -> None:
     """Write how a run ended: `complete`, `stopped` (by a signal) or `failed`; and what it did."""
     ended = {"event": "ended", "started": began["started"], "process": began["process"], "ended": _now()}
-    _append(out, ended | {"outcome": outcome} | figures)
+    try:
+        _append(out, ended | {"outcome": outcome} | figures)
+    except OSError:
+        # on a full disk the run has an error of its own by now, which says more than this one would
+        if outcome == "complete":
+            raise
 
 
 def read_history(out: Path) -> list[dict[str, Any]]:

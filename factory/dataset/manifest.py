@@ -26,7 +26,7 @@ COPIES = "copies"  # by task and name: digests of the files under templates/, as
 DIGEST = "digest"  # one name for the job, see `digest_job`
 MOST_CHANGES = 20
 SHOWN_CHARACTERS = 80
-HASH = re.compile(r"[0-9a-f]{32,64}")  # of a file: that it differs says all
+HASH = re.compile(r"[0-9a-f]{24,64}")  # of a file: that it differs says all
 WILD: Final = re.compile(r"[\[\]*?{}]")
 
 

@@ -13,6 +13,7 @@ from factory.job.job import Job
 from factory.job.paths import real_path
 from factory.records import Prompt
 from factory.runs.prepare import Prepared, describe_job, prepare
+from factory.runs.progress import tell_clock
 from factory.runs.room import FILE_BYTES
 from factory.teachers.models import require_window, resolve_signals
 from factory.teachers.spool import SEGMENT_BYTES
@@ -68,6 +69,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         f"  tokens: {forecast.prompt_tokens / rows:,.0f} prompt + {forecast.completion_tokens / rows:,.0f} completion"
         f" a row; {tokens:,.0f} in all",
     ]
+    lines += _time_lines(forecast)
     for group, size in forecast.groups.items():
         if not size and group in SELDOM:
             continue
@@ -75,6 +77,17 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     told = f"{'predicted disk':<14}{forecast.bytes / held:>10.2f} bytes a token {format_bytes(forecast.bytes):>10}"
     left = f", {format_bytes(forecast.left)} of it still to be written" if forecast.committed else ""
     return [*lines, f"    {told}{left}"]
+
+
+def _time_lines(forecast: Forecast) -> list[str]:
+    """How long it takes by what a pilot measured: its few rows may not fill a batch."""
+    rate = forecast.rows_per_second
+    if rate is None:
+        return []
+    told = f"{tell_clock(forecast.rows / rate)} for {forecast.rows:,} rows at the pilot's {rate:,.3g} rows/s"
+    return [
+        f"  time: {told}, and {tell_clock(forecast.startup_seconds)} before the first; so few rows may fill no batch"
+    ]
 
 
 def _disk_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str]:

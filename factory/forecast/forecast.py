@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from factory.dataset.codec import STORED
+from factory.dataset.history import read_history
 from factory.dataset.ledger import Ledger, ShardEntry, Totals, read_ledger, summarize_shard
 from factory.dataset.shards import column_bytes, read_batches, write_shard
 from factory.dataset.signal_columns import PROMPT
@@ -55,6 +56,9 @@ class Forecast:
     bases: dict[str, Basis]
     committed: int = 0
     notes: tuple[str, ...] = ()
+    # of a pilot: rows a second from when its teacher was ready, and the seconds until then
+    rows_per_second: float | None = None
+    startup_seconds: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -247,7 +251,17 @@ def forecast_from_pilot(prepared: Prepared, pilot: Prepared, out: Path) -> Forec
         totals.done, 1
     )
     told = f"{totals.done:,} rows, {totals.accepted:,} accepted, {attempts:.3g} attempts a row"
-    return _draw_out(prepared, whole.totals, columns, bases, (told,))
+    speed = _measure_speed(out)
+    forecast = _draw_out(prepared, whole.totals, columns, bases, (told,))
+    return replace(forecast, rows_per_second=speed[0], startup_seconds=speed[1])
+
+
+def _measure_speed(out: Path) -> tuple[float | None, float]:
+    """Rows a second of a finished pilot, and its seconds before the first was asked; of its one run."""
+    ended = [line for line in read_history(out) if line.get("event") == "ended"]
+    if not ended or not ended[-1]["rows"]:
+        return None, 0.0
+    return ended[-1]["rows"] / max(ended[-1]["seconds"], 1e-3), ended[-1]["startup_seconds"]
 
 
 def _pilot_job(job: Job, count: int) -> Job:

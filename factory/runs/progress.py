@@ -98,7 +98,7 @@ class Progress:
     def line(self) -> str:
         """Where things stand, in one line."""
         rate = self.rows_per_second()
-        left = f"{_clock((self.planned - self.done) / rate)} left" if rate else "time left unknown"
+        left = f"{tell_clock((self.planned - self.done) / rate)} left" if rate else "time left unknown"
         return f"{self.done}/{self.planned} rows, {self._tell_speed()}, {left}"
 
     def figures(self) -> dict[str, Any]:
@@ -138,7 +138,8 @@ class Progress:
         return f"{self.tokens_per_second():,.0f} tok/s, {kept}"
 
 
-def _clock(seconds: float) -> str:
+def tell_clock(seconds: float) -> str:
+    """Seconds as people read them: 01:05, or 1:02:05 with hours."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

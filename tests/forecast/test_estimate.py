@@ -113,6 +113,12 @@ def test_a_pilot_leaves_nothing_behind_and_predicts(workspace: Path, make_job: M
         path for path in before if "__pycache__" not in path.parts
     ]
     assert set(forecast.bases.values()) == {"pilot"}
+    assert forecast.rows_per_second is not None
+    assert forecast.rows_per_second > 0
+    assert forecast.startup_seconds >= 0
+    (told,) = [line for line in estimate(job, workspace, workspace / "out", 40) if line.startswith("  time: ")]
+    assert f" for {forecast.rows:,} rows at the pilot's " in told
+    assert not any(line.startswith("  time: ") for line in estimate(job, workspace, workspace / "out"))
     assert forecast.bytes == pytest.approx(run(job, workspace, workspace / "out").bytes, rel=0.15)
 
 

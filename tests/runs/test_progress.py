@@ -54,7 +54,7 @@ def read_all(terminal: int) -> str:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (61.9, "01:01"), (3600, "1:00:00"), (90061, "25:01:01")])
 def test_times_are_told_as_clocks(seconds: float, text: str) -> None:
-    assert module._clock(seconds) == text
+    assert module.tell_clock(seconds) == text
 
 
 def test_a_line_comes_every_ten_seconds_where_there_is_no_terminal() -> None:
