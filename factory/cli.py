@@ -244,8 +244,7 @@ def _status(options: argparse.Namespace) -> int:
     totals = read_totals(options.dir)
     if options.json:
         (samples, keep), runs = read_samples(options.dir), asdict(count_runs(options.dir))
-        more = {"left": totals.left, "samples": samples, "keep": keep, "runs": runs}
-        say(json.dumps(asdict(totals) | {"reasons": dict(totals.reasons)} | more))
+        say(json.dumps(totals.figures() | {"samples": samples, "keep": keep, "runs": runs}))
     else:
         _print(describe_totals(options.dir, totals))
     return 0

@@ -193,7 +193,10 @@ def test_plan_refuses_a_chat_template_that_would_make_wrong_prompts(workspace: P
     for command in ("plan", "run"):
         code, _, told = factory(command, "job.toml")
         assert code == 2
-        assert "it opens a reasoning (<think>) and teacher.reasoning expects none" in require_one_line(told)
+        assert "it opens a reasoning (<think>) and teacher.reasoning expects none" in told.splitlines()[-1]
+        # before its error a run may have told what its engine was at
+        assert all(line.startswith("engine of model: ") for line in told.splitlines()[:-1])
+        require_one_line(told.splitlines()[-1] + "\n")
 
 
 def test_plan_spends_and_writes_nothing(workspace: Path, factory: Run) -> None:
@@ -482,11 +485,19 @@ def test_a_log_for_machines_is_json_on_every_line_of_standard_error(workspace: P
     write_job(workspace, teacher="scripted = { wrong = 0.5 }")
     code, printed, told = factory("run", "job.toml", "--log-json")
     assert (code, printed.startswith("out: complete\n")) == (0, True)
-    *_, last = [json.loads(line) for line in told.splitlines()]
+    events = [json.loads(line) for line in told.splitlines()]
+    names = ["started", "shard", "shard", "shard", "progress", "finished"]
+    assert [event["event"] for event in events] == names
     totals = json.loads(factory("status", "out", "--json")[1])
-    assert last["event"] == "progress"
+    last = events[-2]
     assert (last["rows"], last["planned"], last["accepted"]) == (20, 20, totals["accepted"])
-    assert factory("run", "job.toml", "--log-json")[2] == "", "nothing was left to do"
+    assert sum(event["accepted"] for event in events if event["event"] == "shard") == totals["accepted"]
+    assert {name: value for name, value in totals.items() if name in events[-1]} == {
+        name: value for name, value in events[-1].items() if name not in ("event", "time")
+    }
+    assert totals["runs"] == {"begun": 1, "ended": 1}
+    again = [json.loads(line)["event"] for line in factory("run", "job.toml", "--log-json")[2].splitlines()]
+    assert again == ["started", "finished"], "nothing was left to do"
 
 
 def test_a_log_for_machines_stays_json_when_something_is_repaired(out: Path, factory: Run) -> None:
@@ -494,7 +505,8 @@ def test_a_log_for_machines_stays_json_when_something_is_repaired(out: Path, fac
     code, _, told = factory("run", "job.toml", "--repair", "--log-json")
     assert code == 0
     events = [json.loads(line)["event"] for line in told.splitlines()]
-    assert events[-1] == "progress"
+    assert events[:2] == ["repair", "started"]
+    assert events[-2:] == ["progress", "finished"]
 
 
 @pytest.mark.parametrize(

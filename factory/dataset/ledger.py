@@ -23,7 +23,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,12 @@ class Totals:
     def ranked_reasons(self) -> list[tuple[str, int]]:
         """Why rows were not accepted, the commonest reason first."""
         return sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+
+    def figures(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        # not dataclasses.asdict: it makes counters of pairs anew, which turns (name, count) into a key that is counted
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"reasons": dict(self.reasons), "scrubbed": dict(self.scrubbed), "left": self.left}
 
     def add(self, entry: ShardEntry) -> None:
         self.committed_shards += 1

@@ -100,7 +100,7 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
         except OSError as error:  # a disk that is full, read-only or gone
             told = f"{out}: cannot be written: {error.strerror or error}; committed shards are whole"
             raise DatasetError(f"{told}, the same command goes on from them") from error
-        reporter.tell("finished", **asdict(ledger.totals))
+        reporter.tell("finished", **ledger.totals.figures())
         return ledger.totals
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -382,3 +383,9 @@ def test_signals_come_back_from_the_manifest_as_they_went_in() -> None:
 def test_totals_of_nothing_are_nothing() -> None:
     assert (Totals().done, Totals().left) == (0, 0)
     assert summarize_shard(0, [make_record(0)], []).rejected == 0
+
+
+def test_totals_are_what_json_has_words_for() -> None:
+    totals = Totals(planned=3, reasons=Counter({"check/wrong": 2}), scrubbed=Counter({"email": 4}))
+    figures = json.loads(json.dumps(totals.figures()))
+    assert (figures["reasons"], figures["scrubbed"], figures["left"]) == ({"check/wrong": 2}, {"email": 4}, 3)

@@ -67,7 +67,9 @@ def test_parts_and_word_banks_are_sources_of_their_task(tmp_path: Path) -> None:
         "schemas/_drawing.words.toml",
         "schemas/_shared.py",
     ]
-    assert sorted(task.digests) == sorted(str(path.relative_to(tmp_path)) for path in task.sources)
+    assert sorted(task.digests) == sorted(
+        str(path.relative_to(tmp_path)) for path in task.sources if path.name != "task.toml"
+    )
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,6 @@ def build_llm(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Any:
     """The engine, with settings that leave capture right, and guidance grammars; `tell` hears what it does."""
-    tell("importing vLLM")
     from vllm import LLM
     from vllm.config.reasoning import ReasoningConfig
 

@@ -68,6 +68,7 @@ class Engine:
         self.encoder = make_encoder(self.tokenizer, self.markers, setup)
         # all that can be found unfit without the engine is found before it is started
         require_some_fit(self.encoder, setup)
+        tell("importing vLLM")
         end_grammars_in(sorted(self.encoder.end_ids))
         self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k, tell)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
