@@ -12,6 +12,8 @@ A message says what, where, got, allowed and the next step. A bad record is neve
 
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY|_PAT$", re.IGNORECASE)
 
@@ -23,6 +25,16 @@ def redact(text: str) -> str:
         if len(value) >= 8:
             text = text.replace(value, f"<{name}>")
     return text
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'subject'?` where a known name is like an unknown one, else nothing: the end of a message."""
+    found = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come. No code of a task's may take it for an exit of its own."""
 
 
 class FactoryError(Exception):

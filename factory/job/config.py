@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from factory.errors import nearest
+
 
 class Config(BaseModel):
     """Base of every section: unknown keys are errors and nothing changes after loading."""
@@ -20,8 +22,9 @@ def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
     whole = "file" if issubclass(model, Config) else model.__name__
     where = ".".join(str(part) for part in problem["loc"]) or whole
     if problem["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_at(model, problem["loc"][:-1]))) or "nothing"
-        return f"{where}: unknown key (known here: {known})"
+        known = sorted(_fields_at(model, problem["loc"][:-1]))
+        like = nearest(str(problem["loc"][-1]), known)
+        return f"{where}: unknown key (known here: {', '.join(known) or 'nothing'}){like}"
     if problem["type"] == "missing":
         return f"{where}: missing; add it"
     message = problem["msg"].removeprefix("Value error, ")

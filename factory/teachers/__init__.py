@@ -60,7 +60,7 @@ def open_teacher(
     `probes` are a few prompts of each task: where none of a task's fits the model's window, the engine is not started.
     Raises TeacherError where the model or the engine cannot serve the job.
     """
-    schemas = {task.name: task.answer_schema for task in tasks} | dict(more_schemas)
+    schemas = {task.name: task.grammar for task in tasks} | dict(more_schemas)
     if job.teacher.backend == "scripted":
         from factory.teachers.scripted import ScriptedTeacher
 

@@ -289,7 +289,6 @@ def test_shared_words_are_told_in_the_scenario_the_answer_and_the_reasoning(tmp_
     clean = make_row("Fine.", {"t": "A new lift."}, {"document": "Nothing to see."})
     assert apply(run, clean) is clean
     rows = {
-        "scenario": make_row("Fine.", {"t": 1}, {"deep": [{"document": f"Dear all, {exam.upper()}!"}]}),
         "answer": make_row("Fine.", {"t": [exam]}),
         "reasoning": make_row(f"It says: {exam}.", {"t": 1}),
     }
@@ -298,6 +297,11 @@ def test_shared_words_are_told_in_the_scenario_the_answer_and_the_reasoning(tmp_
         assert isinstance(outcome, Rejection)
         assert outcome.reason == "contaminated"
         assert outcome.findings[0].startswith(f"contaminated: the {place} shares with {tmp_path / 'exam.txt'} line 1")
+    asked = make_row("Fine.", {"t": 1}, {"deep": [{"document": f"Dear all, {exam.upper()}!"}]})
+    assert apply(run, asked) is asked  # it is never asked: a prompt is looked at before
+    (told,) = find_contaminated_prompt(index, asked.prompt)
+    assert told.startswith(f"contaminated: the scenario shares with {tmp_path / 'exam.txt'} line 1")
+    assert find_contaminated_prompt(index, clean.prompt) == []
 
 
 def test_what_all_prompts_share_is_not_looked_at(tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ from factory.errors import redact
 from factory.records import LOGPROB_ARRAYS, Attention, Experts, Generation, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
+from factory.teachers.fit import MIN_ANSWER_TOKENS, refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers, split_completion
 from factory.teachers.spool import SpoolWriter
 
 SIGN_OF_LIFE_S = 1.0
 MAX_LOGPROBS = 20  # vLLM's own limit, which a job may exceed
-MIN_ANSWER_TOKENS = 16  # a prompt that leaves less room than this in the model's window is too long
 
 
 class Unfit(Exception):
@@ -54,6 +54,7 @@ class Engine:
         self.teacher = setup["teacher"]
         self.schemas = setup["schemas"]
         self.constrain = setup["constrain"]
+        self.student = setup["student"]
         self.signals = SignalSpec(**setup["signals"] | {"layers": tuple(setup["signals"]["layers"])})
         self.tokenizer = load_tokenizer(self.teacher)
         self.markers = choose_markers(self.tokenizer, self.teacher["reasoning"])
@@ -122,26 +123,21 @@ class Engine:
             ids = self.encoder.encode(prompt["messages"])
         except TemplateRefusal as error:
             return failed(prompt, ids, "refused_by_template", str(error))
-        room = self.window - len(ids)
-        if room < MIN_ANSWER_TOKENS:
-            detail = f"{len(ids)} tokens in a window of {self.window}; raise teacher.max_model_len or shorten it"
-            return failed(prompt, ids, "prompt_too_long", detail)
-        return self._begin(prompt, ids, None, self._params(prompt, room))
+        # a judge's prompt keeps nothing and is shown to no student
+        refusal = refuse_prompt(len(ids), self.window, self.student if prompt["keeps"] else None)
+        if refusal:
+            return failed(prompt, ids, *refusal)
+        return self._begin(prompt, ids, None, self._params(prompt, self.window - len(ids)))
 
     def _score(self, prompt: dict[str, Any], ids: list[int], completion_ids: list[int], why: str) -> Generation | None:
         """Begin a prefill over ids that exist. The last of them is never an input: nothing is predicted from it."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        if not ids or not completion_ids:
-            return failed(
-                prompt, ids, "empty_transcript", f"{len(ids)} prompt and {len(completion_ids)} completion ids"
-            )
-        if len(ids) + len(completion_ids) > self.window:
-            detail = (
-                f"{len(ids) + len(completion_ids)} tokens in a window of {self.window}; raise teacher.max_model_len"
-            )
-            return failed(prompt, ids, "transcript_too_long", detail)
+        student = self.student if prompt["transcript"] is not None else None
+        refusal = refuse_transcript(len(ids), len(completion_ids), self.window, student)
+        if refusal:
+            return failed(prompt, ids, *refusal)
         params = SamplingParams(
             max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
