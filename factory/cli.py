@@ -1,7 +1,8 @@
 """The command line: arguments, printing and exit codes, no logic.
 
-Exit codes: 0 done, 1 `verify`, `tasks` or a run's fidelity check found faults, 2 bad input (one line says what), 130
-and 143 stopped by a signal (the same command goes on). Heavy imports stay inside the commands, so `--help` is quick.
+Exit codes: 0 done, 1 `verify`, `tasks`, `test` or a run's fidelity check found faults, or a run accepted no row, 2 bad
+input (one line says what), 130 and 143 stopped by a signal (the same command goes on). Heavy imports stay inside the
+commands, so `--help` is quick.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from factory import __version__
-from factory.errors import FactoryError, JobError
+from factory.errors import FactoryError, JobError, Terminated
 from factory.terminal import printable, report, say
 
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _on_sigterm(number: int, frame: object) -> NoReturn:
     # SystemExit passes through every `finally` and context manager, as Ctrl-C does: the engine is stopped in order
     print("stopped by SIGTERM; committed shards are safe, the same command goes on from them", file=sys.stderr)
-    sys.exit(143)
+    raise Terminated(143)
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     tasks = commands.add_parser("tasks", help="list tasks: version, levels, schema, what is broken and why")
     tasks.set_defaults(command=_tasks)
+
+    test = commands.add_parser("test", help="try a task with many seeds: budgets, check, golden lines, determinism")
+    test.add_argument("task")
+    test.add_argument("--seeds", type=_positive, default=50, metavar="N", help="of each level (default: 50)")
+    test.add_argument("--model", default="demo", help="whose tokenizer counts (default: demo)")
+    test.set_defaults(command=_test)
 
     new = commands.add_parser("new", help="start a task: prompts/NAME/ and schemas/NAME.py that pass as they are")
     new.add_argument("name")
@@ -159,11 +166,20 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> int:
+    from factory.quality.trial import try_task
     from factory.tasks.catalog import list_tasks
 
-    lines, problems = list_tasks(options.workspace)
+    lines, problems = list_tasks(options.workspace, try_task)
     _print(lines)
     return 1 if problems else 0
+
+
+def _test(options: argparse.Namespace) -> int:
+    from factory.checks.author import examine
+
+    report = examine(options.workspace, options.task, options.seeds, options.model)
+    _print(report.lines())
+    return 1 if report.problems else 0
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -231,7 +247,10 @@ def _run(options: argparse.Namespace) -> int:
         say(warning, sys.stderr)
     totals = run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
     _print(describe_totals(out, totals))
-    return 0
+    if totals.accepted:
+        return 0
+    say(f"error: no row of {totals.planned:,} was accepted; the reasons are above", sys.stderr)
+    return 1
 
 
 def _status(options: argparse.Namespace) -> int:

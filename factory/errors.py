@@ -12,6 +12,8 @@ A message says what, where, got, allowed and the next step. A bad record is neve
 
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # whole words where the short form is common elsewhere: `_KEY` and `KEY`, not MONKEY
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY|_PAT$", re.IGNORECASE)
@@ -30,6 +32,16 @@ def redact(text: str) -> str:
 def one_line(error: BaseException, most: int = 500) -> str:
     """What an error says, on one line of at most so many characters; the name of its type where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'subject'?` where a known name is like an unknown one, else nothing: the end of a message."""
+    found = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come. No code of a task's may take it for an exit of its own."""
 
 
 class FactoryError(Exception):

@@ -19,7 +19,7 @@ from factory.cli import build_parser, main
 from factory.teachers.demo import FOLDER
 
 HEAVY = ("torch", "vllm", "datasets", "pyarrow", "pydantic", "transformers", "numpy", "jinja2")
-COMMANDS = ["curriculum", "new", "plan", "preview", "run", "score", "show", "status", "tasks", "verify"]
+COMMANDS = ["curriculum", "new", "plan", "preview", "run", "score", "show", "status", "tasks", "test", "verify"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -114,7 +114,8 @@ def test_status_as_json_has_every_total(out: Path, factory: Run) -> None:
 
 def test_status_as_json_counts_rejected_rows_by_reason(workspace: Path, factory: Run) -> None:
     write_job(workspace, teacher="scripted = { bad_json = 1.0 }")
-    assert factory("run", "job.toml")[0] == 0
+    code, _, told = factory("run", "job.toml")
+    assert (code, told.splitlines()[-1]) == (1, "error: no row of 20 was accepted; the reasons are above")
     totals = json.loads(factory("status", "out", "--json")[1])
     assert (totals["rejected"], totals["reasons"]) == (20, {"parse/invalid_json": 20})
 

@@ -16,6 +16,7 @@ from factory.demo_teacher.recipe import TASKS, Draw
 from factory.demo_teacher.tokenizer import THINK_END, THINK_START, TURN_END
 from factory.hashing import content_hash, derive_seed
 from factory.records import PlannedRow, Sampling
+from factory.tasks.calls import call_solve, read_scenario
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.tasks import Task, builtin_root, discover
 
@@ -86,10 +87,10 @@ class Corpus:
         prompt = self._renderers[task].render(PlannedRow(0, 0, task, level, 0, seed))
         known = self._tasks[task]
         assert known.solve is not None
-        reasoning, answer = known.solve(known.Scenario.model_validate_json(prompt.scenario))
+        reasoning, answer = call_solve(known, read_scenario(known, prompt.scenario))
         # every task that is learnt has a system turn
         system, user = (message["content"] for message in prompt.messages)
-        return Example(task, level, system, user, reasoning, answer.model_dump_json())
+        return Example(task, level, system, user, reasoning, answer)
 
 
 def texts(examples: Iterable[Example]) -> Iterator[str]:

@@ -81,6 +81,7 @@ class Weighed:
 
     totals: Totals = field(default_factory=Totals)
     columns: Columns = field(default_factory=Tally)
+    unsolved: dict[str, str] = field(default_factory=dict)
 
 
 def make_forecast(prepared: Prepared, out: Path, pilot: int | None = None) -> Forecast:
@@ -92,9 +93,10 @@ def make_forecast(prepared: Prepared, out: Path, pilot: int | None = None) -> Fo
     if ledger is not None:
         return _forecast_committed(prepared, ledger)
     weighed, how = weigh_stand_ins(prepared, {})
-    bases = {name: _basis(prepared, name) for name in prepared.gates}
-    notes = () if how is None else (f"tokens counted with {how}",)
-    return _draw_out(prepared, weighed.totals, weighed.columns, bases, notes)
+    bases = {name: _basis(prepared, name, name in weighed.unsolved) for name in prepared.gates}
+    notes = [] if how is None else [f"tokens counted with {how}"]
+    notes += [f"{name}: solve fails, so max_tokens stands for it: {why}" for name, why in weighed.unsolved.items()]
+    return _draw_out(prepared, weighed.totals, weighed.columns, bases, tuple(notes))
 
 
 def shape_of_teacher(job: Job) -> ModelShape:
@@ -114,12 +116,12 @@ def committed_ledger(prepared: Prepared, out: Path) -> Ledger | None:
     return ledger if ledger.entries and ledger.plan.get("digest") == describe_job(prepared)["digest"] else None
 
 
-def _basis(prepared: Prepared, name: str) -> Basis:
+def _basis(prepared: Prepared, name: str, unsolved: bool) -> Basis:
     if prepared.job.teacher.backend == "scripted":
         return "scripted teacher"
     if prepared.transcripts is not None:
         return "the transcripts"
-    return "max_tokens bound" if prepared.tasks[name].solve is None else "reference solutions"
+    return "max_tokens bound" if unsolved or prepared.tasks[name].solve is None else "reference solutions"
 
 
 def _draw_out(
@@ -189,8 +191,8 @@ def weigh_stand_ins(
     shape = shape_of_teacher(job)
     signals = resolve_signals(job, shape)
     counter = None if job.teacher.backend == "scripted" else open_counter(job)
-    stand_ins = StandIns(prepared, shape, signals, counter, measured)
     weighed = Weighed()
+    stand_ins = StandIns(prepared, shape, signals, counter, measured, unsolved=weighed.unsolved)
     with tempfile.TemporaryDirectory(prefix="factory-plan-") as name:
         for shard in range(prepared.plan.shards):
             outcomes = list(_take(stand_ins.outcomes(prepared.plan.rows(shard)), weighed.totals, rows))

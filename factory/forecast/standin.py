@@ -1,7 +1,7 @@
 """Stand-ins: outcomes as a teacher might give them, made without one, so that real files can be written and weighed.
 
-Prompts are the job's own. A completion is the task's reference solution, or, where there is none, words of the prompt
-at the length that is known. What a pilot measured of a task's level (length, share accepted) is put on top.
+Prompts are the job's own. A completion is the task's reference solution, or, where a scenario has none, words of the
+prompt at the length that is known. What a pilot measured of a task's level (length, share accepted) is put on top.
 """
 
 import math
@@ -17,10 +17,12 @@ from factory.records import Generation, Outcome, PlannedRow, Prompt, Record, Rej
 from factory.runs.prepare import Prepared
 from factory.runs.run import Desk, gates_for
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
+from factory.tasks.calls import call_solve, invent_answer, read_scenario
+from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape
-from factory.teachers.scripted import ScriptedTeacher, invent_answer
+from factory.teachers.scripted import ScriptedTeacher
 from factory.teachers.tokens import Counter
 
 Cell = tuple[str, str]  # task, level
@@ -47,6 +49,7 @@ class StandIns:
     counter: Counter | None  # none with the scripted teacher, which answers itself
     measured: Mapping[Cell, Measured] = field(default_factory=dict)
     seen: Tally[Cell] = field(default_factory=Tally)
+    unsolved: dict[str, str] = field(default_factory=dict)  # why `solve` failed first, by task
 
     def outcomes(self, rows: Iterable[PlannedRow]) -> Iterator[Outcome]:
         """One outcome a row, the scripted teacher's own where that is the job's."""
@@ -103,18 +106,23 @@ class StandIns:
         """Reasoning and answer, the reasoning cut or drawn out to the length that is known."""
         task = self.prepared.tasks[prompt.task]
         known = self._known(prompt.task, prompt.level)
-        reasoning, answer = self._solve(task, prompt)
-        if known is None and task.solve is not None:
+        solved = self._solve(task, prompt)
+        reasoning, answer = solved or (prompt.messages[-1]["content"], invent_answer(task, prompt.seed))
+        if known is None and solved:
             return (reasoning if not prompt.sample else _shuffle(reasoning, 1.0, rng)), answer
         target = known.tokens if known else prompt.sampling.max_tokens
         think, rest = counter.completion_ids(reasoning, answer)
         return _shuffle(reasoning, max(0.0, (target - len(rest)) / max(len(think), 1)), rng), answer
 
-    def _solve(self, task: Task, prompt: Prompt) -> tuple[str, str]:
+    def _solve(self, task: Task, prompt: Prompt) -> tuple[str, str] | None:
+        """The reference solution, where there is one: some scenarios of a user's data have none."""
         if task.solve is None:
-            return prompt.messages[-1]["content"], invent_answer(task, prompt.seed)
-        reasoning, answer = task.solve(task.Scenario.model_validate_json(prompt.scenario))
-        return reasoning, answer.model_dump_json()
+            return None
+        try:
+            return call_solve(task, read_scenario(task, prompt.scenario))
+        except TaskFault as fault:
+            self.unsolved.setdefault(task.name, str(fault))
+            return None
 
     def _generation(
         self,

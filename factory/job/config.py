@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from factory.errors import JobError
+from factory.errors import JobError, nearest
 
 
 class Config(BaseModel):
@@ -45,8 +45,9 @@ def _describe_problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
     whole = "file" if issubclass(model, Config) else model.__name__
     where = ".".join(str(part) for part in problem["loc"]) or whole
     if problem["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_at(model, problem["loc"][:-1]))) or "nothing"
-        return f"{where}: unknown key (known here: {known})"
+        known = sorted(_fields_at(model, problem["loc"][:-1]))
+        like = nearest(str(problem["loc"][-1]), known)
+        return f"{where}: unknown key (known here: {', '.join(known) or 'nothing'}){like}"
     if problem["type"] == "missing":
         return f"{where}: missing; add it"
     # pydantic's prefix before messages of our own validators

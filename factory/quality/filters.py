@@ -16,7 +16,7 @@ from factory.errors import JobError, redact
 from factory.job.job import FiltersConfig, LengthConfig, PersonalKind, StyleConfig
 from factory.quality.contamination import Index
 from factory.quality.validate import MAX_FINDING, finding_code
-from factory.records import Record, Rejection
+from factory.records import Prompt, Record, Rejection
 from factory.signals import Array
 from factory.texts.personal import find_personal, resolve_kinds
 from factory.texts.refusals import find_refusal
@@ -199,18 +199,19 @@ def find_off_style(style: StyleConfig, record: Record) -> list[str]:
 
 
 def find_contamination(index: Index, record: Record) -> list[str]:
-    """`contaminated`: the scenario's values, the answer or the reasoning share words with an evaluation set."""
-    scenario = [text for _, text in every_text(json.loads(record.prompt.scenario))]
-    parts = (
-        ("scenario", scenario),
-        ("answer", list(answer_texts(record))),
-        ("reasoning", [record.generation.reasoning or ""]),
-    )
-    for name, texts in parts:
-        found = index.find(texts)
-        if found:
-            return [f"contaminated: the {name} shares with {found}"]
-    return []
+    """`contaminated`: the answer or the reasoning share words with an evaluation set."""
+    parts = (("answer", list(answer_texts(record))), ("reasoning", [record.generation.reasoning or ""]))
+    return [told for name, texts in parts for told in _shared(index, name, texts)][:1]
+
+
+def find_contaminated_prompt(index: Index, prompt: Prompt) -> list[str]:
+    """`contaminated`: the scenario's values share words with an evaluation set. No answer is needed to see that."""
+    return _shared(index, "scenario", [text for _, text in every_text(json.loads(prompt.scenario))])
+
+
+def _shared(index: Index, name: str, texts: list[str]) -> list[str]:
+    found = index.find(texts)
+    return [f"contaminated: the {name} shares with {found}"] if found else []
 
 
 def answer_texts(record: Record) -> Iterator[str]:

@@ -15,7 +15,9 @@ from factory.hashing import content_hash, derive_seed
 from factory.job.job import Job, JudgeConfig
 from factory.quality.parse import parse
 from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling, Verdict
-from factory.tasks.render import RenderError, judge_messages, open_environment
+from factory.tasks.calls import read_scenario
+from factory.tasks.faults import TaskFault
+from factory.tasks.render import judge_messages, open_environment
 from factory.tasks.tasks import JUDGE, Task
 
 BEST_SCORE: Final = 5
@@ -54,15 +56,15 @@ class Judge:
 
     def ask(self, record: Record) -> Prompt | Rejection:
         """The prompt that asks about an accepted answer, or the row's error where the rubric cannot be rendered."""
-        scenario = self.task.Scenario.model_validate_json(record.prompt.scenario)
         texts = {
             "prompt": record.prompt.request["content"],
             "reasoning": record.generation.reasoning or "",
             "answer": record.answer,
         }
         try:
+            scenario = read_scenario(self.task, record.prompt.scenario)
             messages = judge_messages(self.environment, self.task, record.prompt.level, texts, scenario)
-        except RenderError as error:
+        except TaskFault as error:
             return reject(record, error.reason, str(error), "error")
         name = judge_id(record.prompt.id, record.prompt.attempt)
         sampling = Sampling(temperature=self.config.temperature, max_tokens=self.config.max_tokens)

@@ -5,11 +5,13 @@ Pure text and id work on a finished generation; whether the JSON is the right sh
 
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 from factory.records import Generation, Prompt, Rejection, Stage
 
 UNFIT_PROMPTS = ("prompt_too_long", "transcript_too_long", "empty_transcript", "bad_token_id")
+OVER_BUDGET = "over_budget"  # of the student: decided before the teacher is asked where the prompt alone is too long
+TASK_FAULTS = ("solve_raised", "answer_not_json", "scenario_not_json")  # the scripted teacher asks the task's own code
 
 
 class ParseError(Exception):
@@ -23,15 +25,13 @@ class ParseError(Exception):
 def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     """The JSON text of a generation's answer, exactly as written, or the rejection that says why there is none.
 
-    Stage `prompt` where the prompt was too long to be asked, `teacher` where the engine gave no whole completion
-    (its own failure, `empty`, `truncated`), `parse`
-    where the text is no answer (`reasoning_not_closed`, `no_answer`, `invalid_json`, `duplicate_keys`,
-    `not_an_object`).
+    Stage `prompt` where the prompt was too long to be asked, `filter` where it is too long for the student, `teacher`
+    where the engine gave no whole completion (its own failure, `empty`, `truncated`), `parse` where the text is no
+    answer (`reasoning_not_closed`, `no_answer`, `invalid_json`, `duplicate_keys`, `not_an_object`).
     """
     tokens = len(generation.completion_token_ids)
     if generation.failure:
-        stage: Stage = "prompt" if generation.failure in UNFIT_PROMPTS else "teacher"
-        return Rejection(prompt, generation, stage, generation.failure, (generation.failure_detail,))
+        return _reject_failed(prompt, generation, generation.failure)
     if not tokens:
         return Rejection(prompt, generation, "teacher", "empty", ("the completion has no tokens",))
     if prompt.transcript is not None:  # it is scored as it stands
@@ -45,6 +45,12 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
         return parse_answer(generation.answer_text)
     except ParseError as error:
         return Rejection(prompt, generation, "parse", error.reason, (str(error),))
+
+
+def _reject_failed(prompt: Prompt, generation: Generation, failure: str) -> Rejection:
+    stage: Stage = "prompt" if failure in UNFIT_PROMPTS else "filter" if failure == OVER_BUDGET else "teacher"
+    kind: Literal["rejected", "error"] = "error" if failure in TASK_FAULTS else "rejected"
+    return Rejection(prompt, generation, stage, failure, (generation.failure_detail,), kind)
 
 
 def parse_answer(text: str) -> str:

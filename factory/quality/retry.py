@@ -7,6 +7,7 @@ row over the student's budget is asked again with half the tokens for reasoning.
 from dataclasses import replace
 
 from factory.job.job import Job
+from factory.quality.parse import OVER_BUDGET
 from factory.records import Prompt, Rejection
 
 HOPELESS_REASONS = ("engine_crash", "contaminated")  # another answer would change nothing
@@ -19,7 +20,7 @@ def ask_again(job: Job, rejection: Rejection) -> Prompt | None:
     if not _deserves_retry(rejection) or rejection.prompt.attempt >= job.validation.retries:
         return None
     prompt = rejection.prompt.again(rejection.as_attempt(whole=job.samples.keep == "pair"))
-    if rejection.reason == "over_budget":
+    if rejection.reason == OVER_BUDGET:
         return _shorten(prompt, rejection) if job.student is not None and job.student.over == "shorten" else None
     # an answer that never came cannot be repaired: the request is asked again as it was
     if job.validation.retry == "repair" and rejection.generation is not None and rejection.generation.answer_text:
@@ -29,6 +30,8 @@ def ask_again(job: Job, rejection: Rejection) -> Prompt | None:
 
 def _deserves_retry(rejection: Rejection) -> bool:
     """The answer was at fault, not the prompt or our own code."""
+    if rejection.generation is not None and rejection.generation.failure == OVER_BUDGET:
+        return False  # the prompt alone was too long
     return rejection.kind != "error" and rejection.stage != "prompt" and rejection.reason not in HOPELESS_REASONS
 
 

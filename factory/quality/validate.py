@@ -1,17 +1,21 @@
 """Validation: sound signals, then the task's pydantic Answer, then its check; ends in a Record or a Rejection."""
 
+import json
 import re
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from factory.errors import redact
 from factory.records import Generation, Outcome, Prompt, Record, Rejection
 from factory.signals import Array, Experts, HiddenStates, Logprobs, SignalSpec
+from factory.tasks.answers import has_sets, repeats
+from factory.tasks.calls import call_check, read_answer, read_scenario
+from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task
 
 FINDING_CODE = re.compile(r"([a-z][a-z0-9_]{0,63}):")
+MAX_PROBLEMS = 20  # of one answer that are told
 MAX_FINDING = 2000  # characters: a finding may quote what a teacher wrote, however long
 TOLERANCE = 1e-3  # of log-probabilities above 0 and entropies below it, which are rounding
 MAX_VOCAB = 2**31  # ids are stored as int32
@@ -41,28 +45,34 @@ def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: st
         return Record(prompt, generation, answer_json, score=1.0)
     try:
         # strict: "3" for 3 is a fault of the teacher, and a student would learn it
-        answer = gate.task.Answer.model_validate_json(answer_json, strict=True)
+        answer = read_answer(gate.task, answer_json)
     except ValidationError as error:
         reason, problems = _describe(error)
         return Rejection(prompt, generation, "schema", reason, problems)
-    except Exception as error:  # pydantic lets through what a task's own validator raises, but for ValueError
-        return Rejection(prompt, generation, "schema", "validator_raised", (_one_line(error),), kind="error")
+    except TaskFault as fault:  # pydantic lets through what a task's own validator raises, but for ValueError
+        return Rejection(prompt, generation, "schema", fault.reason, (_cut(fault),), kind="error")
+    repeated = find_repeated(gate.task, answer_json)
+    if repeated:
+        return Rejection(prompt, generation, "schema", "not_unique", repeated)
     try:
         findings = run_check(gate.task, prompt.scenario, answer)
-    except Exception as error:  # the task author's code may raise anything: that is an error of this row alone
-        return Rejection(prompt, generation, "check", "check_raised", (_one_line(error),), kind="error")
+    except TaskFault as fault:  # an error of this row alone
+        return Rejection(prompt, generation, "check", fault.reason, (_cut(fault),), kind="error")
     if findings and gate.check:
         return Rejection(prompt, generation, "check", finding_code(findings[0]), findings, answer=answer_json)
     return Record(prompt, generation, answer_json, score=0.0 if findings else 1.0, findings=findings)
 
 
 def run_check(task: Task, scenario_json: str, answer: BaseModel) -> tuple[str, ...]:
-    """The findings of a task's check; empty means that the answer is right."""
-    findings = task.check(task.Scenario.model_validate_json(scenario_json), answer)
-    # a text would pass for a list of findings, one a letter
-    if isinstance(findings, str):
-        raise TypeError(f"check must return a list of findings, got the text {findings[:80]!r}")
-    return tuple(str(finding) for finding in findings)
+    """The findings of a task's check; empty means that the answer is right. Raises TaskFault."""
+    return call_check(task, read_scenario(task, scenario_json), answer)
+
+
+def find_repeated(task: Task, answer_json: str) -> tuple[str, ...]:
+    """What stands twice in a set of the answer: neither the grammar nor pydantic says a word about it."""
+    if not has_sets(task.answer_schema):
+        return ()
+    return tuple(repeats(task.answer_schema, json.loads(answer_json)))[:MAX_PROBLEMS]
 
 
 def finding_code(finding: str) -> str:
@@ -207,9 +217,9 @@ def _any_nonfinite_or_blank(states: HiddenStates) -> bool:
 
 def _describe(error: ValidationError) -> tuple[str, tuple[str, ...]]:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = (f"{'.'.join(str(part) for part in p['loc']) or 'answer'}: {p['msg']}" for p in problems[:20])
+    lines = (f"{'.'.join(str(part) for part in p['loc']) or 'answer'}: {p['msg']}" for p in problems[:MAX_PROBLEMS])
     return str(problems[0]["type"]), tuple(line[:MAX_FINDING] for line in lines)
 
 
-def _one_line(error: Exception) -> str:
-    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}")[:MAX_FINDING]
+def _cut(fault: TaskFault) -> str:
+    return str(fault)[:MAX_FINDING]

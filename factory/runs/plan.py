@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from factory.errors import JobError
+from factory.errors import JobError, nearest
 from factory.hashing import derive_seed
 from factory.job.job import Job, TaskConfig
 from factory.records import PlannedRow, Sampling
@@ -96,7 +96,9 @@ def allocate_levels(config: TaskConfig, task: Task) -> dict[str, int]:
     unknown = sorted(set(config.levels) - set(task.levels))
     if unknown:
         names, has = ", ".join(unknown), ", ".join(task.levels)
-        raise JobError(f"tasks.{config.name}.levels: unknown level {names} (has: {has})")
+        raise JobError(
+            f"tasks.{config.name}.levels: unknown level {names} (has: {has}){nearest(unknown[0], task.levels)}"
+        )
     weights = {level: config.levels.get(level, 0.0) for level in task.levels}
     if not config.levels:
         weights = dict.fromkeys(task.levels, 1.0)

@@ -29,13 +29,15 @@ from factory.hashing import content_hash
 from factory.job.job import Job, StyleConfig
 from factory.quality.contamination import Index, open_index
 from factory.quality.difficulty import Formula, compile_formula, known_names
-from factory.quality.filters import RowFilters, open_filters
+from factory.quality.filters import RowFilters, find_contaminated_prompt, open_filters
 from factory.quality.judge import Judge, open_judges
+from factory.quality.trial import require_tried
 from factory.quality.validate import Gate
 from factory.records import PlannedRow, Prompt, Rejection, Sampling
 from factory.runs.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
 from factory.tasks.digests import digest_bytes
-from factory.tasks.render import Renderer, RenderError, open_renderer, require_whole
+from factory.tasks.faults import TaskFault
+from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.sources import Source, open_source
 from factory.tasks.tasks import JUDGE, Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
@@ -78,14 +80,21 @@ class Prepared:
     transcripts: Transcripts | None = None
 
     def render(self, row: PlannedRow) -> Prompt | Rejection:
-        """The prompt of a planned row, or its rejection where it cannot be made."""
+        """The prompt of a planned row, or its rejection where it cannot be made or can lead to no row."""
+        prompt = self._make(row)
+        if isinstance(prompt, Rejection) or self.evaluation is None:
+            return prompt
+        findings = find_contaminated_prompt(self.evaluation, prompt)
+        return Rejection(prompt, None, "filter", "contaminated", tuple(findings)) if findings else prompt
+
+    def _make(self, row: PlannedRow) -> Prompt | Rejection:
         if self.transcripts is not None:
             return self.transcripts.prompt(row)
         source = self.sources.get(row.task)
         fields = source.scenario(row.number) if source else None
         try:
             return self._render(row, fields)
-        except RenderError as error:
+        except TaskFault as error:
             prompt = self._nameless(row, fields)
             # a sample or a template of the task failed, or the machine did: that is a fault
             if source is None or error.reason == "render_stalled":
@@ -98,7 +107,7 @@ class Prepared:
         renderer = self.renderers[row.task]
         try:
             return renderer.render(row, fields)
-        except RenderError as error:
+        except TaskFault as error:
             if error.reason != "render_stalled":
                 raise
             return renderer.render(row, fields)  # the machine stood still for a while: it may not the second time
@@ -147,7 +156,7 @@ def prepare(job: Job, workspace: Path) -> Prepared:
         return _prepare_scoring(job, workspace, transcripts)
     names = [config.name for config in job.tasks]
     tasks = {task.name: task for task in discover(workspace).get(names)}
-    require_whole(list(tasks.values()))
+    require_tried(list(tasks.values()))
     for index, config in enumerate(job.tasks):
         if config.source is None and tasks[config.name].sample is None:
             raise JobError(f"tasks.{index}: {config.name} has no sample(); give it a source")
@@ -169,7 +178,9 @@ def prepare(job: Job, workspace: Path) -> Prepared:
         gates={name: Gate(tasks[name], check=gates[name] == "check") for name in names},
         renderers={name: open_renderer(tasks[name], sampling[name], prompted) for name in names},
         sources={
-            config.name: open_source(config.source, f"tasks.{index}.source", job.seed, config.count)
+            config.name: open_source(
+                config.source, f"tasks.{index}.source", job.seed, config.count, tasks[config.name].Scenario
+            )
             for index, config in enumerate(job.tasks)
             if config.source is not None
         },

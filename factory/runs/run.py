@@ -38,6 +38,7 @@ from factory.records import Generation, Outcome, Pair, PlannedRow, Prompt, Recor
 from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
 from factory.runs.progress import Progress, Reporter
 from factory.runs.room import Room
+from factory.runs.watch import Watch
 from factory.teachers import Teacher, open_teacher
 
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
@@ -281,6 +282,8 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
     prepared = desk.prepared
     rows = (row for shard in ledger.pending() for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
+    held: deque[tuple[int, list[Outcome]]] = deque()
+    watch = Watch(in_doubt=not ledger.totals.accepted)
     while True:
         decided: list[Outcome] = []
         # while the disk is short nothing more is asked, until what is asked is committed
@@ -296,6 +299,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         generations = [] if decided else desk.collect()
         # nothing asked, nothing under way: all rows are decided, or the disk is short and all that was asked is in
         if not decided and not generations:
+            yield from held
             return
         for generation in generations:
             progress.answer(len(generation.completion_token_ids))
@@ -305,11 +309,14 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
             room.saw(outcome)
+            watch.saw(outcome)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
             # shards are whole in any order; only duplicates need them in theirs, see `_in_order`
             if draft.put(outcome):
-                yield shard, drafts.pop(shard).whole()
+                held.append((shard, drafts.pop(shard).whole()))
+        while held and not watch.in_doubt:
+            yield held.popleft()
 
 
 def _next_prompt(prepared: Prepared, rows: Iterator[PlannedRow]) -> Prompt | Rejection | None:

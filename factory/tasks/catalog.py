@@ -1,32 +1,33 @@
 """Looking at tasks without a teacher: list them, preview their prompts, start a new one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from factory.errors import TaskError
+from factory.errors import TaskError, nearest
 from factory.hashing import derive_seed
 from factory.records import PlannedRow, Prompt, Sampling
-from factory.tasks.render import RenderError, check_templates, open_renderer, require_whole
-from factory.tasks.tasks import NAME_PATTERN, builtin_root, discover, load_task
+from factory.tasks.faults import TaskFault
+from factory.tasks.render import check_templates, open_renderer, require_whole
+from factory.tasks.tasks import NAME_PATTERN, Task, builtin_root, discover, load_task
 
 
-def list_tasks(workspace: Path) -> tuple[list[str], list[str]]:
-    """One readable block for each task in sight, and every problem of every broken one."""
+def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_templates) -> tuple[list[str], list[str]]:
+    """One readable block for each task in sight, and every problem of every broken one that `try_task` finds."""
     found = discover(workspace)
     lines: list[str] = []
     problems: list[str] = []
     for name in sorted({*found.tasks, *found.problems}):
         task = found.tasks.get(name)
-        # templates are rendered here, so that what is listed as whole is whole
-        wrong = found.problems.get(name) or (check_templates(task) if task else [])
+        # tried here, so that what is listed as whole is whole
+        wrong = found.problems.get(name) or (try_task(task) if task else [])
         problems += wrong
         if task is None or wrong:
             lines += [f"{name}  BROKEN", *(f"    {line}" for line in wrong)]
             continue
         judged = "  judge: yes" if task.judge is not None else ""
         lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}{judged}")
-        fields = ", ".join(task.Answer.model_fields)
+        fields = ", ".join(task.keys)
         lines += [f"    {task.description}", f"    answer: {fields}  ({task.schema_path})"]
         lines += [f"    warning: {warning}" for warning in task.warnings]
     return lines, problems
@@ -37,7 +38,9 @@ def preview(workspace: Path, name: str, level: str | None, seed: int, count: int
     task = discover(workspace).get([name])[0]
     require_whole([task])
     if level is not None and level not in task.levels:
-        raise TaskError(f"task {name!r}: unknown level {level!r} (has: {', '.join(task.levels)})")
+        raise TaskError(
+            f"task {name!r}: unknown level {level!r} (has: {', '.join(task.levels)}){nearest(level, task.levels)}"
+        )
     if task.sample is None:
         raise TaskError(f"task {name!r}: has no sample(), so it can only be previewed by running a job with a source")
     renderer = open_renderer(task, Sampling())
@@ -47,7 +50,7 @@ def preview(workspace: Path, name: str, level: str | None, seed: int, count: int
         row = PlannedRow(0, number, name, drawn, number, derive_seed(seed, name, drawn, number))
         try:
             yield renderer.render(row)
-        except RenderError as error:
+        except TaskFault as error:
             raise TaskError(f"task {name!r}, level {drawn}, row {number}: {error}") from None
 
 

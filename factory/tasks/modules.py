@@ -15,7 +15,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
-from factory.errors import TaskError
+from factory.errors import TaskError, Terminated
+from factory.tasks.faults import MAX_SECONDS, MAX_WAIT_SECONDS, name_error
+from factory.tasks.sandbox import time_limit
 from factory.tasks.words import words_path
 
 
@@ -56,8 +58,9 @@ def load_module(path: Path) -> Loaded:
     sys.modules[name] = package
     sys.meta_path.insert(0, finder)
     try:
-        module = importlib.import_module(f"{name}.{path.stem}")
-    except TaskError:
+        with time_limit(MAX_SECONDS, MAX_WAIT_SECONDS):
+            module = importlib.import_module(f"{name}.{path.stem}")
+    except (TaskError, Terminated):
         _forget(name)
         raise
     except (Exception, SystemExit) as error:
@@ -76,7 +79,7 @@ def _forget(package: str) -> None:
 
 
 def _describe(error: BaseException, finder: _Parts) -> str:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = name_error(error)
     name = f"{error.name}." if isinstance(error, ImportError) else ""
     # "from . import _names": Python names the package, and the part in its text alone
     if name == finder.prefix:

@@ -9,19 +9,19 @@ underscore attributes or a variable that does not exist, and they have so much t
         id and seed    -> the seed that the teacher samples this row with
 """
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import DictLoader, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from factory.errors import TaskError, redact
+from factory.errors import TaskError, Terminated, nearest
 from factory.hashing import content_hash, derive_seed
-from factory.job.config import describe_problems
 from factory.records import Message, PlannedRow, Prompt, Sampling
+from factory.tasks.calls import adopt_scenario, call_sample, dump_scenario, read_scenario
+from factory.tasks.faults import TaskFault, name_error
 from factory.tasks.sandbox import (
     MAX_BYTES,
     MAX_CHARACTERS,
@@ -39,14 +39,6 @@ JUDGE_VARIABLES = ("scenario", "level", "style", "prompt", "reasoning", "answer"
 REASON_IN_WORDS = "First think step by step between <think> and </think>. Then give the answer, and nothing else."
 
 
-class RenderError(Exception):
-    """One row's prompt cannot be made; `reason` is machine-readable. The row is rejected, the run goes on."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(redact(" ".join(detail.split())))
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True)
 class Renderer:
     """One task, its templates compiled once; `prompted_reasoning` adds the request for it to the system turn."""
@@ -58,9 +50,9 @@ class Renderer:
 
     def render(self, row: PlannedRow, source: Mapping[str, Any] | None = None) -> Prompt:
         """The prompt of a planned row, from a sampled scenario or from one row of the user's `source`."""
-        scenario = self._sample(row) if source is None else self._adopt(source)
-        # before any template has had it, which might change it: `check` is to be given what was drawn
-        scenario_json = _dump(scenario)
+        task = self.task
+        scenario = call_sample(task, row.seed, row.level) if source is None else adopt_scenario(task, source)
+        scenario_json = dump_scenario(task, scenario)  # before any template has had it: what `check` will be given
         messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed))
         identity = [self.task.name, self.task.version, row.level, row.number, messages]
         group = content_hash(identity)
@@ -94,49 +86,25 @@ class Renderer:
         names = self.task.phrasings
         return names[derive_seed(seed, "phrasing") % len(names)]
 
-    def _sample(self, row: PlannedRow) -> BaseModel:
-        assert self.task.sample is not None
-        # the author's code: a row that it fails on is rejected, the others go on
-        try:
-            scenario = self.task.sample(random.Random(row.seed), row.level)
-            if not isinstance(scenario, self.task.Scenario):
-                raise TypeError(f"returned {type(scenario).__name__}, need a Scenario")
-        except Exception as error:
-            raise RenderError("sample_raised", f"{type(error).__name__}: {error}") from error
-        return scenario
-
-    def _adopt(self, source: Mapping[str, Any]) -> BaseModel:
-        try:
-            return self.task.Scenario.model_validate(dict(source))
-        except ValidationError as error:
-            raise RenderError("scenario_invalid", describe_problems(error, self.task.Scenario)) from None
-        except Exception as error:  # a validator of the task's may raise anything
-            raise RenderError("scenario_invalid", f"{type(error).__name__}: {error}") from error
-
 
 def fill(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[str, Any]) -> str:
-    """One template, filled within bounds of time, memory and text. Raises RenderError."""
+    """One template, filled within bounds of time, memory and text. Raises TaskFault."""
     try:
         with bounds():
             text = environment.get_template(name).render(variables)
     except Stalled as error:
-        raise RenderError("render_stalled", f"{name}: {error}") from None
+        raise TaskFault("render_stalled", f"{name}: {error}") from None
     except OutOfBounds as error:
-        raise RenderError("render_too_long", f"{name}: {error}") from None
+        raise TaskFault("render_too_long", f"{name}: {error}") from None
     except MemoryError:
-        raise RenderError("render_too_large", f"{name}: needs more than {MAX_BYTES:,} bytes of memory") from None
-    except Exception as error:  # a template can raise anything its scenario's methods raise
-        raise RenderError("render_failed", f"{name}: {type(error).__name__}: {error}") from error
+        raise TaskFault("render_too_large", f"{name}: needs more than {MAX_BYTES:,} bytes of memory") from None
+    except Terminated:
+        raise
+    except (Exception, SystemExit) as error:  # a template can raise anything its scenario's methods raise
+        raise TaskFault("render_failed", f"{name}: {name_error(error)}") from error
     if len(text) > MAX_CHARACTERS:
-        raise RenderError("render_too_large", f"{name}: {len(text):,} characters (at most {MAX_CHARACTERS:,})")
+        raise TaskFault("render_too_large", f"{name}: {len(text):,} characters (at most {MAX_CHARACTERS:,})")
     return text.strip()
-
-
-def _dump(scenario: BaseModel) -> str:
-    try:
-        return scenario.model_dump_json()
-    except ValueError as error:  # half a surrogate pair, or a type that JSON has no word for
-        raise RenderError("scenario_not_json", str(error)) from None
 
 
 def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = False) -> Renderer:
@@ -177,7 +145,8 @@ def _read_template(task: Task, templates: dict[str, str], name: str, variables: 
     except (OutOfBounds, MemoryError) as error:
         return [f"{path}: holds a constant that is too large or takes too long: {str(error) or 'out of memory'}"]
     unknown = sorted(free - {*variables, *environment.globals})
-    problems = [f"{path}: unknown variable {name!r} (has: {', '.join(variables)})" for name in unknown]
+    has = ", ".join(variables)
+    problems = [f"{path}: unknown variable {name!r} (has: {has}){nearest(name, variables)}" for name in unknown]
     for node in tree.find_all(nodes.Getattr):
         if node.attr.startswith("_"):
             problems.append(f"{path}:{node.lineno}: {node.attr!r} is out of a template's reach (no underscore names)")
@@ -208,14 +177,6 @@ def _try_templates(task: Task) -> list[str]:
     return list(problems)
 
 
-def _read_back(task: Task, scenario: BaseModel) -> None:
-    """What `check` is given is read back from a row's JSON, perhaps days later."""
-    try:
-        task.Scenario.model_validate_json(_dump(scenario))
-    except ValidationError as error:
-        raise RenderError("scenario_not_json", describe_problems(error, task.Scenario)) from None
-
-
 def judge_messages(
     environment: ImmutableSandboxedEnvironment, task: Task, level: str, texts: dict[str, str], scenario: BaseModel
 ) -> list[Message]:
@@ -231,7 +192,7 @@ def _try_judge(task: Task, level: str, scenario: BaseModel, prompt: str) -> str 
     texts = {"prompt": prompt, "reasoning": "", "answer": "{}"}
     try:
         judge_messages(open_environment({JUDGE: task.judge}), task, level, texts, scenario)
-    except RenderError as error:
+    except TaskFault as error:
         return f"{task.folder}/{error}"
     return None
 
@@ -239,16 +200,16 @@ def _try_judge(task: Task, level: str, scenario: BaseModel, prompt: str) -> str 
 def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
     task = renderer.task
     try:
-        scenario = renderer._sample(row)
-    except RenderError as error:
+        scenario = call_sample(task, row.seed, row.level)
+    except TaskFault as error:
         return f"{task.schema_path}: sample(rng, {row.level!r}) raised {error}"
     try:
-        _read_back(task, scenario)
-    except RenderError as error:
+        read_scenario(task, dump_scenario(task, scenario))
+    except TaskFault as error:
         return f"{task.schema_path}: a Scenario of level {row.level!r} cannot be read back from its JSON: {error}"
     try:
         messages = renderer.messages(scenario, row.level, phrasing)
-    except RenderError as error:
+    except TaskFault as error:
         return f"{task.folder}/{error}"
     if not messages[-1]["content"]:
         return f"{task.folder / phrasing}: renders to nothing at level {row.level}"

@@ -97,9 +97,15 @@ def bounds(seconds: float | None = None, more_bytes: int | None = None) -> Itera
     seconds = MAX_SECONDS if seconds is None else seconds
     with (
         _memory_limit(MAX_BYTES if more_bytes is None else more_bytes),
-        _work_limit(seconds),
-        _wait_limit(max(MAX_WAIT_SECONDS, seconds)),
+        time_limit(seconds, max(MAX_WAIT_SECONDS, seconds)),
     ):
+        yield
+
+
+@contextmanager
+def time_limit(work_seconds: float, wait_seconds: float) -> Iterator[None]:
+    """Let the body work and wait for so long. Raises OutOfBounds or Stalled from inside; see `bounds`."""
+    with _work_limit(work_seconds), _wait_limit(wait_seconds):
         yield
 
 

@@ -6,12 +6,14 @@ import random
 import re
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from glob import escape
 from pathlib import Path
 from typing import Any, Protocol
 
-from factory.errors import JobError
+from pydantic import AliasChoices, AliasPath, BaseModel
+
+from factory.errors import JobError, nearest
 from factory.job.job import SourceConfig, TableConfig
 from factory.texts.personal import resolve_kinds, scrub_row
 
@@ -118,16 +120,20 @@ class JsonLines:
         return value
 
 
-def open_source(config: SourceConfig, where: str, seed: int, needed: int) -> Source:
+def open_source(config: SourceConfig, where: str, seed: int, needed: int, scenario: type[BaseModel]) -> Source:
     """Open a source and check that it can give `needed` rows; the rows stay on disk.
 
-    Raises JobError naming the job's key `where` for a missing file, column or row.
+    Raises JobError naming the job's key `where` for a missing file, column or row, and for every name that the task's
+    Scenario does not have: pydantic would drop it, and each row would be made without that data.
     """
     rows = load_rows(config, where)
     missing = sorted(set(config.fields.values()) - set(rows.column_names))
     if missing:
-        has = ", ".join(rows.column_names)
-        raise JobError(f"{where}.fields: no column {', '.join(missing)} in {config.path} (has: {has})")
+        has, like = ", ".join(rows.column_names), nearest(missing[0], rows.column_names)
+        raise JobError(f"{where}.fields: no column {', '.join(missing)} in {config.path} (has: {has}){like}")
+    problems = list(find_unknown(config, where, rows.column_names, scenario))
+    if problems:
+        raise JobError("\n".join(problems))
     if len(rows) < needed:
         raise JobError(f"{where}: {config.path} has {len(rows)} rows, the task's count is {needed}; lower the count")
     order = None
@@ -135,6 +141,58 @@ def open_source(config: SourceConfig, where: str, seed: int, needed: int) -> Sou
         order = list(range(len(rows)))
         random.Random(seed).shuffle(order)
     return Source(config, rows, order)
+
+
+def find_unknown(config: SourceConfig, where: str, columns: Iterable[str], scenario: type[BaseModel]) -> Iterator[str]:
+    """A line for each name that would be dropped in silence, and for each field that no row could fill."""
+    if any(one.info.mode != "after" for one in scenario.__pydantic_decorators__.model_validators.values()):
+        return  # it reads rows of a form of its own
+    takes = field_names(scenario)
+    known = [name for names in takes.values() for name in names]
+    mapped = set(config.fields or columns) | set(config.constants)
+    lacking = {field: names for field, names in takes.items() if not mapped & set(names)}
+    if scenario.model_config.get("extra") != "allow":
+        for key, given in (("fields", list(config.fields)), ("constants", list(config.constants))):
+            for name in given:
+                if name not in known:
+                    yield f"{where}.{key}: Scenario has no field {name!r} (has: {', '.join(known)}){_hint(name, known)}"
+        if not config.fields:
+            yield from _find_dropped(config, where, columns, scenario, lacking)
+    for field, names in lacking.items():
+        if scenario.model_fields[field].is_required():
+            has = ", ".join(columns)
+            yield f"{where}: nothing fills Scenario.{names[0]} ({config.path} has: {has}); add it to `fields`"
+
+
+def _find_dropped(
+    config: SourceConfig, where: str, columns: Iterable[str], scenario: type[BaseModel], lacking: dict[str, list[str]]
+) -> Iterator[str]:
+    """Columns that go to no field of their own name, where that is an error or looks like a slip of the pen."""
+    known = {name for names in field_names(scenario).values() for name in names}
+    free = [names[0] for field, names in lacking.items() if not scenario.model_fields[field].is_required()]
+    for name in columns:
+        like = nearest(name, free)
+        if name not in known and (like or scenario.model_config.get("extra") == "forbid"):
+            told = f"{where}: Scenario has no field for the column {name!r} of {config.path}{like}"
+            yield f"{told}; name the columns to take in `fields`"
+
+
+def _hint(name: str, known: list[str]) -> str:
+    if name == "level":
+        return "; a row's level is drawn by the weights in `levels`, not taken from the data"
+    return nearest(name, known)
+
+
+def field_names(model: type[BaseModel]) -> dict[str, list[str]]:
+    """By field the names under which its value may come: its alias, and its own where the model takes that too."""
+    config, found = model.model_config, dict[str, list[str]]()
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias or field.alias
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        firsts = [str(one.path[0]) if isinstance(one, AliasPath) else one for one in choices if one is not None]
+        found[name] = list(dict.fromkeys([*firsts, *([name] if by_name or not firsts else [])]))
+    return found
 
 
 def digest_rows(config: TableConfig, rows: Rows) -> str:

@@ -14,7 +14,7 @@ A `Task` is whole: each of its parts has been read, its answer's JSON schema is 
 with is in memory. Whether its templates render is another question, and `factory.tasks.render` answers it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +22,19 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, Field
 
-from factory.errors import TaskError
+from factory.errors import TaskError, nearest
 from factory.job.config import Config
 from factory.job.job import SamplingConfig, StyleConfig
 from factory.job.paths import real_path
 from factory.records import Sampling
+from factory.tasks.answers import (
+    answer_keys,
+    check_style,
+    describe_answer,
+    describe_grammar,
+    find_problems,
+    find_warnings,
+)
 from factory.tasks.digests import digest_meaning
 from factory.tasks.modules import Loaded, load_module
 from factory.tasks.words import read_checked
@@ -54,6 +62,7 @@ class Task:
 
     `sources` are the files that it is made of, and `digests` names what of each decides rows. `judge` is the text of
     the rubric, None where the task has none; it is no phrasing and not among `templates`.
+    `answer_schema` is what prompts show, `grammar` what an engine holds the teacher to.
     """
 
     name: str
@@ -81,6 +90,7 @@ class Task:
     solve: Callable[[Any], tuple[str, Any]] | None
     # JSON schema of the answer, closed to extra keys: what templates show and the grammar is made of
     answer_schema: dict[str, Any]
+    grammar: dict[str, Any]
     digests: dict[str, str]
     warnings: tuple[str, ...] = ()
     style: StyleConfig = field(default_factory=StyleConfig)
@@ -91,6 +101,11 @@ class Task:
     def phrasings(self) -> list[str]:
         """Names of the user-turn templates, in the order in which the seed draws from them."""
         return sorted(name for name in self.templates if name == "user.j2" or name.startswith("user_"))
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of an answer, as a teacher writes them."""
+        return answer_keys(self.answer_schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +130,8 @@ class Discovery:
             return []
         places = ", ".join(str(root / "prompts") for root in self.roots)
         known = ", ".join(sorted({*self.tasks, *self.problems})) or "none"
-        return [f"task {name!r}: not found in {places} (known: {known}); `factory new {name}` starts one"]
+        like = nearest(name, {*self.tasks, *self.problems})
+        return [f"task {name!r}: not found in {places} (known: {known}){like}; `factory new {name}` starts one"]
 
 
 def builtin_root() -> Path:
@@ -164,9 +180,9 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         _check_contract(module, schema_path, problems)
     # it has variables of its own, so it is no phrasing and not to be checked as one
     judge = templates.pop(JUDGE, None)
-    answer_schema = _describe_answer(module, schema_path, problems)
+    answer_schema, grammar = _describe_answer(module, schema_path, problems)
     if config is not None and answer_schema:
-        problems += _check_style(config.style, answer_schema, folder / "task.toml")
+        problems += check_style(config.style, answer_schema, folder / "task.toml")
     if problems or config is None or loaded is None or module is None:
         return None, problems
     sources = (folder / "task.toml", *sorted(folder.glob("*.j2")), *loaded.files)
@@ -184,12 +200,13 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         Scenario=module.Scenario,
         Answer=module.Answer,
         check=module.check,
-        sample=getattr(module, "sample", None),
-        solve=getattr(module, "solve", None),
+        sample=_defined(module).get("sample"),
+        solve=_defined(module).get("solve"),
         answer_schema=answer_schema,
+        grammar=grammar,
         # task.toml is not among them: the manifest has its values, so that a refusal can name the key
         digests={str(p.relative_to(root)): digest_meaning(p) for p in sources[1:]},
-        warnings=tuple(_unbounded(answer_schema, schema_path)),
+        warnings=tuple(_warn(module, answer_schema, grammar, schema_path)),
         style=config.style,
         judge=judge,
     )
@@ -235,19 +252,23 @@ def _load_schema(path: Path, problems: list[str]) -> Loaded | None:
         return None
 
 
+def _defined(module: ModuleType | None) -> dict[str, Any]:
+    """What a module defines; None counts as nothing, as a name that is switched off."""
+    return {name: value for name, value in vars(module).items() if value is not None} if module is not None else {}
+
+
 def _check_contract(module: ModuleType, path: Path, problems: list[str]) -> None:
-    # a name set to None is left out on purpose
-    defined = {name for name, value in vars(module).items() if value is not None}
-    has = ", ".join(sorted(defined & {*REQUIRED, "sample", "solve"})) or "none of them"
+    defined = _defined(module)
+    has = ", ".join(sorted(set(defined) & {*REQUIRED, "sample", "solve"})) or "none of them"
     for name in REQUIRED:
         if name not in defined:
             problems.append(f"{path}: {name} is missing (needs {', '.join(REQUIRED)}; has {has}); define it")
     for name in ("Scenario", "Answer"):
-        value = getattr(module, name, None)
+        value = defined.get(name)
         if value is not None and not _is_model(value):
             problems.append(f"{path}: {name} must be a pydantic BaseModel, got {value!r}")
     for name in ("check", "sample", "solve"):
-        value = getattr(module, name, None)
+        value = defined.get(name)
         if value is not None and not callable(value):
             problems.append(f"{path}: {name} must be a function, got {value!r}")
 
@@ -256,73 +277,25 @@ def _is_model(value: object) -> TypeGuard[type[BaseModel]]:
     return isinstance(value, type) and issubclass(value, BaseModel)
 
 
-def _describe_answer(module: ModuleType | None, path: Path, problems: list[str]) -> dict[str, Any]:
-    """The JSON schema of a module's Answer, closed; empty where it has none."""
-    answer = getattr(module, "Answer", None)
+def _describe_answer(
+    module: ModuleType | None, path: Path, problems: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON schemas of a module's Answer, for prompts and for a grammar; empty where it has none."""
+    answer = _defined(module).get("Answer")
     if not _is_model(answer):
-        return {}
+        return {}, {}
     try:
-        return _close_objects(answer.model_json_schema())
-    except Exception as error:  # pydantic refuses types that JSON has no word for, and names that do not exist
-        problems.append(f"{path}: Answer has no JSON schema: {str(error).splitlines()[0]}; use types that JSON has")
-    return {}
+        schemas = describe_answer(answer), describe_grammar(answer)
+        problems += find_problems(answer, schemas[0], path)
+    except (Exception, SystemExit) as error:  # pydantic refuses types that JSON has no word for, and unknown names
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        problems.append(f"{path}: Answer has no JSON schema: {told}; use types that JSON has")
+        return {}, {}
+    return schemas
 
 
-def _check_style(style: StyleConfig, schema: dict[str, Any], path: Path) -> Iterator[str]:
-    """A problem for each of the style's fields that no answer can have."""
-    if style.max_words is not None and style.max_words < style.min_words:
-        yield f"{path}: style.max_words {style.max_words}: less than style.min_words {style.min_words}; raise it"
-    for field_path in style.fields:
-        places = [schema]
-        for key in field_path.split("."):
-            steps = [_step(schema, place, key) for place in places]
-            places = [place for step in steps for place in step]
-        if not places:
-            has = ", ".join(schema.get("properties", {}))
-            yield f"{path}: style.fields: no answer has {field_path!r} (keys: {has}; `*` for each item of a list)"
-
-
-def _step(root: dict[str, Any], schema: Any, key: str) -> list[Any]:
-    """The schemas under a key of an object, or under `*` of a list, whichever of its alternatives holds it."""
-    if not isinstance(schema, dict):
-        return []
-    # pydantic puts every model that is used inside another under $defs
-    if "$ref" in schema:
-        return _step(root, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], key)
-    found = [schema.get("items"), *schema.get("prefixItems", [])] if key == "*" else []
-    found.append(schema.get("properties", {}).get(key) or schema.get("additionalProperties") or None)
-    for name in ("anyOf", "oneOf", "allOf"):
-        found += [place for part in schema.get(name, []) for place in _step(root, part, key)]
-    return [place for place in found if place is not None]
-
-
-def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Every object inside a JSON schema, the schema itself first."""
-    if isinstance(schema, dict):
-        yield schema
-        for value in schema.values():
-            yield from _subschemas(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            yield from _subschemas(value)
-
-
-def _close_objects(schema: dict[str, Any]) -> dict[str, Any]:
-    """Forbid extra keys in every object: grammar engines invent some wherever they are allowed."""
-    for part in _subschemas(schema):
-        # an open dict[str, int] stays one: it has no properties, and its keys are its content
-        if part.get("type") == "object" and isinstance(part.get("properties"), dict):
-            part.setdefault("additionalProperties", False)
-    return schema
-
-
-def _unbounded(schema: dict[str, Any], path: Path) -> Iterator[str]:
-    """Warnings for strings and lists without an upper bound: a weak teacher under a grammar never ends them."""
-    # a pattern or a format may be endless too, but whoever writes one has thought about the value's form
-    ends = ("maxLength", "enum", "const", "pattern", "format")
-    for part in _subschemas(schema):
-        title = part.get("title", "a value")
-        if part.get("type") == "string" and not any(key in part for key in ends):
-            yield f"{path}: {title}: string without max_length; bound it, or a weak teacher may never end it"
-        if part.get("type") == "array" and "maxItems" not in part and "prefixItems" not in part:
-            yield f"{path}: {title}: list without max_length; bound it, or a weak teacher may never end it"
+def _warn(module: ModuleType, answer_schema: dict[str, Any], grammar: dict[str, Any], path: Path) -> list[str]:
+    """What is not wrong and will be paid for."""
+    open_extra = module.Answer.model_config.get("extra") != "forbid"
+    loose = [f'{path}: Answer: has no extra="forbid"; without a grammar a teacher adds keys that no check sees']
+    return [*(loose if open_extra else []), *find_warnings(answer_schema, grammar, path)]

@@ -66,7 +66,7 @@ def open_teacher(
     `tell` is given an event's name, a line for people and fields for machines when an engine starts, and what it does.
     Raises TeacherError where the model or the engine cannot serve the job.
     """
-    schemas = {task.name: task.answer_schema for task in tasks} | dict(more_schemas)
+    schemas = {task.name: task.grammar for task in tasks} | dict(more_schemas)
     # inside the function: neither backend is imported where the other one answers, nor by `factory --help`
     if job.teacher.backend == "scripted":
         from factory.teachers.scripted import ScriptedTeacher

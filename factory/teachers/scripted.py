@@ -16,15 +16,17 @@ two others changes all that come after it.
 import json
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from factory.job.job import Job
 from factory.records import Generation, Prompt, TeacherInfo, Transcript
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
+from factory.tasks.calls import call_solve, invent_answer, read_scenario
+from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
+from factory.teachers.fit import refuse_for_student
 from factory.teachers.models import ModelShape, resolve_signals
 
 THINK_END, STOP = 256, 257
@@ -100,6 +102,7 @@ class ScriptedTeacher:
         self.states_MLH = (states.view(np.uint32) >> 16).astype(np.uint16)
         sizes = {"vocab_size": VOCAB, "layers": LAYERS, "hidden_size": HIDDEN}
         details = sizes | {"reasoning_markers": ["<think>", "</think>"]}
+        self._student = None if job.student is None else job.student.max_tokens
         self.info = TeacherInfo("scripted", job.teacher.model, details)
 
     def room(self) -> int:
@@ -122,10 +125,16 @@ class ScriptedTeacher:
             return self._score(prompt, prompt.transcript, rng)
         fault = self._draw_fault(rng)
         prompt_ids = np.array(encode("\n".join(m["content"] for m in prompt.messages)), np.int32)
+        refusal = refuse_for_student(len(prompt_ids), 0, self._student) if prompt.keeps else None
+        if refusal:
+            return Generation.failed(prompt.id, prompt.attempt, *refusal, prompt_ids)
         if fault == "crash":
             detail = "the scripted teacher crashes on this prompt"
             return Generation.failed(prompt.id, prompt.attempt, "engine_crash", detail, prompt_ids)
-        reasoning, answer = self._solve(prompt, rng, wrong=fault == "wrong")
+        try:
+            reasoning, answer = self._solve(prompt, rng, wrong=fault == "wrong")
+        except TaskFault as error:
+            return Generation.failed(prompt.id, prompt.attempt, error.reason, str(error), prompt_ids)
         more = {"loop": LOOP, "pii": LEAK}.get(fault)
         reasoning = REFUSAL if fault == "refusal" else f"{reasoning}\n{more}" if more else reasoning
         # a closing brace less: no JSON, however it is read
@@ -156,6 +165,9 @@ class ScriptedTeacher:
         if not 0 <= min(prompt_ids.min(), ids_T.min()) <= max(prompt_ids.max(), ids_T.max()) <= STOP:
             detail = f"an id is below 0 or above {STOP}"
             return Generation.failed(prompt.id, prompt.attempt, "bad_token_id", detail, prompt_ids)
+        refusal = refuse_for_student(len(prompt_ids), len(ids_T), self._student)
+        if refusal:
+            return Generation.failed(prompt.id, prompt.attempt, *refusal, prompt_ids)
         closed = np.flatnonzero(ids_T == THINK_END)
         start = int(closed[0]) + 1 if len(closed) else 0
         reasoned = decode(ids_T[: start - 1].tolist()) if start else None
@@ -194,8 +206,7 @@ class ScriptedTeacher:
             return "I compare it with the rubric.", json.dumps({"reasoning": f"It earns a {score}.", "score": score})
         if task.solve is None or wrong:
             return "I take the first thing that fits the form.", invent_answer(task, int(rng.integers(2**31)))
-        reasoning, answer = task.solve(task.Scenario.model_validate_json(prompt.scenario))
-        return reasoning, answer.model_dump_json()
+        return call_solve(task, read_scenario(task, prompt.scenario))
 
     def _peak(self, prompt: Prompt) -> float:
         task = self.tasks.get(prompt.task)
@@ -251,16 +262,3 @@ def _make(
         answer_start=start,
         finish_reason=finish_reason,
     )
-
-
-def invent_answer(task: Task, seed: int) -> str:
-    """A schema-valid answer that knows nothing of the scenario, made by polyfactory; `{}` where it finds none."""
-    from polyfactory.factories.pydantic_factory import ModelFactory
-
-    factory: Any = ModelFactory.create_factory(task.Answer)
-    factory.seed_random(seed)
-    try:
-        value = factory.build()
-    except Exception:  # a validator of the task may refuse every random value
-        return json.dumps({})
-    return str(value.model_dump_json())

@@ -324,6 +324,7 @@ def start_teacher(
         "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},
         "schemas": schemas,
         "constrain": job.validation.constrain,
+        "student": job.student and job.student.max_tokens,
         "signals": asdict(signals),
         "capture": job.signals.capture if job.transcripts is None else "prefill",
         "window": require_window(job, shape),

@@ -144,7 +144,9 @@ def test_an_attention_of_matrix_products_is_the_attention_of_transformers(traine
 
 
 def test_another_recipe_is_refused_in_one_line(trained: Trainer) -> None:
-    with pytest.raises(TeacherError, match=r"trained by another recipe \(steps: 4 -> 5\); remove it or name another"):
+    with pytest.raises(
+        TeacherError, match=r"trained by another recipe \(steps: was 4, is 5\); remove it or name another"
+    ):
         open_trainer(trained.out, replace(TINY, steps=5))
     sizes = dict(TINY.model) | {"hidden_size": 8}
     with pytest.raises(TeacherError, match=r"model\.hidden_size: 16 -> 8"):

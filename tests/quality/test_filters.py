@@ -16,7 +16,7 @@ from factory.errors import JobError
 from factory.hashing import canonical_json
 from factory.job.job import ContaminationConfig, FiltersConfig, StyleConfig
 from factory.quality.contamination import open_index
-from factory.quality.filters import RowFilters, apply, find_loop, open_filters, repeated_share
+from factory.quality.filters import RowFilters, apply, find_contaminated_prompt, find_loop, open_filters, repeated_share
 from factory.records import Record, Rejection, Verdict
 from factory.signals import SignalSpec
 from factory.tasks.tasks import Task, discover
@@ -291,7 +291,6 @@ def test_shared_words_are_told_in_the_scenario_the_answer_and_the_reasoning(tmp_
     clean = make_row("Fine.", {"t": "A new lift."}, {"document": "Nothing to see."})
     assert apply(run, clean) is clean
     rows = {
-        "scenario": make_row("Fine.", {"t": 1}, {"deep": [{"document": f"Dear all, {exam.upper()}!"}]}),
         "answer": make_row("Fine.", {"t": [exam]}),
         "reasoning": make_row(f"It says: {exam}.", {"t": 1}),
     }
@@ -300,6 +299,11 @@ def test_shared_words_are_told_in_the_scenario_the_answer_and_the_reasoning(tmp_
         assert isinstance(outcome, Rejection)
         assert outcome.reason == "contaminated"
         assert outcome.findings[0].startswith(f"contaminated: the {place} shares with {tmp_path / 'exam.txt'} line 1")
+    asked = make_row("Fine.", {"t": 1}, {"deep": [{"document": f"Dear all, {exam.upper()}!"}]})
+    assert apply(run, asked) is asked  # it is never asked: a prompt is looked at before
+    (told,) = find_contaminated_prompt(index, asked.prompt)
+    assert told.startswith(f"contaminated: the scenario shares with {tmp_path / 'exam.txt'} line 1")
+    assert find_contaminated_prompt(index, clean.prompt) == []
 
 
 def test_what_all_prompts_share_is_not_looked_at(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def test_every_planted_fault_is_found_and_named_and_hardly_a_clean_row_is_touche
     for row in rows:
         document = json.loads(row["scenario"]).get("document", "")
         fault, ends = fault_of(row), end_of(rejected.get(row["id"]))
-        kind = fault or documents.get(document, "")
+        # a contaminated scenario is never asked, so its teacher does nothing wrong
+        kind = fault if fault and documents.get(document) != "contaminated" else documents.get(document, "")
         if kind.endswith("duplicate"):
             # the two of a pair look like each other, and the first to be accepted is kept
             twins[document.removesuffix(" That is all.")] += bool(ends & REASONS[kind])

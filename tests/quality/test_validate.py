@@ -163,11 +163,13 @@ def test_a_finding_begins_with_its_code(finding: str, code: str) -> None:
         ("raise ValueError('two\\nlines')", "ValueError: two lines"),
         ("return check(scenario, answer)", "RecursionError: maximum recursion depth exceeded"),
         ("assert False, 'x' * 5000", "AssertionError: xxx"),
-        ("return None", "TypeError: 'NoneType' object is not iterable"),
-        (
-            "return 'wrong_total: one text'",
-            "TypeError: check must return a list of findings, got the text 'wrong_total",
-        ),
+        ("return None", "TypeError: check must return a list of findings, got None"),
+        ("return True", "TypeError: check must return a list of findings, got True"),
+        ("return {'a': 1}", "TypeError: check must return a list of findings, got dict"),
+        ("return [1]", "TypeError: check must return findings that are texts, got 1 among them"),
+        ("return 'wrong_total: one text'", "TypeError: check must return a list of findings, got 'wrong_total: one"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})", "Mute"),
     ],
 )
 def test_a_check_that_breaks_is_an_error_of_its_row_alone(tmp_path: Path, body: str, says: str) -> None:
@@ -184,7 +186,12 @@ def test_a_validator_that_breaks_is_an_error_of_its_row_alone(tmp_path: Path) ->
     task = task_with(tmp_path, SCHEMA + broken)
     assert isinstance(decide(task, RIGHT), Record)
     got = rejection(task, WRONG)
-    assert (got.stage, got.reason, got.kind, got.findings) == ("schema", "validator_raised", "error", ("KeyError: 4",))
+    assert (got.stage, got.reason, got.kind, got.findings) == (
+        "schema",
+        "validator_raised",
+        "error",
+        ("KeyError: 4 (adding.py, line 34)",),
+    )
 
 
 def test_a_validator_that_objects_rejects_the_answer(tmp_path: Path) -> None:
@@ -284,4 +291,4 @@ def test_any_text_ends_as_a_record_or_a_rejection(task: Task, text: str) -> None
 def test_a_scenario_that_cannot_be_read_back_is_an_error(task: Task) -> None:
     outcome = validate(Gate(task, check=True), replace(PROMPT, scenario='{"b":1}'), generation(), RIGHT)
     assert isinstance(outcome, Rejection)
-    assert (outcome.stage, outcome.reason, outcome.kind) == ("check", "check_raised", "error")
+    assert (outcome.stage, outcome.reason, outcome.kind) == ("check", "scenario_not_json", "error")

@@ -302,20 +302,22 @@ def test_datasets_loads_the_directory_as_it_stands(workspace: Path, make_job: Ma
 
 
 def test_a_check_that_raises_is_an_error_of_its_row_and_the_job_ends(workspace: Path, make_job: MakeJob) -> None:
-    broken = SCHEMA.replace("    right = ", "    if scenario.a % 2:\n        raise RuntimeError('odd')\n    right = ")
+    broken = SCHEMA.replace(
+        "    right = ", "    if scenario.a % 5 == 3:\n        raise RuntimeError('odd')\n    right = "
+    )
     write_task(workspace, schema=broken)
     totals = run(make_job(validation={"retries": 3}), workspace, workspace / "out")
     rows = read_table(workspace / "out", "rejected")
     assert totals.left == 0
     assert totals.errors == len(rows) > 0
     assert reasons(workspace / "out") == {("error", "check", "check_raised"): len(rows)}
-    assert {(row["findings"][0], row["attempt"]) for row in rows} == {("RuntimeError: odd", 0)}
-    assert all(json.loads(row["scenario"])["a"] % 2 for row in rows)
+    assert {(row["findings"][0], row["attempt"]) for row in rows} == {("RuntimeError: odd (adding.py, line 24)", 0)}
+    assert {json.loads(row["scenario"])["a"] % 5 for row in rows} == {3}
 
 
 def test_a_sample_or_a_template_that_fails_is_an_error_of_its_row(workspace: Path, make_job: MakeJob) -> None:
     failing = SCHEMA.replace(
-        "    return Scenario(", "    if rng.random() < 0.3:\n        raise KeyError('x')\n    return Scenario("
+        "    return Scenario(", "    if 0.5 < rng.random() < 0.8:\n        raise KeyError('x')\n    return Scenario("
     )
     write_task(workspace, schema=failing, user_j2="{{ 60 // (scenario.a - 4) }}", user_short_j2="{{ scenario.b }}")
     totals = run(make_job(tasks=[{"name": "adding", "count": 60}]), workspace, workspace / "out")
@@ -325,7 +327,7 @@ def test_a_sample_or_a_template_that_fails_is_an_error_of_its_row(workspace: Pat
     rows = read_table(workspace / "out", "rejected")
     assert len({row["id"] for row in rows}) == len(rows)
     details = {row["reason"]: row["findings"][0] for row in rows}
-    assert details["sample_raised"] == "KeyError: 'x'"
+    assert details["sample_raised"] == "KeyError: 'x' (adding.py, line 20)"
     assert details["render_failed"].startswith("user.j2: ZeroDivisionError")
 
 

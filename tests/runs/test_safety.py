@@ -295,8 +295,8 @@ def test_a_whole_run_with_secrets_in_its_environment_tells_none_of_them(workspac
         require_no_secret(done.stdout + done.stderr)
     require_no_secret_in_files(workspace / "out")
     told = [finding for row in read_table(workspace / "out", "rejected") for finding in row["findings"]]
-    assert "RuntimeError: 401 for <HF_TOKEN> and <OPENAI_API_KEY>" in told
-    assert "RuntimeError: 401 for <HF_TOKEN>" in told
+    assert "RuntimeError: 401 for <HF_TOKEN> and <OPENAI_API_KEY> (adding.py, line 37)" in told
+    assert "RuntimeError: 401 for <HF_TOKEN> (adding.py, line 44)" in told
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from factory.records import PlannedRow, Sampling
 from factory.runs.plan import make_plan
 from factory.runs.run import run
 from factory.tasks.catalog import list_tasks, preview, scaffold
-from factory.tasks.render import RenderError, open_renderer
+from factory.tasks.render import TaskFault, open_renderer
 from factory.tasks.tasks import builtin_root, discover
 
 MakeJob = Callable[..., Job]
@@ -116,7 +116,7 @@ def test_a_new_task_says_of_a_row_of_the_user_why_it_does_not_fit(tmp_path: Path
     row = PlannedRow(0, 0, "gifts", "easy", 0, 0)
     fields = {"product": "stove", "items": [offer], "budget": 60}
     assert "Ember" in renderer.render(row, fields).messages[1]["content"]
-    with pytest.raises(RenderError, match=r"^Scenario: no item fits the budget: raise `budget` or lower a price$"):
+    with pytest.raises(TaskFault, match=r"^Scenario: no item fits the budget: raise `budget` or lower a price$"):
         renderer.render(row, fields | {"budget": 59})
 
 

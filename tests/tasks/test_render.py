@@ -14,7 +14,7 @@ from factory.errors import TaskError
 from factory.job.job import Job
 from factory.records import PlannedRow, Rejection, Sampling
 from factory.runs.prepare import prepare
-from factory.tasks.render import REASON_IN_WORDS, Renderer, RenderError, check_templates, open_renderer, require_whole
+from factory.tasks.render import REASON_IN_WORDS, Renderer, TaskFault, check_templates, open_renderer, require_whole
 from factory.tasks.tasks import Task, discover, load_task
 
 ROW = PlannedRow(shard=3, position=5, task="adding", level="easy", number=7, seed=11)
@@ -186,7 +186,7 @@ def test_a_sample_that_makes_no_scenario_is_named_on_one_line(tmp_path: Path, ol
 
 
 def render_fault(renderer: Renderer, row: PlannedRow = ROW, source: dict[str, Any] | None = None) -> tuple[str, str]:
-    with pytest.raises(RenderError) as caught:
+    with pytest.raises(TaskFault) as caught:
         renderer.render(row, source)
     return caught.value.reason, str(caught.value)
 
@@ -212,7 +212,7 @@ def test_a_sample_that_fails_at_some_rows_is_a_render_error_there(tmp_path: Path
     broken = next(seed for seed in range(99) if random.Random(seed).randrange(2) == 0)
     assert render_fault(renderer, replace(ROW, seed=broken)) == (
         "sample_raised",
-        "ZeroDivisionError: integer division or modulo by zero",
+        "ZeroDivisionError: integer division or modulo by zero (adding.py, line 18)",
     )
 
 
@@ -233,7 +233,7 @@ def test_a_validator_that_breaks_on_a_row_of_the_user_costs_that_row_only(tmp_pa
     schema = SCHEMA.replace("import BaseModel", "import BaseModel, field_validator")
     renderer = renderer_with(tmp_path, schema=schema.replace("    b: int = 1\n", "    b: int = 1\n" + validator))
     assert renderer.render(ROW, {"a": 1}).scenario == '{"a":1,"b":1}'
-    assert render_fault(renderer, source={"a": 2}) == ("scenario_invalid", "KeyError: 2")
+    assert render_fault(renderer, source={"a": 2}) == ("scenario_invalid", "KeyError: 2 (adding.py, line 11)")
 
 
 def test_a_scenario_that_is_no_unicode_costs_that_row_only(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from conftest import SCHEMA, write_task
 
 import factory.tasks.sandbox
 from factory.records import PlannedRow, Prompt, Sampling
-from factory.tasks.render import RenderError, check_templates, open_renderer
+from factory.tasks.render import TaskFault, check_templates, open_renderer
 from factory.tasks.sandbox import OutOfBounds, Stalled, bounds
 from factory.tasks.tasks import Task, discover, load_task
 
@@ -73,7 +73,7 @@ def refuse(task: Task) -> Refuse:
     """Reason and detail of the error that a template ends in."""
 
     def told(text: str, **others: str) -> tuple[str, str]:
-        with pytest.raises(RenderError) as caught:
+        with pytest.raises(TaskFault) as caught:
             prompt_of(task, text, **others)
         return caught.value.reason, str(caught.value)
 
@@ -278,7 +278,7 @@ def test_in_another_thread_memory_is_bounded_and_nothing_fails_for_want_of_an_al
         told.append(prompt_of(task, "{{ scenario.a }}").messages[-1]["content"])
         try:
             prompt_of(task, "{{ 'x' * 10 ** 10 }}")
-        except RenderError as error:
+        except TaskFault as error:
             told.append(error.reason)
 
     thread = threading.Thread(target=work)

@@ -9,12 +9,20 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from factory.errors import JobError
 from factory.job.job import Job, SourceConfig
 from factory.records import Prompt, Rejection
 from factory.runs.prepare import prepare
 from factory.tasks.sources import Source, open_source
+
+
+class Anything(BaseModel):
+    """A scenario that takes whatever a row gives."""
+
+    model_config = ConfigDict(extra="allow")
+
 
 ROWS = [{"a": 1, "b": 10}, {"a": 2, "b": 20}, {"a": 3, "b": 30}]
 
@@ -34,7 +42,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def open_rows(path: Path, needed: int = 1, seed: int = 0, **config: Any) -> Source:
-    return open_source(SourceConfig(path=str(path), **config), "tasks.0.source", seed, needed)
+    return open_source(SourceConfig(path=str(path), **config), "tasks.0.source", seed, needed, Anything)
 
 
 def scenarios(source: Source) -> list[dict[str, Any]]:
@@ -214,3 +222,90 @@ def test_what_was_replaced_belongs_to_the_row_that_is_planned(tmp_path: Path) ->
     assert counts == [source.scenario(number)["a"].count("[EMAIL_1]") for number in range(20)]
     assert counts != sorted(counts)
     assert sorted(counts) == list(range(20))
+
+
+class Letter(BaseModel):
+    subject: str = ""
+    body: str
+    kind: str = Field(default="letter", alias="type")
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    body: str
+
+
+class Named(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+    body: str = Field(validation_alias=AliasChoices("text", "content"))
+
+
+class FreeForm(BaseModel):
+    body: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_anything(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return {"body": str(data)}
+
+
+def open_letters(path: Path, scenario: type[BaseModel], columns: list[str], **config: Any) -> Source:
+    write(path, [dict.fromkeys(columns, "x")])
+    return open_source(SourceConfig(path=str(path), **config), "tasks.0.source", 0, 1, scenario)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "columns", "config", "says"),
+    [
+        (Letter, ["s", "b"], {"fields": {"subjct": "s", "body": "b"}}, r"fields: .* no field 'subjct' .*'subject'\?$"),
+        (Letter, ["b"], {"fields": {"body": "b"}, "constants": {"tpye": "x"}}, r"constants: .*'tpye' .*'type'\?$"),
+        (Letter, ["b"], {"fields": {"body": "b"}, "constants": {"kind": "x"}}, r"constants: .* no field 'kind' "),
+        (
+            Letter,
+            ["b", "l"],
+            {"fields": {"body": "b", "level": "l"}},
+            r"'level' .*; a row's level is drawn by the weight",
+        ),
+        (Letter, ["body", "subjct"], {}, r"no field for the column 'subjct' .*'subject'\?; name the columns to take"),
+        (Letter, ["subject"], {}, r"nothing fills Scenario.body \(.* has: subject\)"),
+        (Letter, ["s"], {"fields": {"subject": "s"}}, r"nothing fills Scenario.body"),
+        (Letter, ["body"], {"fields": {"body": "bdy"}}, r"no column bdy in .* \(has: body\); did you mean 'body'\?$"),
+        (Closed, ["body", "other"], {}, r"no field for the column 'other'"),
+        (
+            Named,
+            ["bdy"],
+            {"fields": {"bdy": "bdy"}},
+            r"no field 'bdy' \(has: text, content, body\); did you mean 'body'",
+        ),
+    ],
+)
+def test_a_name_that_a_scenario_does_not_have_is_refused_with_the_nearest(
+    tmp_path: Path, scenario: type[BaseModel], columns: list[str], config: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(JobError, match=says) as caught:
+        open_letters(tmp_path / "rows.jsonl", scenario, columns, **config)
+    assert all(line.startswith("tasks.0.source") for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("scenario", "columns", "config"),
+    [
+        (Letter, ["body", "unrelated", "id"], {}),
+        (Letter, ["b"], {"fields": {"body": "b"}, "constants": {"type": "note", "subject": "s"}}),
+        (Named, ["content"], {}),
+        (Named, ["b"], {"fields": {"body": "b"}}),
+        (Anything, ["whatever"], {"fields": {"one": "whatever"}, "constants": {"two": 2}}),
+        (FreeForm, ["a", "b"], {}),
+    ],
+)
+def test_names_that_a_scenario_takes_are_mapped(
+    tmp_path: Path, scenario: type[BaseModel], columns: list[str], config: dict[str, Any]
+) -> None:
+    assert scenario.model_validate(open_letters(tmp_path / "rows.jsonl", scenario, columns, **config).scenario(0))
+
+
+def test_all_unknown_names_of_a_source_are_told_at_once(tmp_path: Path) -> None:
+    fields, constants = {"subjct": "b", "bdy": "b"}, {"knd": 1}
+    with pytest.raises(JobError) as caught:
+        open_letters(tmp_path / "rows.jsonl", Letter, ["b"], fields=fields, constants=constants)
+    assert [line.split("'")[1] for line in str(caught.value).splitlines()[:3]] == ["subjct", "bdy", "knd"]

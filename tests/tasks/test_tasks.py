@@ -185,12 +185,13 @@ def test_an_object_that_is_open_on_purpose_stays_open(tmp_path: Path) -> None:
 
 
 def test_strings_and_lists_without_a_bound_are_warned_of(tmp_path: Path) -> None:
-    loose = "\nclass Answer(BaseModel):\n    word: str\n    many: list[int]\n    day: str = Field(pattern='^a$')\n"
+    loose = "\nclass Answer(Answer):\n    word: str\n    many: list[int]\n    day: str = Field(pattern='^a$')\n"
     write_task(tmp_path, schema=SCHEMA + loose)
     warnings = discover(tmp_path).tasks["adding"].warnings
     assert [warning.split(": ", 1)[1] for warning in warnings] == [
-        "Word: string without max_length; bound it, or a weak teacher may never end it",
-        "Many: list without max_length; bound it, or a weak teacher may never end it",
+        "Answer.word: string without max_length; bound it, or a weak teacher may never end it",
+        "Answer.many: list without max_length; bound it, or a weak teacher may never end it",
+        "Answer.many.*: number without ge and le; bound it, or a weak teacher may never end it",
     ]
 
 

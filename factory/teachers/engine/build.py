@@ -11,11 +11,11 @@ from typing import Any
 
 from factory.errors import one_line
 from factory.teachers.engine.wrap import wrap
+from factory.teachers.fit import MIN_ANSWER_TOKENS
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import Markers, find_markers
 
 MAX_LOGPROBS = 20  # vLLM's own limit, which a job may exceed
-MIN_ANSWER_TOKENS = 16  # a prompt that leaves less room than this in the model's window is too long
 
 
 class Unfit(Exception):

@@ -16,7 +16,6 @@ from factory.records import Generation
 from factory.signals import Array, Attention, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
-    MIN_ANSWER_TOKENS,
     Unfit,
     build_llm,
     choose_markers,
@@ -27,6 +26,7 @@ from factory.teachers.engine.build import (
     tokenizer_hash,
 )
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
+from factory.teachers.fit import refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import TemplateRefusal
 from factory.teachers.reasoning import SplitCompletion, split_completion
 from factory.teachers.spool import SpoolWriter, as_experts, as_logprobs
@@ -61,6 +61,7 @@ class Engine:
         self.teacher = setup["teacher"]
         self.schemas = setup["schemas"]
         self.constrain = setup["constrain"]
+        self.student = setup["student"]
         self.signals = SignalSpec(**setup["signals"] | {"layers": tuple(setup["signals"]["layers"])})
         tell("reading the tokenizer")
         self.tokenizer = load_tokenizer(self.teacher)
@@ -138,11 +139,12 @@ class Engine:
         ids = encoded.ids
         if not self._are_known(ids):
             return self._unknown_ids(prompt)
-        room = self.window - len(ids)
-        if room < MIN_ANSWER_TOKENS:
-            detail = f"{len(ids)} tokens in a window of {self.window}; raise teacher.max_model_len or shorten it"
-            return failed(prompt, ids, "prompt_too_long", detail)
-        return self._begin(prompt, ids, None, self._params(prompt, room, encoded.reasons), reasons=encoded.reasons)
+        # a judge's prompt keeps nothing and is shown to no student
+        refusal = refuse_prompt(len(ids), self.window, self.student if prompt["keeps"] else None)
+        if refusal:
+            return failed(prompt, ids, *refusal)
+        params = self._params(prompt, self.window - len(ids), encoded.reasons)
+        return self._begin(prompt, ids, None, params, reasons=encoded.reasons)
 
     def _are_known(self, ids: list[int]) -> bool:
         """Whether all ids are the model's: one that is not would end the engine's process."""
@@ -159,18 +161,13 @@ class Engine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        if not ids or not completion_ids:
-            return failed(
-                prompt, ids, "empty_transcript", f"{len(ids)} prompt and {len(completion_ids)} completion ids"
-            )
         if not self._are_known(ids) or not self._are_known(completion_ids):
             return self._unknown_ids(prompt)
         # all ids but the last are inputs, and vLLM has to sample one token after them
-        if len(ids) + len(completion_ids) > self.window:
-            detail = (
-                f"{len(ids) + len(completion_ids)} tokens in a window of {self.window}; raise teacher.max_model_len"
-            )
-            return failed(prompt, ids, "transcript_too_long", detail)
+        student = self.student if prompt["transcript"] is not None else None
+        refusal = refuse_transcript(len(ids), len(completion_ids), self.window, student)
+        if refusal:
+            return failed(prompt, ids, *refusal)
         # that one token is thrown away
         params = SamplingParams(
             max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
@@ -190,7 +187,8 @@ class Engine:
         inputs = ids if completion_ids is None else ids + completion_ids[:-1]
         try:
             inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": inputs}, params)
-        except ValueError as error:
+        except Exception as error:
+            # of many types, few of them ValueErrors: whatever it is, it is this request's alone
             return failed(prompt, ids, "refused_by_engine", one_line(error))
         keeps = prompt["keeps"]
         # the worker is told only of what is not as usual, which saves most requests a call to it

@@ -11,14 +11,11 @@ import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
 import pytest
 
-from factory.quality.validate import Gate, run_check
-from factory.records import Generation, Prompt, Record, Sampling
-from factory.runs.run import decide
+from factory.quality.golden import GoldenLine, decide_line, end_of
+from factory.quality.trial import try_seed
 from factory.tasks.catalog import scaffold
 from factory.tasks.render import check_templates
 from factory.tasks.tasks import Task, builtin_root, load_task
@@ -59,40 +56,12 @@ def open_task(name: str) -> Task:
 
 
 @cache
-def read_golden(name: str) -> list[dict[str, Any]]:
+def read_golden(name: str) -> list[GoldenLine]:
     folder = PROMPTS / ("_template" if name == SCAFFOLDED else name)
     path = folder / "golden.jsonl"
     assert path.is_file(), f"{path}: missing; a task needs golden answers"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def as_generation(text: str) -> Generation:
-    """What a reasoning teacher's text is to the factory: all before the first </think> is reasoning."""
-    reasoning, closed, answer = text.partition("</think>")
-    tokens = len(text.encode())
-    return Generation(
-        prompt_id="golden",
-        attempt=0,
-        text=text,
-        reasoning=reasoning,
-        answer_text=answer,
-        prompt_token_ids=np.zeros(1, np.int32),
-        completion_token_ids=np.zeros(tokens, np.int32),
-        answer_start=tokens - len(answer.encode()) if closed else tokens,
-        finish_reason="stop",
-    )
-
-
-def decide_line(task: Task, line: dict[str, Any]) -> dict[str, str]:
-    """What becomes of a golden text, in the words of its line."""
-    assert task.sample is not None
-    scenario = task.sample(random.Random(line["seed"]), line["level"]).model_dump_json()
-    prompt = Prompt("golden", 0, 0, task.name, line["level"], (), scenario, 0, Sampling())
-    outcome = decide(Gate(task, check=True), prompt, as_generation(line["text"]))
-    if isinstance(outcome, Record):
-        return {"outcome": "accepted"}
-    assert outcome.kind == "rejected", outcome.findings
-    return {"outcome": "rejected", "stage": outcome.stage, "reason": outcome.reason}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [GoldenLine.model_validate_json(line) for line in lines if line.strip()]
 
 
 def test_there_are_built_in_tasks() -> None:
@@ -101,22 +70,18 @@ def test_there_are_built_in_tasks() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_golden_answer_ends_as_its_line_says(name: str) -> None:
-    task, wrong = open_task(name), {}
-    for line in read_golden(name):
-        said = {key: line[key] for key in ("outcome", "stage", "reason") if key in line}
-        got = decide_line(task, line)
-        if got != said:
-            wrong[line["case"]] = (said, got)
-    assert not wrong
+    task = open_task(name)
+    ended = {line.case: end_of(decide_line(task, line)) for line in read_golden(name)}
+    assert {line.case: line.said for line in read_golden(name)} == ended
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_golden_lines_are_enough_and_of_all_kinds(name: str) -> None:
     lines = read_golden(name)
     assert len(lines) >= 6
-    assert {line["outcome"] for line in lines} == {"accepted", "rejected"}
-    assert {line.get("stage") for line in lines if line["outcome"] == "rejected"} >= {"parse", "schema", "check"}
-    cases = [line["case"] for line in lines]
+    assert {line.outcome for line in lines} == {"accepted", "rejected"}
+    assert {line.stage for line in lines if line.outcome == "rejected"} >= {"parse", "schema", "check"}
+    cases = [line.case for line in lines]
     assert len(set(cases)) == len(cases)
 
 
@@ -136,12 +101,9 @@ def test_every_reference_solution_is_right(name: str) -> None:
     assert task.solve is not None
     for level in task.levels:
         for seed in range(40):
-            scenario = task.sample(random.Random(seed), level)
-            reasoning, answer = task.solve(scenario)
-            text = f"{reasoning}\n</think>\n{answer.model_dump_json()}"
-            got = decide_line(task, {"level": level, "seed": seed, "text": text})
-            if got != {"outcome": "accepted"}:
-                wrong[level, seed] = (got, run_check(task, scenario.model_dump_json(), answer))
+            problems = list(try_seed(task, level, seed))
+            if problems:
+                wrong[level, seed] = problems
     assert not wrong
 
 

@@ -1,0 +1,128 @@
+"""The one place that calls a task's own Python: sample, check, solve, and pydantic with the task's validators.
+
+Each call gives what the contract promises or raises TaskFault; nothing else comes out, whatever the author's code does.
+An answer is written as it is read: by alias, without computed fields, a set's items in one order under every hash seed.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from factory.hashing import canonical_json
+from factory.job.config import describe_problems
+from factory.tasks.answers import has_sets, sets_in
+from factory.tasks.faults import TaskFault, blamed
+from factory.tasks.tasks import Task
+
+
+def call_sample(task: Task, seed: int, level: str) -> BaseModel:
+    """The scenario that a task draws from a seed. Raises TaskFault `sample_raised`."""
+    assert task.sample is not None
+    with blamed("sample_raised", task.schema_path):
+        scenario: Any = task.sample(random.Random(seed), level)
+        if not isinstance(scenario, task.Scenario):
+            raise TypeError(f"returned {_kind(scenario)}, need a Scenario")
+    return scenario
+
+
+def adopt_scenario(task: Task, fields: Mapping[str, Any]) -> BaseModel:
+    """The scenario of one row of the user's data. Raises TaskFault `scenario_invalid`."""
+    with blamed("scenario_invalid", task.schema_path):
+        try:
+            return task.Scenario.model_validate(dict(fields))
+        except ValidationError as error:
+            raise TaskFault("scenario_invalid", describe_problems(error, task.Scenario)) from None
+
+
+def dump_scenario(task: Task, scenario: BaseModel) -> str:
+    """A scenario as rows keep it, so that it can be read back. Raises TaskFault `scenario_not_json`."""
+    with blamed("scenario_not_json", task.schema_path):
+        return scenario.model_dump_json(by_alias=True, round_trip=True)
+
+
+def read_scenario(task: Task, text: str) -> BaseModel:
+    """A scenario from a row's JSON, perhaps days later. Raises TaskFault `scenario_not_json`."""
+    with blamed("scenario_not_json", task.schema_path):
+        try:
+            return task.Scenario.model_validate_json(text)
+        except ValidationError as error:
+            raise TaskFault("scenario_not_json", describe_problems(error, task.Scenario)) from None
+
+
+def read_answer(task: Task, text: str) -> BaseModel:
+    """The answer in a JSON text, held strictly to its types.
+
+    Raises ValidationError, which is the teacher's fault, or TaskFault `validator_raised`.
+    """
+    invalid: ValidationError
+    with blamed("validator_raised", task.schema_path):
+        try:
+            return task.Answer.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            invalid = error
+    raise invalid
+
+
+def dump_answer(task: Task, answer: BaseModel) -> str:
+    """An answer as a teacher should write it. Raises TaskFault `answer_not_json`."""
+    with blamed("answer_not_json", task.schema_path):
+        text = answer.model_dump_json(by_alias=True, round_trip=True)
+    return _order_sets(task, text) if has_sets(task.answer_schema) else text
+
+
+def _order_sets(task: Task, text: str) -> str:
+    value = json.loads(text)
+    for _, items in sets_in(task.answer_schema, task.answer_schema, value):
+        items.sort(key=canonical_json)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def call_check(task: Task, scenario: BaseModel, answer: BaseModel) -> tuple[str, ...]:
+    """The findings of a task's check; empty means that the answer is right. Raises TaskFault `check_raised`."""
+    with blamed("check_raised", task.schema_path):
+        findings: Any = task.check(scenario, answer)
+        if not isinstance(findings, list | tuple):
+            raise TypeError(f"check must return a list of findings, got {_kind(findings)}")
+        for finding in findings:
+            if not isinstance(finding, str):
+                raise TypeError(f"check must return findings that are texts, got {_kind(finding)} among them")
+    return tuple(findings)
+
+
+def call_solve(task: Task, scenario: BaseModel) -> tuple[str, str]:
+    """Reference reasoning, and the reference answer as JSON. Raises TaskFault `solve_raised`."""
+    assert task.solve is not None
+    with blamed("solve_raised", task.schema_path):
+        solved: Any = task.solve(scenario)
+        if not (isinstance(solved, tuple) and len(solved) == 2):
+            raise TypeError(f"solve must return (reasoning, Answer), got {_kind(solved)}")
+        reasoning, answer = solved
+        if not isinstance(reasoning, str):
+            raise TypeError(f"solve must return (reasoning, Answer), got {_kind(reasoning)} as the reasoning")
+        if not isinstance(answer, task.Answer):
+            raise TypeError(f"solve must return (reasoning, Answer), got {_kind(answer)} as the answer")
+        return str(reasoning), dump_answer(task, answer)
+
+
+def invent_answer(task: Task, seed: int) -> str:
+    """A schema-valid answer that knows nothing of the scenario, made by polyfactory; `{}` where it finds none."""
+    from polyfactory.factories.pydantic_factory import ModelFactory
+
+    try:
+        with blamed("none_found", task.schema_path):
+            factory: Any = ModelFactory.create_factory(task.Answer)
+            factory.seed_random(seed)
+            value = factory.build()
+        return dump_answer(task, value)
+    except TaskFault:  # a validator of the task may refuse every random value
+        return "{}"
+
+
+def _kind(value: object) -> str:
+    """What an author's function gave, for people."""
+    if value is None or isinstance(value, bool | str | int | float):
+        return f"{value!r:.80}"
+    return type(value).__name__
