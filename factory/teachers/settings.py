@@ -23,6 +23,10 @@ PREDICTABLE: Final[dict[str, Any]] = {
 # with signals, everywhere: what capture relies on, unless the job sets what goes with the signals it keeps
 SOUND: Final[dict[str, Any]] = PREDICTABLE | {"enable_prefix_caching": False, "async_scheduling": False}
 
+# Threads of OpenMP that wait by spinning take the very cores that they wait for as soon as anything runs beside them:
+# another engine, a judge's, a browser. These let them sleep, unless the environment says otherwise.
+SLEEPING_THREADS: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
 
 @dataclass(frozen=True, slots=True)
 class Corrupting:

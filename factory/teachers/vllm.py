@@ -47,7 +47,7 @@ from factory.teachers.models import (
     require_window,
     resolve_signals,
 )
-from factory.teachers.settings import engine_settings
+from factory.teachers.settings import SLEEPING_THREADS, engine_settings
 from factory.teachers.spool import Place, Spool
 
 Key = tuple[str, int]  # prompt id, attempt
@@ -84,7 +84,7 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=[events_out],
-                env={name: value for name, value in os.environ.items() if name not in OVERRULED} | environment,
+                env=SLEEPING_THREADS | {k: v for k, v in os.environ.items() if k not in OVERRULED} | environment,
                 # Ctrl-C is for us: we stop the engine in order. The session is also a group, to be killed as one
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
