@@ -34,6 +34,7 @@ from factory.tasks.faults import TaskFault, blamed
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.tasks import Task, discover
 from factory.teachers.tokens import Counter, open_counter
+from factory.terminal import say
 
 LEAST_DISTINCT = 0.9  # of a level's scenarios
 LEAST_GOLDEN = 6
@@ -261,7 +262,7 @@ def _digest(task: Task, level: str, seed: int) -> str:
 def main() -> None:
     """`python -m factory.checks.author WORKSPACE TASK SEEDS`: the digests, as another process has them."""
     workspace, name, seeds = sys.argv[1:]
-    print(json.dumps(digests(discover(Path(workspace)).get([name])[0], int(seeds))))
+    say(json.dumps(digests(discover(Path(workspace)).get([name])[0], int(seeds))))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_another_recipe_is_refused_in_one_line(trained: Trainer) -> None:
     ):
         open_trainer(trained.out, replace(TINY, steps=5))
     sizes = dict(TINY.model) | {"hidden_size": 8}
-    with pytest.raises(TeacherError, match=r"model\.hidden_size: 16 -> 8"):
+    with pytest.raises(TeacherError, match=r"model\.hidden_size: was 16, is 8"):
         open_trainer(trained.out, replace(TINY, model=sizes))
 
 

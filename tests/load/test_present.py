@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 from dataset_support import read_table, write_job
+from pydantic import BaseModel, ConfigDict
 
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.mixture import CurriculumConfig
@@ -19,6 +20,13 @@ from factory.job.job import Job, SourceConfig
 from factory.load import load_rows
 from factory.runs.run import run
 from factory.tasks.sources import open_source
+
+
+class Anything(BaseModel):
+    """A scenario that takes whatever a row gives."""
+
+    model_config = ConfigDict(extra="allow")
+
 
 MakeJob = Callable[..., Job]
 
@@ -109,7 +117,7 @@ def test_a_directory_whose_name_is_a_pattern_gives_its_own_rows_or_is_refused(
     with pytest.raises(DatasetError, match=told):
         make_curriculum(odd, CurriculumConfig(by="tokens", stages=1))
     with pytest.raises(JobError, match=r"wildcard"):
-        open_source(SourceConfig(path=str(odd), format="datasets", split="train"), "tasks.0.source", 0, 1)
+        open_source(SourceConfig(path=str(odd), format="datasets", split="train"), "tasks.0.source", 0, 1, Anything)
     job = write_job(workspace)
     command = [sys.executable, "-m", "factory.cli", "run", str(job), "--out", name + "/x"]
     done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, env=os.environ.copy(), check=False)
@@ -123,7 +131,7 @@ def test_a_source_that_was_made_again_gives_its_new_rows_and_another_digest(work
         run(make_job(seed=seed), workspace, workspace / "out")
         (workspace / "out/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: data/*\n---\n")
         config = SourceConfig(path=str(workspace / "out"), format="datasets", split="train")
-        source = open_source(config, "tasks.0.source", 0, 1)
+        source = open_source(config, "tasks.0.source", 0, 1, Anything)
         assert [row["id"] for row in source.rows] == on_disk(workspace / "out")  # type: ignore[attr-defined]
         found.append((source.scenario(0)["id"], source.digest()))
     assert found[0][0] != found[1][0]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SCHEMA, write_task
+from conftest import write_task
 from dataset_support import held_ledger, make_prompt, read_table
 
 from factory.dataset.history import begin_run
@@ -104,8 +104,8 @@ def test_a_long_text_is_cut_and_says_by_how_much(workspace: Path, make_job: Make
 
 
 def test_findings_of_an_accepted_row_are_shown(workspace: Path, make_job: MakeJob) -> None:
-    write_task(workspace, schema=SCHEMA.replace("if answer.total == right else", "if False else"))
-    run(make_job(validation={"gate": "schema"}), workspace, workspace / "out")
+    wrong = {"backend": "scripted", "scripted": {"wrong": 1}}
+    run(make_job(validation={"gate": "schema"}, teacher=wrong), workspace, workspace / "out")
     assert any(line.startswith("findings    wrong_total: got ") for line in describe_rows(workspace / "out", 1))
 
 
