@@ -1,5 +1,6 @@
 """The terminal: nothing that data holds reaches it raw, by whatever command or error it is shown."""
 
+import io
 import json
 import sys
 import unicodedata
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from factory.job.job import Job
 from factory.publish.show import describe_rows
 from factory.runs.run import run
-from factory.terminal import printable
+from factory.terminal import printable, say
 
 BAD = "\x1b[31mred\x1b[0m \x9b2J \r\x08\x07 \u202eright to left\u2066 \u2028 \x7f \x0b\x0c\x85 end"
 DIRECTIONS = {"\u061c", "\u200e", "\u200f", *map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
@@ -82,3 +83,22 @@ def test_every_print_of_the_program_goes_the_one_way() -> None:
         if " print(" in path.read_text(encoding="utf-8")
     ]
     assert bare == []
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_colours_and_nothing_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen, pipe, plain = Screen(), io.StringIO(), Screen()
+    told = "── a · b ──\nanswer      {}\nerror: no\n  rejected  3  check/wrong\x1b[2J\nother"
+    say(told, screen)
+    say(told, pipe)
+    monkeypatch.setenv("NO_COLOR", "1")
+    say(told, plain)
+    assert pipe.getvalue() == plain.getvalue() == printable(told) + "\n"
+    assert "\x1b[1m── a · b ──\x1b[0m\n\x1b[36manswer      \x1b[0m{}\n\x1b[31merror: no\x1b[0m\n" in screen.getvalue()
+    assert "\x1b[2J" not in screen.getvalue(), "what data holds is escaped before anything is painted"

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from factory.hashing import canonical_json
 from factory.records import Prompt
 from factory.signals import Array
 from factory.teachers.prompt_ids import EncodedPrompt
+from factory.teachers.spelling import open_speller
 from factory.terminal import printable
 
 WIDTH = 110
@@ -179,18 +180,30 @@ def _describe_signals(row: dict[str, Any], manifest: dict[str, Any]) -> list[str
     k, first = signals["top_k"], row["answer_start"]
     if not k:
         return lines
+    spell = open_speller(manifest, row)
+    if spell is None:
+        lines += _block("", "tokens by their ids: the teacher's tokenizer is not on this machine, or is another one")
     topk_ids_TK, topk_TK = _read_topk(row, k)
     counts = (topk_ids_TK >= 0).sum(1).tolist()
     for t in range(first, min(first + 4, tokens)):
         ids, values = (array[t, :3].tolist() for array in (topk_ids_TK, topk_TK))
-        best = "  ".join(f"{i}:{value:.2f}" for i, value in zip(ids, values, strict=True) if i >= 0)
-        head = f"token {t}: id {row['completion_token_ids'][t]}"
+        best = [f"{_name(i, spell)}:{value:.2f}" for i, value in zip(ids, values, strict=True) if i >= 0]
+        head = f"token {t}: {_name(row['completion_token_ids'][t], spell)}"
         lines.append(f"{'':<11} {head:<24} logprob {row['sampled_logprobs'][t]:7.2f}   {_name_kept(best, counts[t])}")
+        while len(best) > 1 and len(lines[-1]) > WIDTH:
+            lines[-1] = lines[-1].replace(f"  {best.pop()} …", " …")
     return lines
 
 
-def _name_kept(best: str, count: int) -> str:
-    return f"top {best} … of {count}" if count else "not kept"
+def _name(token_id: int, spell: Callable[[int], str] | None) -> str:
+    """A token's id, with its text as JSON writes it."""
+    return (
+        str(token_id) if spell is None else f"{token_id} {printable(json.dumps(spell(token_id), ensure_ascii=False))}"
+    )
+
+
+def _name_kept(best: list[str], count: int) -> str:
+    return f"top {'  '.join(best)} … of {count}" if count else "not kept"
 
 
 def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:

@@ -152,7 +152,7 @@ def open_counter(job: Job) -> Counter:
 def open_exact(teacher: TeacherConfig, strict: bool = True) -> ExactCounter | None:
     """A counter with the teacher's own tokenizer; None where that is not on this machine. Raises TeacherError."""
     model = locate_model(teacher)
-    folder = _folder_of(teacher.tokenizer or model, teacher.revision)
+    folder = folder_of(teacher.tokenizer or model, teacher.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     try:
@@ -173,7 +173,7 @@ def require_exact(teacher: TeacherConfig) -> ExactCounter:
     return counter
 
 
-def _folder_of(name: str, revision: str | None) -> Path | None:
+def folder_of(name: str, revision: str | None) -> Path | None:
     """A model's folder: a local one, or what the hub's cache holds of it; nothing is downloaded."""
     if Path(name).is_dir():
         return Path(name)

@@ -23,6 +23,7 @@ from factory.publish.show import (
     read_totals,
 )
 from factory.runs.run import run
+from factory.teachers.spelling import open_speller
 
 MakeJob = Callable[..., Job]
 
@@ -75,7 +76,7 @@ def test_a_row_is_shown_with_its_texts_and_its_signals_token_by_token(workspace:
     assert "hidden states of layers [2, 4]" in " ".join(shown.split())
     start = row["answer_start"]
     best = f"top {row['topk_ids'][start * 4]}:{row['topk_logprobs'][start * 4]:.2f}"
-    assert f"token {start}: id {row['completion_token_ids'][start]}" in shown
+    assert f"token {start}: {row['completion_token_ids'][start]}" in shown
     assert f"logprob {row['sampled_logprobs'][start]:7.2f}   {best}" in shown
     assert f"mean entropy {math.fsum(row['entropy']) / len(row['entropy']):.2f} nats" in shown
 
@@ -177,3 +178,17 @@ def test_a_choice_among_samples_is_told_by_prompts_and_pairs_and_not_as_a_share(
     assert lines[3] == f"  4 samples a prompt, keep pair: {told}"
     begin_run(out, 40)
     assert "  runs 2, of which 1 has told of no end: killed, or at work" in describe_totals(out, totals)
+
+
+def test_tokens_have_their_text_beside_their_id_where_the_tokenizer_is_the_teachers(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    out = workspace / "out"
+    run(make_job(), workspace, out)
+    row, lines = read_table(out, "data")[0], describe_rows(out, 1)
+    start = row["answer_start"]
+    spelt = [line for line in lines if line.strip().startswith(f"token {start}: 123 ")]
+    assert spelt[0].strip().startswith(f'token {start}: 123 "{{"'), "123 is an opening brace in ASCII"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert open_speller(manifest, row | {"text": "another tokenizer's"}) is None
+    assert open_speller({"job": {"teacher": {"backend": "vllm", "model": "nobody/nothing"}}}, row) is None
