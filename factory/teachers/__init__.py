@@ -9,10 +9,12 @@ and `release` the teacher still holds what it gave out: its arrays may be views 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from factory.errors import TeacherError
 from factory.job.job import Job
 from factory.records import Generation, Prompt, TeacherInfo
 from factory.signals import SignalSpec
@@ -49,6 +51,15 @@ class Teacher(Protocol):
         ...
 
 
+def require_engine() -> None:
+    """Raises TeacherError where vLLM is not installed: the core install plans and reads, and starts no engine."""
+    if find_spec("vllm") is None:
+        raise TeacherError(
+            'teacher.backend "vllm": vLLM is not installed here; pip install "distillation-factory[gpu]" for CUDA, '
+            'make for CPU (README.md), or say backend = "scripted" to try the job without a model'
+        )
+
+
 @contextmanager
 def open_teacher(
     job: Job,
@@ -75,5 +86,6 @@ def open_teacher(
         return
     from factory.teachers.vllm import start_teacher
 
+    require_engine()
     with start_teacher(job, schemas, probes, out, tell) as teacher:
         yield teacher

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,16 @@ def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False)
 
 
 def forward_rows(reference: dict[str, Any], signals: SignalSpec, rows: Sequence[KeptRow]) -> dict[str, Any]:
-    """`rows`: the figures of each; `device` and `versions`: of the forward. Raises NotChecked."""
+    """`rows`: the figures of each; `device` and `versions`: of the forward.
+
+    Raises NotChecked, or TeacherError where what computes it is not installed.
+    """
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        told = " and ".join(missing)
+        raise TeacherError(
+            f"fidelity: a plain forward needs {told}, not installed here; pip install torch transformers"
+        )
     request = reference | {"layers": list(signals.layers), "final_norm": signals.final_norm}
     request |= {"rows": len(rows), "longest": max(row.tokens for row in rows)}
     try:
