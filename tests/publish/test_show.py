@@ -75,7 +75,7 @@ def test_a_row_is_shown_with_its_texts_and_its_signals_token_by_token(workspace:
     assert f'"total": {json.loads(row["answer"])["total"]}' in shown
     assert "hidden states of layers [2, 4]" in " ".join(shown.split())
     start = row["answer_start"]
-    best = f"top {row['topk_ids'][start * 4]}:{row['topk_logprobs'][start * 4]:.2f}"
+    best = f'top {row["topk_ids"][start * 4]} "{{":{row["topk_logprobs"][start * 4]:.2f}'
     assert f"token {start}: {row['completion_token_ids'][start]}" in shown
     assert f"logprob {row['sampled_logprobs'][start]:7.2f}   {best}" in shown
     assert f"mean entropy {math.fsum(row['entropy']) / len(row['entropy']):.2f} nats" in shown
