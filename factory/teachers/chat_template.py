@@ -172,8 +172,10 @@ class ChatTemplate:
 
     def _require_one_opening(self, tail: str) -> None:
         for start, end in self._pairs():
-            closed_first = -1 < tail.find(end) < tail.rfind(start)
-            if tail.count(start) > 1 or tail.count(end) > 1 or closed_first:
+            # an end without a beginning before it closes nothing: as a word of the user's, it may stand in a header
+            before, _, after = tail.partition(start)
+            closed_first = start in tail and end in before
+            if start in after or after.count(end) > 1 or closed_first:
                 raise TemplateRefusal(f"it opens the reasoning more than once ({tail.strip()!r}); {OTHER_TEMPLATE}")
 
     def _find_manner(self, words: Sequence[Message], parts: bool, prompt: str) -> Manner:

@@ -106,11 +106,14 @@ class EngineProcess:
         except OSError as error:
             raise EngineDied(str(error)) from error
 
-    def receive(self, timeout_s: float) -> list[dict[str, Any]]:
-        """Wait for events; all that have come. Raises EngineDied at the end of the pipe or after the timeout."""
+    def receive(self, timeout_s: float, told_s: float | None = None) -> list[dict[str, Any]]:
+        """Wait for events; all that have come. Raises EngineDied at the end of the pipe or after the timeout.
+
+        `told_s` is the time that the error names, where this one is what is left of it.
+        """
         while b"\n" not in self.buffer:
             if not select.select([self.events], [], [], timeout_s)[0]:
-                raise EngineDied(f"no sign of life for {timeout_s:g} s")
+                raise EngineDied(f"no sign of life for {timeout_s if told_s is None else told_s:g} s")
             data = self.events.read(1 << 16)
             if not data:
                 raise EngineDied(f"exit code {self.process.wait()}")
@@ -301,7 +304,7 @@ class VllmTeacher:
         began, patience = time.monotonic(), self.job.teacher.start_timeout_s
         while True:
             # of the whole start, however many stages it tells of
-            for event in engine.receive(max(0.0, patience - (time.monotonic() - began))):
+            for event in engine.receive(max(0.0, patience - (time.monotonic() - began)), patience):
                 if event["event"] != "stage":
                     return event
                 self._tell_stage(event["stage"], began)

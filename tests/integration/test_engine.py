@@ -218,7 +218,7 @@ def test_a_model_without_reasoning_gives_answers_alone(plain_model: Path, tmp_pa
 def test_reasoning_can_be_asked_for_in_the_prompt(plain_model: Path, tmp_path: Path) -> None:
     """The end marker is several tokens here; the weights are random, so few answers ever reach it."""
     job = engine_job(
-        teacher={"model": str(plain_model), "reasoning": {"start": "<think>", "end": "a"}},
+        teacher={"model": str(plain_model), "reasoning": {"start": "<think>", "end": "e"}},
         sampling={"temperature": 1.0, "max_tokens": 300},
         tasks=[{"name": "adding", "count": 8}],
     )
@@ -226,7 +226,7 @@ def test_reasoning_can_be_asked_for_in_the_prompt(plain_model: Path, tmp_path: P
     assert dataset.totals.accepted + dataset.totals.rejected == 8
     for row in dataset.rows():
         assert row["reasoning"] is not None
-        assert "a" not in row["reasoning"]
+        assert "e" not in row["reasoning"]
         assert row["text"].startswith(row["reasoning"])
         assert row["completion"][0]["content"].removesuffix("<|im_end|>").endswith(row["answer"])
 
