@@ -131,8 +131,10 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
         + completion * (_logprob_bytes(job) + 4 * CHARACTERS_A_TOKEN + states)
     )
     shard = row * plan.shard_size(0) + FILE_BYTES
+    # it has no process of its own and so no spool
     if job.teacher.backend == "scripted":
         return shard
+    # what is asked and not committed yet: one shard that waits for its last row, and all that is in flight
     rows = min(plan.planned, plan.shard_size(0) + job.teacher.feed_depth)
     spool = row * rows + min(row * plan.planned, 2.0 * SEGMENT_BYTES)  # a segment goes when all of it is committed
     return shard + max(0.0, spool - sum(path.stat().st_size for path in (out / SPOOL).glob("*.gen")))
@@ -144,6 +146,7 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
     A job whose upper bound fits is not looked at any closer.
     """
     free = shutil.disk_usage(_existing(out)).free
+    # twice, for what a bound leaves out (frames, the spool); to look closer means to write and weigh a sample
     if 2 * upper_bound(prepared) + 4 * SEGMENT_BYTES <= free:
         return None
     forecast = make_forecast(prepared, out)
@@ -155,6 +158,7 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
         f"{out}: the disk cannot hold what is left of this job: {format_bytes(forecast.left)} to be written "
         f"({basis}) and {format_bytes(work)} to work in, {format_bytes(free)} free"
     )
+    # a bound is no prediction: a job that only might not fit is begun, and stops in order if it does not
     if forecast.is_bound:
         return f"warning: {told}; the run stops in order if it is so; `factory plan --pilot N` predicts"
     raise DatasetError(

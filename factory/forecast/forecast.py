@@ -158,6 +158,7 @@ def _forecast_committed(prepared: Prepared, ledger: Ledger) -> Forecast:
     entries = list(ledger.entries.values())
     # how the bytes divide among columns is read off a few shards; how many there are is known of all
     columns = _weigh_shards(ledger.out, entries[:: max(1, len(entries) // WEIGHED_SHARDS)])
+    # the ledger knows the bytes of all shards; those that were opened say only how they divide
     scale = totals.bytes / max(columns.total(), 1)
     scaled = {column: size * scale for column, size in columns.items()}
     bases: dict[str, Basis] = dict.fromkeys(prepared.gates, "committed shards")
@@ -245,6 +246,7 @@ def forecast_from_pilot(prepared: Prepared, pilot: Prepared, out: Path) -> Forec
     ledger = read_ledger(out)
     real = _weigh_shards(out, ledger.entries.values())
     totals, measured = ledger.totals, measure_rows(out)
+    # the same rows as the pilot ran, as stand-ins: what they are wrong by, all others are wrong by
     drawn, _ = weigh_stand_ins(pilot, measured, totals.done)
     whole, _ = weigh_stand_ins(prepared, measured)
     columns = correct(real, totals.done, drawn, whole)

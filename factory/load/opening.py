@@ -18,7 +18,7 @@ from factory.errors import DatasetError
 from factory.load.card import Splits, escaped, find_split, read_card, state_of
 from factory.load.messages import Markers
 from factory.load.rows import Rows
-from factory.load.stream import POINTERS, STAGE_LABELS, Reader, RowStream, Unit
+from factory.load.stream import LABEL_COLUMNS, POINTERS, Reader, RowStream, Unit
 
 NEEDED: Final = {
     "hidden_states": {"id", "states"},
@@ -70,8 +70,10 @@ class Folder:
         import datasets
 
         paths = self._find(config, split)
+        # `datasets` raises for a split without a row; ours is an empty one with the right names
         if not any(map(count_groups, paths)):
             return datasets.Dataset.from_dict({name: [] for name in self.columns(config, split)})
+        # the cache of `datasets` tells copies apart by this name, not by the files: see decision 0018
         name = f"{config}-{state_of(paths)}"
         data_files = {split: escaped(paths)}
         return datasets.load_dataset("parquet", name, data_files=data_files, split=split, cache_dir=self.cache_dir)
@@ -164,15 +166,17 @@ def load_rows(
     place = _find_place(source, revision, cache_dir)
     wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
     joined = [name for name, asked in wanted.items() if asked or config == name]
+    # what is asked of a config beside the rows is asked with them: without its tokens a state means nothing
     config = "default" if config in wanted else config
     columns = _require_columns(place, config, split, joined)
     markers = _find_markers(place) if reasoning == "content" else None
     top_k = place.top_k() if set(TOKEN_IDS) <= set(columns) else None
+    # told by its columns, as a stage may have any name
     staged = {"stage", *POINTERS} <= set(columns)
     if streaming:
         units = _stage_units(place, config, split, joined) if staged else _shard_units(place, config, split, joined)
         if staged:
-            columns = [*place.columns("default", "train"), *STAGE_LABELS]
+            columns = [*place.columns("default", "train"), *LABEL_COLUMNS]
         return RowStream(Reader(place.source, top_k, markers), units, list(dict.fromkeys(given_names(columns))))
     opened = _open_stage(place, config, split, joined) if staged else _open_tables(place, config, split, joined)
     return Rows(place.source, *opened, top_k, markers)
@@ -182,6 +186,7 @@ def _find_place(source: str | Path, revision: str | None, cache_dir: str | Path 
     root, cache = Path(source), str(cache_dir) if cache_dir else None
     if root.is_dir():
         return Folder(root, str(source), cache)
+    # a mistyped path is not looked for on the hub
     if isinstance(source, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         raise DatasetError(f"{root}: no such directory; give the directory of a dataset, or a Hub id (owner/name)")
     return Hub(source, revision, cache)
@@ -240,7 +245,7 @@ def _open_stage(place: Place, config: str, split: str, joined: list[str]) -> tup
     if len(index) and index.max() >= len(dataset):
         raise DatasetError(f"{place.source}: a stage points at row {index.max()} of {len(dataset)}; {AGAIN}")
     chosen = {name: part.select(index, keep_in_memory=True) for name, part in beside.items()}
-    labels = {"labels": stage.select_columns(list(STAGE_LABELS))}
+    labels = {"labels": stage.select_columns(list(LABEL_COLUMNS))}
     return dataset.select(index, keep_in_memory=True), labels | chosen
 
 

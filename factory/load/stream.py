@@ -14,7 +14,7 @@ from zlib import crc32
 
 import numpy as np
 
-from factory.curriculum.regroup import take_table
+from factory.curriculum.regroup import STAGE_LABELS, take_table
 from factory.dataset.rows import Row, record_batches
 from factory.dataset.shards import read_batches, shard_path
 from factory.errors import DatasetError
@@ -22,17 +22,7 @@ from factory.load.messages import Markers
 from factory.load.rows import BATCH_ROWS, JOINS, join_rows
 
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
-STAGE_LABELS: Final = (
-    "id",
-    "difficulty",
-    "value",
-    "tokens",
-    "stage",
-    "position",
-    "hand_off",
-    "hand_off_reason",
-    *POINTERS,
-)
+LABEL_COLUMNS: Final = ("id", *STAGE_LABELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +66,7 @@ class Reader:
 
     def _pointed_at(self, unit: Unit, name: str, size: int) -> Iterator[Any]:
         """Rows of a local config in a stage's order; under "labels" what the stage says of them."""
-        labels = read_batches(Path(unit.files["labels"]), list(STAGE_LABELS), unit.group)
+        labels = read_batches(Path(unit.files["labels"]), list(LABEL_COLUMNS), unit.group)
         for batch in _cut(labels, size):
             if name == "labels":
                 yield batch
@@ -118,7 +108,9 @@ class RowStream:
         except ModuleNotFoundError:
             return
 
+        # registered, not inherited: the class is there where torch is not, and a DataLoader asks only `isinstance`
         IterableDataset.register(type(self))
+        # in shared memory: persistent workers hold copies of this stream and would keep the epoch they began with
         self._epoch = torch.tensor(int(self._epoch)).share_memory_()
 
     def keys(self) -> list[str]:
@@ -154,6 +146,7 @@ class RowStream:
 
     def state_dict(self) -> dict[str, Any]:
         """Where this stream stands, in plain values."""
+        # loaded and not gone on with yet: it stands where it was told to
         if self._inner is None and self._start is not None:
             return self._start
         inner = self._inner or self._build()
@@ -172,6 +165,7 @@ class RowStream:
         return (example["row"] for example in self._inner)
 
     def __getstate__(self) -> dict[str, Any]:
+        # to a worker goes what a stream is made from, not where an iteration of this process stands
         return self.__dict__ | {"_inner": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -190,6 +184,7 @@ class RowStream:
         from datasets import IterableDataset
         from datasets.distributed import split_dataset_by_node
 
+        # `datasets` refuses a stream of no units; one without files has no rows
         units, epoch = self._units or [Unit()], int(self._epoch)
         if self._shuffled is not None:
             order = np.random.default_rng([self._shuffled[0], epoch]).permutation(len(units))
@@ -199,6 +194,7 @@ class RowStream:
             stream = stream.filter(partial(_keeps, keep))
         if self._shuffled is not None:
             seed, size = self._shuffled
+            # after the filters, so that windows are full; one that is read again is shuffled the same, so it is resumable
             stream = stream.map(partial(_shuffle_window, (seed, epoch)), batched=True, batch_size=size)
         return stream if self._node is None else split_dataset_by_node(stream, *self._node)
 
