@@ -73,11 +73,15 @@ class Engine:
             # one answer a worker; all run the same code, so whichever lacks something speaks for all
             missing: list[str] = next(filter(None, answers), [])
             if self.signals.any and missing:
-                require_enough(self.signals, self.decoding, missing)
+                require_enough(self.signals, self.decoding, self._is_spelt(), missing)
                 print(f"the worker has no {', '.join(missing)}: {TOLD}", flush=True)
         except ValueError as error:  # neither worker nor model have such a place
             raise Unfit(f"teacher.model: {error}") from None
         return bool(self.signals.any and missing)
+
+    def _is_spelt(self) -> bool:
+        """Whether the reasoning's end is no token of its own."""
+        return self.markers is not None and self.markers.end_id is None
 
     def _tell_worker(self, method: str, *args: Any) -> list[Any]:
         answers: list[Any] = self.llm.llm_engine.collective_rpc(method, args=args)
@@ -90,7 +94,6 @@ class Engine:
         import vllm
 
         config = self.llm.llm_engine.model_config
-        spelt = self.markers is not None and self.markers.end_id is None
         return {
             "engine": {"vllm": vllm.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
             "dtype": str(config.dtype).removeprefix("torch."),
@@ -100,7 +103,7 @@ class Engine:
             "settings": self._settings(),
             **({"distribution": TOLD} if self.flat else {}),
             "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
-            **({"reasoning_closing_ids": self.encoder.closing_ids} if spelt else {}),
+            **({"reasoning_closing_ids": self.encoder.closing_ids} if self._is_spelt() else {}),
             "end_token_ids": sorted(self.encoder.end_ids),
         }
 

@@ -80,7 +80,7 @@ class Parts:
         budget = self.budget(whole)
         # vLLM finds both markers by their ids, and counts from the first of them
         counts = budget is None or self.encoder.shows_opening(whole.prompt_ids)
-        if self.markers.end_id is not None and counts:
+        if self.markers.end_id is not None and (counts or self._is_flat(whole)):
             return "whole"
         return "reasoning" if budget else "answer"
 
@@ -89,8 +89,11 @@ class Parts:
         end = None if self.markers is None or not request.reasons else self.markers.end_id
         if request.part != "whole" or end is None or end in ids:
             return False
-        # without a prefill there would be no signals of ids that were given
-        return len(ids) < self.total(request) and not (self.flat_k and request.keeps)
+        return len(ids) < self.total(request) and not self._is_flat(request)
+
+    def _is_flat(self, request: Request) -> bool:
+        """Whether a row has the engine's own logprobs: those of ids that were given would be missing."""
+        return bool(self.flat_k) and request.keeps
 
     def total(self, request: Request) -> int:
         """The most tokens of a completion: one that fills the window is cut there, as at its max_tokens."""
@@ -114,8 +117,10 @@ class Parts:
         prompt, scored = request.prompt, request.part == "scored"
         sampling = prompt["sampling"] | {"seed": prompt["seed"]}  # its own: no row depends on who shares its batch
         del sampling["thinking_tokens"]
-        # vLLM has to sample one token after those that are scored, and it is thrown away
-        asked = {"max_tokens": 1, "temperature": 0.0} if scored else sampling | self._special(request)
+        # vLLM has to sample one token after those that are scored, and it is thrown away. Of a cached prefix, which a job
+        # may have that keeps a completion's logprobs alone, nothing would be computed
+        prefill = {"max_tokens": 1, "temperature": 0.0, "skip_reading_prefix_cache": True}
+        asked = prefill if scored else sampling | self._special(request)
         # ids are what counts; their text is made once, when all are there
         return SamplingParams(**{"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY} | asked)
 
@@ -135,7 +140,7 @@ class Parts:
             special["seed"] = derive_seed(prompt["seed"], "answer")
         elif self.markers is not None and self.markers.end_id is not None:
             special["thinking_token_budget"] = self.budget(request)
-        if self.flat_k and request.keeps:
+        if self._is_flat(request):
             special |= {"logprobs": self.flat_k, "flat_logprobs": True}
         if self.schemas is not None:
             special["structured_outputs"] = StructuredOutputsParams(json=self.schemas[prompt["task"]])
