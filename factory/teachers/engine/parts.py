@@ -117,8 +117,8 @@ class Parts:
         prompt, scored = request.prompt, request.part == "scored"
         sampling = prompt["sampling"] | {"seed": prompt["seed"]}  # its own: no row depends on who shares its batch
         del sampling["thinking_tokens"]
-        # vLLM has to sample one token after those that are scored, and it is thrown away. Of a cached prefix, which a job
-        # may have that keeps a completion's logprobs alone, nothing would be computed
+        # vLLM has to sample one token after those that are scored, and it is thrown away. Of a cached prefix (a job may
+        # have one that keeps the logprobs of completions alone) nothing would be computed
         prefill = {"max_tokens": 1, "temperature": 0.0, "skip_reading_prefix_cache": True}
         asked = prefill if scored else sampling | self._special(request)
         # ids are what counts; their text is made once, when all are there
