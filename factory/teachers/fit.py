@@ -3,6 +3,7 @@
 from factory.quality.parse import OVER_BUDGET
 
 MIN_ANSWER_TOKENS = 16  # a prompt that leaves less room than this in the model's window is too long
+ANSWER_SHARE = 4  # one in so many tokens of a completion is the answer's where nobody says how long to reason
 Refusal = tuple[str, str]  # reason and detail
 
 
@@ -30,3 +31,13 @@ def refuse_for_student(prompt: int, completion: int, student: int | None) -> Ref
         return None
     of = "" if completion else " before any answer"
     return OVER_BUDGET, f"{OVER_BUDGET}: {tokens} tokens{of}, student.max_tokens is {student}"
+
+
+def reasoning_budget(thinking: int | None, total: int, closing: int) -> int:
+    """The most tokens of a reasoning, so that its end of `closing` tokens and an answer fit in a completion of `total`.
+
+    `thinking` is the job's own budget; without one a quarter of the completion is left for the answer.
+    """
+    left = MIN_ANSWER_TOKENS if thinking is not None else max(MIN_ANSWER_TOKENS, total // ANSWER_SHARE)
+    most = max(0, total - closing - left)
+    return most if thinking is None else min(thinking, most)

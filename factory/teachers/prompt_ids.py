@@ -7,6 +7,7 @@ can never forge a turn: a control token that it spells (`<|im_end|>`, `</think>`
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -60,6 +61,24 @@ class PromptEncoder:
     def has_template(self) -> bool:
         """Whether there is a chat template: a base model may have none, and be scored by texts and ids."""
         return bool(self.template.source)
+
+    @cached_property
+    def closing_ids(self) -> list[int]:
+        """What closes a reasoning that the teacher itself has not: the end marker's own ids."""
+        if self.markers is None:
+            return []
+        if self.markers.end_id is not None:
+            return [self.markers.end_id]
+        return self._continuation_ids(self.markers.closing or self.markers.end)
+
+    def shows_opening(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt that ends in the start marker has its own ids there, as vLLM looks for them."""
+        if self.markers is None:
+            return False
+        opening = self._ids(self.markers.start)
+        last = len(ids) - len(opening)
+        # white space may follow it, in a token or a few
+        return any(list(ids[at : at + len(opening)]) == opening for at in range(max(0, last - 8), last + 1))
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a prompt; see `encode_prompt`."""

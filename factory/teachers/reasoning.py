@@ -7,12 +7,18 @@ by decoding ever longer prefixes, never by tokenising text again.
     ... <think> \n   |     r r r r </think>  a a a a <eos>
                            0                ^ answer_start: the first id after the end marker
 
-With a marker of several tokens the last of them may hold the answer's first letters too: `answer_start` is then the id
-after it, and the text of the answer begins inside the id before.
+A reasoning that the teacher never ends, and any whose end marker is several tokens, is cut where it ends and closed
+with the marker's own ids before the answer begins (`cut_reasoning`):
+
+    r r r r <eos>   ->   r r r r </ think >  a a a a <eos>
+
+In ids that came from elsewhere the last token of such a marker may hold the answer's first letters too: `answer_start`
+is then the id after it, and the text of the answer begins inside the id before.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -109,6 +115,22 @@ def first_prefix(length: int, holds: Callable[[int], bool]) -> int:
     return high
 
 
+def cut_reasoning(tokenizer: Tokenizer, ids: Sequence[int], markers: Markers, stop_ids: Collection[int]) -> list[int]:
+    """Of ids that begin inside a reasoning those that are nothing else: no part of its end marker, nothing behind it,
+    and none of the tokens that end a turn."""
+    if markers.end_id is not None:
+        ids = [*takewhile(lambda number: number != markers.end_id, ids)]
+    length = len(ids)
+    while length and ids[length - 1] in stop_ids:
+        length -= 1
+    if markers.end_id is None:
+        end = decode(tokenizer, ids[:length]).find(markers.end)
+        # a token that lies on both sides goes too: the answer may not begin inside one
+        while length and -1 < end < len(decode(tokenizer, ids[:length])):
+            length -= 1
+    return list(ids[:length])
+
+
 @dataclass(frozen=True, slots=True)
 class SplitCompletion:
     """A completion cut into reasoning and answer."""
@@ -130,15 +152,19 @@ def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def split_completion(
-    tokenizer: Tokenizer, ids_T: Array, markers: Markers | None, stop_ids: Collection[int] | None = None
+    tokenizer: Tokenizer,
+    ids_T: Array,
+    markers: Markers | None,
+    stop_ids: Collection[int] | None = None,
+    answer_start: int | None = None,
 ) -> SplitCompletion:
     """Cut a completion where its reasoning ends. The prompt has opened the reasoning, so the ids begin inside it.
 
     The answer's text is without the stop tokens at its end (`stop_ids`, else the tokenizer's special ones); `text` is
-    everything, as it was generated.
+    everything, as it was generated. `answer_start` where it is known already.
     """
     ids = ids_T.tolist()
-    start = find_answer_start(tokenizer, ids_T, markers)
+    start = find_answer_start(tokenizer, ids_T, markers) if answer_start is None else answer_start
     text = decode(tokenizer, ids)
     stops = special_ids(tokenizer) if stop_ids is None else stop_ids
     end = len(ids)
@@ -151,4 +177,5 @@ def split_completion(
     # a model may write the start marker once more, although the prompt has
     reasoning = reasoning.removeprefix(markers.start)
     # a marker of several tokens may end inside one that already holds the answer's first letters
-    return SplitCompletion(text, reasoning.strip("\n"), (straddle if closed else "") + answer, start)
+    begun = straddle if closed and answer_start is None else ""
+    return SplitCompletion(text, reasoning.strip("\n"), begun + answer, start)

@@ -113,3 +113,26 @@ def test_a_tokenizer_without_a_chat_template_scores_texts_and_ids_and_no_message
         encoder.encode(QUESTION)
     texts = {"completion_ids": (), "prompt": "2 + 2 =", "completion": " 4"}
     assert encoder.encode_transcript([], texts) == (bare.encode("2 + 2 ="), bare.encode(" 4"))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "spelling"),
+    [
+        ("<think>", "</think>", "</think>"),
+        ("<reason>", "</reason>", "</reason>"),
+        ("<reason>\n", "\n</reason>\n\n", "\n</reason>\n\n"),
+    ],
+)
+def test_a_reasoning_is_closed_with_the_markers_own_ids(tokenizer: Any, start: str, end: str, spelling: str) -> None:
+    encoder = PromptEncoder(tokenizer, find_markers(tokenizer, "custom", start, end), {})
+    ids = encoder.closing_ids
+    assert tokenizer.decode(ids) == spelling
+    assert (ids == [tokenizer.convert_tokens_to_ids("</think>")]) == (end == "</think>")
+    assert encoder.shows_opening(encoder.encode(QUESTION))
+
+
+def test_a_start_whose_first_letter_is_in_one_token_with_a_space_does_not_show(tokenizer: Any) -> None:
+    encoder = PromptEncoder(tokenizer, find_markers(tokenizer, "custom", " <reason>", "</think>"), {})
+    prompt = encoder.encode(QUESTION)
+    assert tokenizer.decode(prompt).endswith(" <reason>")
+    assert not encoder.shows_opening(prompt)

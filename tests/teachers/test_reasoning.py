@@ -8,6 +8,7 @@ import pytest
 from factory.teachers.reasoning import (
     Markers,
     SplitCompletion,
+    cut_reasoning,
     decode,
     find_answer_start,
     find_markers,
@@ -158,3 +159,31 @@ def test_every_end_token_goes_whoever_names_it() -> None:
 
 def test_decoding_shows_every_token() -> None:
     assert decode(ONE, [4, 6, 0]) == "</think><|end|>a"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "markers", "pieces", "kept"),
+    [
+        (ONE, THINK, ["a", "b"], ["a", "b"]),
+        (ONE, THINK, ["a", "<|end|>", "<|pad|>"], ["a"]),
+        (ONE, THINK, ["a", "</think>", "b", "<|end|>"], ["a"]),
+        (MANY, SPELT, ["a", "a"], ["a", "a"]),
+        (MANY, SPELT, ["a", "</", "think", ">"], ["a"]),
+        (MANY, SPELT, ["a", "</", "think", ">{"], ["a"]),
+        (MANY, SPELT, ["a", "</", "think", "<|end|>"], ["a", "</", "think"]),
+        (MANY, SPELT, ["</", "think", ">", "\n", "<|end|>"], []),
+        (MANY, SPELT, ["<|end|>"], []),
+        (MANY, SPELT, [], []),
+    ],
+)
+def test_a_reasoning_is_cut_before_its_marker_and_the_end_of_the_turn(
+    tokenizer: TinyTokenizer, markers: Markers, pieces: list[str], kept: list[str]
+) -> None:
+    ids = tokenizer.ids(*pieces).tolist()
+    assert cut_reasoning(tokenizer, ids, markers, tokenizer.all_special_ids) == tokenizer.ids(*kept).tolist()
+
+
+def test_where_an_answer_begins_may_be_known_already() -> None:
+    """White space of the closing marker is no part of the answer."""
+    ids = MANY.ids("a", "</", "think", ">", "\n", "{}", "<|end|>")
+    assert split_completion(MANY, ids, SPELT, answer_start=5) == SplitCompletion("a</think>\n{}<|end|>", "a", "{}", 5)

@@ -121,9 +121,11 @@ def build_llm(
     from factory.teachers.engine.parser import PARSER_NAME, register_parser
 
     extra: dict[str, Any] = {}
-    if markers is not None:
+    # an end marker of several tokens would be looked for in its own spelling alone: `parts` ends such a reasoning
+    parses = markers is not None and markers.end_id is not None
+    if markers is not None and markers.end_id is not None:
         # the parser tells where the grammar begins, the config what is forced when the thinking budget is spent
-        register_parser(markers)
+        register_parser(markers, markers.end_id)
         extra["reasoning_parser"] = PARSER_NAME
         extra["reasoning_config"] = ReasoningConfig(
             reasoning_parser=PARSER_NAME, reasoning_start_str=markers.start, reasoning_end_str=markers.end
@@ -151,7 +153,7 @@ def build_llm(
             structured_outputs_config={
                 "backend": "guidance",
                 "disable_any_whitespace": True,
-                **({"reasoning_parser": PARSER_NAME} if markers is not None else {}),
+                **({"reasoning_parser": PARSER_NAME} if parses else {}),
             },
             worker_extension_cls="factory.teachers.engine.capture.CaptureExtension",
             **extra,

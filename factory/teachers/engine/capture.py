@@ -121,7 +121,8 @@ class Capture:
     def _keep_distribution(self, step: Distribution, sampled_B: torch.Tensor) -> None:
         batch, count = self.roster.now(), len(self.roster.now().names)
         # vLLM samples for every request and throws away what a request inside its prompt was given
-        real_B = batch.keeps_B & self.runner.samples_B(count)
+        # neither is the one token after a scored completion anybody's
+        real_B = batch.keeps_B & (batch.last_id_B < 0) & self.runner.samples_B(count)
         if real_B.any():
             # asked before the runner books the new tokens, so this is the index of the token just sampled
             index_B = self.runner.next_index_B(count) + self._first_index(batch.prompt_B)

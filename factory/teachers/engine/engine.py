@@ -5,7 +5,7 @@ transcript goes through it once, as it stands. Whatever way, each prompt that wa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +26,24 @@ from factory.teachers.engine.build import (
     tokenizer_hash,
 )
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
+from factory.teachers.engine.grammars import watch_grammars
+from factory.teachers.engine.parts import Parts, Request
 from factory.teachers.fit import refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import TemplateRefusal
-from factory.teachers.reasoning import SplitCompletion, split_completion
+from factory.teachers.reasoning import SplitCompletion, cut_reasoning, split_completion
 from factory.teachers.spool import SpoolWriter, as_experts, as_logprobs
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is in the engine: a prompt to answer, or, with `completion_ids`, a prefill that scores them."""
-
-    # the engine's own name for it: vLLM adds random letters to ours, and the worker sees only the result
-    inner: str
-    # a line of the input: the fields of a `Prompt` that `factory.teachers.vllm` sends
-    prompt: dict[str, Any]
-    # P ids, as they went in
-    prompt_ids: list[int]
-    # T ids that are scored; None while they are still to be generated
-    completion_ids: list[int] | None = None
-    # why the generation that is scored had ended; empty while there is none
-    finish_reason: str = ""
-    # whether the prompt ends inside an open reasoning
-    reasons: bool = True
 
 
 class Engine:
     """A vLLM engine with capture installed, and what is needed to turn its outputs into generations.
 
-    `requests` are those in the engine now, by the name we gave them. `decoding`: signals are taken while it generates,
-    not by a prefill afterwards. `flat`: the worker lacks the places for capture, and vLLM's own logprobs must do.
+    `requests` are those in the engine now, by the name we gave them; `refused` has why grammars did not compile, by the
+    engine's own name. `decoding`: signals are taken while it generates, not by a prefill afterwards. `flat`: the worker
+    lacks the places for capture, and vLLM's own logprobs must do.
     """
 
     def __init__(self, setup: dict[str, Any], tell: Callable[[str], None] = lambda _: None) -> None:
         self.teacher = setup["teacher"]
-        self.schemas = setup["schemas"]
-        self.constrain = setup["constrain"]
         self.student = setup["student"]
         self.signals = SignalSpec(**setup["signals"] | {"layers": tuple(setup["signals"]["layers"])})
         tell("reading the tokenizer")
@@ -71,11 +54,15 @@ class Engine:
         require_some_fit(self.encoder, setup)
         tell("importing vLLM")
         end_grammars_in(sorted(self.encoder.end_ids))
+        self.refused = watch_grammars()
         self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k, tell)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.vocab = int(self.llm.llm_engine.model_config.get_vocab_size())
         self.decoding = setup["capture"] == "decode"
         self.flat = self._install()
+        schemas = setup["schemas"] if setup["constrain"] else None
+        flat_k = self.signals.top_k if self.flat else 0
+        self.parts = Parts(self.encoder, self.window, schemas, flat_k)
         self.spool = SpoolWriter(Path(setup["spool"]))
         self.requests: dict[str, Request] = {}
 
@@ -86,11 +73,15 @@ class Engine:
             # one answer a worker; all run the same code, so whichever lacks something speaks for all
             missing: list[str] = next(filter(None, answers), [])
             if self.signals.any and missing:
-                require_enough(self.signals, self.decoding, missing)
+                require_enough(self.signals, self.decoding, self._is_spelt(), missing)
                 print(f"the worker has no {', '.join(missing)}: {TOLD}", flush=True)
         except ValueError as error:  # neither worker nor model have such a place
             raise Unfit(f"teacher.model: {error}") from None
         return bool(self.signals.any and missing)
+
+    def _is_spelt(self) -> bool:
+        """Whether the reasoning's end is no token of its own."""
+        return self.markers is not None and self.markers.end_id is None
 
     def _tell_worker(self, method: str, *args: Any) -> list[Any]:
         answers: list[Any] = self.llm.llm_engine.collective_rpc(method, args=args)
@@ -112,6 +103,7 @@ class Engine:
             "settings": self._settings(),
             **({"distribution": TOLD} if self.flat else {}),
             "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
+            **({"reasoning_closing_ids": self.encoder.closing_ids} if self._is_spelt() else {}),
             "end_token_ids": sorted(self.encoder.end_ids),
         }
 
@@ -132,7 +124,8 @@ class Engine:
         try:
             if prompt["transcript"] is not None:
                 ids, completion_ids = self.encoder.encode_transcript(prompt["messages"], prompt["transcript"])
-                return self._score(prompt, ids, completion_ids, "stop", self.markers is not None)
+                row = Request(prompt, ids, "scored", completion_ids, "stop", reasons=self.markers is not None)
+                return self._score(row)
             encoded = self.encoder.encode_prompt(prompt["messages"])
         except TemplateRefusal as error:
             return failed(prompt, [], "refused_by_template", str(error))
@@ -143,8 +136,9 @@ class Engine:
         refusal = refuse_prompt(len(ids), self.window, self.student if prompt["keeps"] else None)
         if refusal:
             return failed(prompt, ids, *refusal)
-        params = self._params(prompt, self.window - len(ids), encoded.reasons)
-        return self._begin(prompt, ids, None, params, reasons=encoded.reasons)
+        whole = Request(prompt, ids, reasons=encoded.reasons)
+        part = self.parts.first(whole)
+        return self._answer(whole, []) if part == "answer" else self._begin(replace(whole, part=part))
 
     def _are_known(self, ids: list[int]) -> bool:
         """Whether all ids are the model's: one that is not would end the engine's process."""
@@ -154,75 +148,45 @@ class Engine:
         detail = f"an id is below 0 or above {self.vocab - 1}, the model's last; was another tokenizer used?"
         return failed(prompt, [], "bad_token_id", detail)
 
-    def _score(
-        self, prompt: dict[str, Any], ids: list[int], completion_ids: list[int], why: str, reasons: bool
-    ) -> Generation | None:
-        """Begin a prefill over ids that exist. The last of them is never an input: nothing is predicted from it."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        if not self._are_known(ids) or not self._are_known(completion_ids):
+    def _score(self, row: Request) -> Generation | None:
+        """Begin a prefill over ids that exist."""
+        prompt, ids = row.prompt, row.completion_ids
+        if not self._are_known(row.prompt_ids) or not self._are_known(ids):
             return self._unknown_ids(prompt)
         # all ids but the last are inputs, and vLLM has to sample one token after them
         student = self.student if prompt["transcript"] is not None else None
-        refusal = refuse_transcript(len(ids), len(completion_ids), self.window, student)
+        refusal = refuse_transcript(len(row.prompt_ids), len(ids), self.window, student)
         if refusal:
-            return failed(prompt, ids, *refusal)
-        # that one token is thrown away
-        params = SamplingParams(
-            max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-        )
-        return self._begin(prompt, ids, completion_ids, params, why, reasons)
+            return failed(prompt, row.prompt_ids, *refusal)
+        return self._begin(replace(row, part="scored"))
 
-    def _begin(
-        self,
-        prompt: dict[str, Any],
-        ids: list[int],
-        completion_ids: list[int] | None,
-        params: Any,
-        why: str = "",
-        reasons: bool = True,
-    ) -> Generation | None:
-        name = f"{prompt['id']}.{prompt['attempt']}" + ("" if completion_ids is None else ".scored")
-        inputs = ids if completion_ids is None else ids + completion_ids[:-1]
+    def _answer(self, row: Request, reasoning_ids: list[int]) -> Generation | None:
+        """Begin the answer after a reasoning that is closed with the end marker's own ids."""
+        closing, total = self.encoder.closing_ids, self.parts.total(row)
+        before = [*reasoning_ids, *closing]
+        if not self._are_known(closing):
+            return self._unknown_ids(row.prompt)
+        if len(before) >= total:
+            detail = f"the reasoning's end marker has {len(closing)} of {total} tokens; raise sampling.max_tokens"
+            return failed(row.prompt, row.prompt_ids, "truncated", detail)
+        return self._begin(replace(row, part="answer", completion_ids=before, answer_start=len(before)))
+
+    def _begin(self, request: Request) -> Generation | None:
+        prompt, part = request.prompt, request.part
         try:
-            inner = self.llm.llm_engine.add_request(name, {"prompt_token_ids": inputs}, params)
+            params = self.parts.params(request)
+            inner = self.llm.llm_engine.add_request(request.name, {"prompt_token_ids": request.inputs}, params)
         except Exception as error:
             # of many types, few of them ValueErrors: whatever it is, it is this request's alone
-            return failed(prompt, ids, "refused_by_engine", one_line(error))
-        keeps = prompt["keeps"]
+            return failed(prompt, request.prompt_ids, "refused_by_engine", one_line(error))
+        scored, keeps, length = part == "scored", request.keeps, len(request.prompt_ids)
         # the worker is told only of what is not as usual, which saves most requests a call to it
-        attends = keeps and self.signals.keeps_attention(prompt["id"], len(ids))
-        if completion_ids is not None or self.signals.keep == "sampled" or attends or not keeps:
-            last_id = None if completion_ids is None else int(completion_ids[-1])
-            self._tell_worker("factory_begin", inner, len(ids), prompt["seed"], last_id, attends, keeps)
-        self.requests[name] = Request(inner, prompt, ids, completion_ids, why, reasons)
+        attends = keeps and self.signals.keeps_attention(prompt["id"], length)
+        if scored or self.signals.keep == "sampled" or attends or not keeps:
+            last_id = int(request.completion_ids[-1]) if scored else None
+            self._tell_worker("factory_begin", inner, length, prompt["seed"], last_id, attends, keeps)
+        self.requests[request.name] = replace(request, inner=inner)
         return None
-
-    def _params(self, prompt: dict[str, Any], room: int, reasons: bool) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        sampling = dict(prompt["sampling"])
-        thinking = sampling.pop("thinking_tokens")
-        # the budget needs an end marker of one token: any other could be spelt in several ways and be missed
-        budget = thinking if reasons and self.markers is not None and self.markers.end_id is not None else None
-        # a completion that fills the window is cut there, as one that reaches its max_tokens
-        sampling["max_tokens"] = min(sampling["max_tokens"], room)
-        own = {"logprobs": self.signals.top_k, "flat_logprobs": True} if self.flat and prompt["keeps"] else {}
-        return SamplingParams(
-            **sampling,
-            **own,
-            # of its own, so that a row does not depend on who shares its batch
-            seed=prompt["seed"],
-            # ids are what counts; their text is made once, when all are there
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            # those of the model's configuration vLLM knows; not the one that only the chat template writes
-            stop_token_ids=sorted(self.encoder.end_ids),
-            thinking_token_budget=budget,
-            structured_outputs=StructuredOutputsParams(json=self.schemas[prompt["task"]]) if self.constrain else None,
-        )
 
     def step(self) -> list[Generation]:
         """One step of the engine; the generations that finished in it."""
@@ -236,20 +200,26 @@ class Engine:
         # vLLM gave it up itself (an abort, an error): what capture has of it belongs to no row
         if completion.finish_reason not in ("stop", "length"):
             self._tell_worker("factory_drop", request.inner)
+            refusal = self.refused.pop(request.inner, None)
+            if refusal is not None:
+                return failed(prompt, request.prompt_ids, "refused_by_engine", refusal)
             return failed(prompt, request.prompt_ids, f"engine_{completion.finish_reason}", "see engine.log")
-        if request.completion_ids is not None:
-            return self._generation(request, request.completion_ids, request.finish_reason)
-        # its second way through the engine, over the exact ids it was given and has produced
-        if self.signals.any and not self.decoding and prompt["keeps"]:
-            ids = list(completion.token_ids)
-            return self._score(prompt, request.prompt_ids, ids, completion.finish_reason, request.reasons)
-        flat = read_flat(completion.logprobs, self.signals) if self.flat and prompt["keeps"] else None
-        return self._generation(request, completion.token_ids, completion.finish_reason, flat)
+        if request.part == "scored":
+            return self._generation(request)
+        ids, why = list(completion.token_ids), completion.finish_reason
+        if request.part == "reasoning" or (why == "stop" and self.parts.stopped_inside(request, ids)):
+            self._tell_worker("factory_drop", request.inner)
+            assert self.markers is not None
+            return self._answer(request, cut_reasoning(self.tokenizer, ids, self.markers, self.encoder.stop_ids))
+        row = replace(request, completion_ids=request.completion_ids + ids, finish_reason=why)
+        # once more through the engine, over the exact ids it was given and has produced
+        if self.signals.any and prompt["keeps"] and (request.part == "answer" or not self.decoding):
+            return self._score(row)
+        flat = read_flat(completion.logprobs, self.signals) if self.flat and request.keeps else None
+        return self._generation(row, flat)
 
-    def _generation(
-        self, request: Request, completion_ids: Any, finish_reason: str, flat: Logprobs | None = None
-    ) -> Generation:
-        ids_T, prompt_ids = np.array(completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
+    def _generation(self, request: Request, flat: Logprobs | None = None) -> Generation:
+        ids_T, prompt_ids = np.array(request.completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
         split = self._split(request, ids_T)
         arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
         # those of the prompt come first, where they are kept; the completion's are the last T
@@ -265,7 +235,7 @@ class Engine:
             prompt_token_ids=prompt_ids,
             completion_token_ids=ids_T,
             answer_start=split.answer_start,
-            finish_reason=finish_reason,
+            finish_reason=request.finish_reason,
             logprobs=all_logprobs and all_logprobs.part(slice(before, None)),
             prompt_logprobs=all_logprobs.part(slice(before)) if all_logprobs and self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
@@ -277,7 +247,8 @@ class Engine:
     def _split(self, request: Request, ids_T: Array) -> SplitCompletion:
         """Reasoning and answer of a completion; those of a transcript's turn as they were given."""
         stops = self.encoder.stop_ids
-        split = split_completion(self.tokenizer, ids_T, self.markers if request.reasons else None, stops)
+        markers = self.markers if request.reasons else None
+        split = split_completion(self.tokenizer, ids_T, markers, stops, request.answer_start)
         transcript = request.prompt["transcript"]
         if transcript is None:
             return split

@@ -16,8 +16,11 @@ TOLD: Final = "the engine's own logprobs: after the grammar's mask, entropy over
 LEAST_MASS: Final = 1e-9  # of a tail: float32 probabilities do not add up to 1 any closer
 
 
-def require_enough(signals: SignalSpec, decoding: bool, missing: list[str]) -> None:
-    """Raise ValueError where a job keeps what cannot be had without the places that are missing in the worker."""
+def require_enough(signals: SignalSpec, decoding: bool, spelt: bool, missing: list[str]) -> None:
+    """Raise ValueError where a job keeps what cannot be had without the places that are missing in the worker.
+
+    `spelt`: the end of the reasoning is no token of its own, so it is given to the teacher.
+    """
     beyond = {
         "signals.hidden_layers": bool(signals.layers),
         "signals.experts": signals.experts,
@@ -25,6 +28,7 @@ def require_enough(signals: SignalSpec, decoding: bool, missing: list[str]) -> N
         'signals.positions = "all"': signals.of_prompt,
         'signals.keep = "sampled"': signals.keep == "sampled",
         'signals.capture = "prefill"': not decoding,
+        "teacher.reasoning with an end marker of several tokens": spelt,
     }
     asked = [name for name, wanted in beyond.items() if wanted]
     if asked:

@@ -1,4 +1,4 @@
-"""A reasoning parser for vLLM that knows only two marker texts, so that one path serves every model.
+"""A reasoning parser for vLLM that knows only two markers, the end one by its id, so that one path serves every model.
 
 vLLM asks it when the free reasoning is over and the grammar of the answer begins (vllm/reasoning/).
 """
@@ -14,7 +14,7 @@ PARSER_NAME = "factory_markers"
 TAIL = 32  # tokens that surely hold a whole marker
 
 
-def register_parser(markers: Markers) -> None:
+def register_parser(markers: Markers, end_id: int) -> None:
     """Make the parser for these markers known to vLLM as `factory_markers`."""
 
     class MarkerParser(ReasoningParser):
@@ -33,12 +33,7 @@ def register_parser(markers: Markers) -> None:
 
         def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
             # asked after every token, with the ids it brought
-            if markers.end_id is not None:
-                return markers.end_id in delta_ids
-            # an end marker of several tokens may be spelt in others than its own encoding, so it is looked for in text.
-            # Early on the tail reaches back into the prompt: only what follows the last start counts
-            tail = decode(self.model_tokenizer, list(input_ids[-TAIL:]))
-            return markers.end in tail.rpartition(markers.start)[2]
+            return end_id in delta_ids
 
         def extract_content_ids(self, input_ids: list[int]) -> list[int]:
             raise NotImplementedError("completions are split by factory.teachers.reasoning")

@@ -56,9 +56,11 @@ def test_top_p_cuts_what_came() -> None:
 )
 def test_what_only_capture_can_give_is_refused(signals: SignalSpec, decoding: bool, told: str) -> None:
     with pytest.raises(ValueError, match=r"worker has no _sample, so .* cannot be had") as error:
-        require_enough(signals, decoding, ["_sample"])
+        require_enough(signals, decoding, False, ["_sample"])
     assert told in str(error.value)
 
 
 def test_plain_top_k_needs_no_more() -> None:
-    require_enough(SignalSpec(top_k=3, positions="answer", min_entropy=1.0, keep="top_p", top_p=0.5), True, ["_sample"])
+    require_enough(
+        SignalSpec(top_k=3, positions="answer", min_entropy=1.0, keep="top_p", top_p=0.5), True, False, ["_sample"]
+    )
