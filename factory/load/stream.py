@@ -194,7 +194,7 @@ class RowStream:
             stream = stream.filter(partial(_keeps, keep))
         if self._shuffled is not None:
             seed, size = self._shuffled
-            # after the filters, so that windows are full; one that is read again is shuffled the same: it can be resumed
+            # after the filters, so that windows are full; one read again is shuffled the same, so it can be resumed
             stream = stream.map(partial(_shuffle_window, (seed, epoch)), batched=True, batch_size=size)
         return stream if self._node is None else split_dataset_by_node(stream, *self._node)
 
