@@ -9,12 +9,12 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from factory import __version__
-from factory.errors import FactoryError, JobError, Terminated
+from factory.errors import FactoryError, JobError, TaskError, Terminated
 from factory.terminal import printable, report, say
 
 
@@ -79,16 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     new.add_argument("name")
     new.set_defaults(command=_new)
 
-    preview = commands.add_parser("preview", help="show rendered prompts, without a teacher")
-    preview.add_argument("task")
-    preview.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
-    preview.add_argument("--level", help="one level (default: each in turn)")
-    preview.add_argument("--seed", type=int, default=0)
-    preview.add_argument("--model", metavar="M", help="the exact text and number of ids this teacher would be given")
-    preview.add_argument("--json", action="store_true", help="one JSON object a line")
-    preview.set_defaults(command=_preview)
-
-    _add_jobs(commands)
+    _add_jobs(commands, _add_preview(commands))
 
     status = commands.add_parser("status", help="planned, accepted, rejected by reason, errors, left")
     status.add_argument("dir", type=Path)
@@ -116,7 +107,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_jobs(commands: "argparse._SubParsersAction[Parser]") -> None:
+def _add_preview(commands: "argparse._SubParsersAction[Parser]") -> Parser:
+    preview = commands.add_parser("preview", help="show rendered prompts, without a teacher")
+    preview.add_argument("task", nargs="?", help="may be left out with --job: then of each task in turn")
+    preview.add_argument("--job", type=Path, metavar="JOB", help="the prompts that this job will ask, its sources' too")
+    preview.add_argument("-n", type=_positive, default=1, metavar="COUNT", help="how many (default: 1)")
+    preview.add_argument("--level", help="one level (default: each in turn)")
+    preview.add_argument("--seed", type=int, help="(default: 0); a job has its own")
+    preview.add_argument("--model", metavar="M", help="the exact text and number of ids this teacher would be given")
+    preview.add_argument("--json", action="store_true", help="one JSON object a line")
+    preview.set_defaults(command=_preview, out=None)
+    return preview
+
+
+def _add_jobs(commands: "argparse._SubParsersAction[Parser]", preview: Parser) -> None:
     plan = commands.add_parser("plan", help="what a job will take: rows, tokens, bytes a token, disk; spends nothing")
     plan.add_argument("job", type=Path)
     plan.add_argument("--out", type=Path, help="instead of the job's out")
@@ -134,7 +138,7 @@ def _add_jobs(commands: "argparse._SubParsersAction[Parser]") -> None:
     score = commands.add_parser("score", help="take the signals of transcripts that exist, or go on with it")
     score.add_argument("job", type=Path)
     score.add_argument("--out", type=Path, help="instead of the job's out")
-    for command in (plan, run, score):
+    for command in (preview, plan, run, score):
         command.add_argument(
             "--allow-outside", action="store_true", help="let the job's own paths lead out of the workspace"
         )
@@ -192,18 +196,33 @@ def _new(options: argparse.Namespace) -> int:
 
 def _preview(options: argparse.Namespace) -> int:
     from factory.publish.show import describe_prompt
+
+    prompts = _preview_job(options) if options.job is not None else _preview_task(options)
+    encode = None
+    if options.model is not None:
+        from factory.job.job import TeacherConfig
+        from factory.teachers.tokens import require_exact
+
+        encode = require_exact(TeacherConfig(model=options.model)).encode_prompt
+    _print(describe_prompt(prompt, options.json, encode) for prompt in prompts)
+    return 0
+
+
+def _preview_task(options: argparse.Namespace) -> Iterator[Any]:
     from factory.tasks.catalog import preview
 
-    prompts = preview(options.workspace, options.task, options.level, options.seed, options.n)
-    if options.model is None:
-        _print(describe_prompt(prompt, options.json) for prompt in prompts)
-        return 0
-    from factory.job.job import TeacherConfig
-    from factory.teachers.tokens import require_exact
+    if options.task is None:
+        raise TaskError("preview: name a task (factory tasks lists them), or a job with --job")
+    return preview(options.workspace, options.task, options.level, options.seed or 0, options.n)
 
-    counter = require_exact(TeacherConfig(model=options.model))
-    _print(describe_prompt(prompt, options.json, counter.encode_prompt(prompt.messages)) for prompt in prompts)
-    return 0
+
+def _preview_job(options: argparse.Namespace) -> Iterator[Any]:
+    from factory.runs.prepare import preview_job
+
+    if options.seed is not None:
+        raise JobError(f"--seed: {options.job} has a seed of its own; leave it out")
+    job, _ = _read_job(options)
+    return preview_job(job, options.workspace, options.task, options.level, options.n)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -225,8 +244,8 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, Path]:
     require_plain_path(out)
     if not options.allow_outside:
         # an --out was typed by whoever starts the job; the paths inside it may be anyone's
-        paths = {} if options.out else {"out": out}
-        require_inside(paths | source_paths(job), [Path(), options.workspace, options.job.parent])
+        paths = [] if options.out else [("out", out)]
+        require_inside([*paths, *source_paths(job)], [Path(), options.workspace, options.job.parent])
     return job, out
 
 

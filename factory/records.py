@@ -113,6 +113,8 @@ class Prompt:
     repaired: bool = False
     # Nothing is asked where there is one: it is scored.
     transcript: Transcript | None = None
+    # What the row of the user's data is called that it was made from; None where none was.
+    source_row: str | None = None
     # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
 

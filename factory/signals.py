@@ -118,6 +118,8 @@ class SignalSpec:
     final_norm: bool = True
     # Whether there is a config of preference pairs; no signal, but it too decides which files a shard has.
     pairs: bool = False
+    # Whether rows say which row of the user's data they were made from; no signal either.
+    sourced: bool = False
     # Whether logprobs are stored in fewer bytes, within the bounds of `factory.dataset.codec`.
     compact: bool = False
     # Which ids of a distribution, at which tokens: told in docs/signals.md. `min_entropy` is in nats.

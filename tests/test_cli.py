@@ -163,6 +163,25 @@ def test_preview_shows_prompts_for_people_and_as_json(factory: Run) -> None:
     assert factory("preview", "adding", "-n", 2, "--level", "hard", "--seed", 5, "--json")[1] != printed
 
 
+def test_preview_shows_the_prompts_of_a_job_and_why_a_row_has_none(workspace: Path, factory: Run) -> None:
+    (workspace / "rows.csv").write_text("a,how\n41,easy\nmany,easy\n43,hard\n")
+    source = '[tasks.source]\npath = "rows.csv"\nlevel = "how"\non_bad_row = "skip"\n'
+    job = f'out = "out"\nshard_rows = 2\n[[tasks]]\nname = "adding"\ncount = "all"\n{source}'
+    (workspace / "job.toml").write_text(job)
+    code, printed, told = factory("preview", "--job", "job.toml", "-n", 9, "--json")
+    assert (code, told) == (0, "")
+    made = {line["source_row"]: line for line in map(json.loads, printed.splitlines())}
+    assert {row: line["level"] for row, line in made.items()} == {"2": "easy", "3": "easy", "4": "hard"}
+    assert "41" in made["2"]["messages"][-1]["content"]
+    assert made["3"]["reason"] == "scenario_invalid"
+    assert "· source 4 ·" in factory("preview", "adding", "--job", "job.toml", "--level", "hard")[1]
+    assert not (workspace / "out").exists()
+    code, printed, _ = factory("preview", "--job", "job.toml", "--model", "demo", "-n", 9)
+    assert (code, printed.count(" ids, "), printed.count("no prompt: prompt/scenario_invalid")) == (0, 2, 1)
+    assert "leave it out" in require_one_line(factory("preview", "--job", "job.toml", "--seed", 1)[2])
+    assert "name a task" in require_one_line(factory("preview")[2])
+
+
 def test_preview_shows_exactly_what_a_model_is_given(workspace: Path, factory: Run) -> None:
     code, printed, _ = factory("preview", "adding", "--model", "demo")
     assert code == 0

@@ -160,6 +160,8 @@ IDENTITY: Final = (
     float_column("judge_score", lambda o: o.verdict.score if o.verdict else None),
     text_column("judge_reasoning", lambda o: o.verdict.reasoning if o.verdict else None),
 )
+# only where rows come from the user's data
+SOURCE_ROW: Final = text_column("source_row", lambda o: o.prompt.source_row)
 ACCEPTED: Final = (
     Column("completion", pa.list_(COMPLETION), take_values(pa.list_(COMPLETION), lambda o: _turn(o.generation))),
     text_column("reasoning", lambda o: o.generation.reasoning),

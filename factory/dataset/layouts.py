@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, Column
+from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, SOURCE_ROW, Column
 from factory.dataset.signal_columns import ATTENTION, EXPERTS, HIDDEN, POSITIONS, logprob_columns
 from factory.hashing import canonical_json
 from factory.records import Outcome
@@ -87,10 +87,11 @@ HALF_LEVEL: Final = 3
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
-    accepted = (*IDENTITY, *ACCEPTED, *logprob_columns(signals))
+    identity = (*IDENTITY, SOURCE_ROW) if signals.sourced else IDENTITY
+    accepted = (*identity, *ACCEPTED, *logprob_columns(signals))
     configs = {
         "default": Layout("default", "data", accepted, signals),
-        "rejected": Layout("rejected", "rejected", (*IDENTITY, *REJECTED), signals),
+        "rejected": Layout("rejected", "rejected", (*identity, *REJECTED), signals),
     }
     if signals.pairs:
         configs["preferences"] = Layout("preferences", "preferences", PREFERENCES, signals)

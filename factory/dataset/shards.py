@@ -243,6 +243,15 @@ def column_bytes(path: Path) -> dict[str, int]:
     return sizes | {"": size - sum(sizes.values())}
 
 
+def count_rows(path: Path) -> int:
+    """How many rows a file has. Raises DatasetError."""
+    try:
+        rows: int = pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+    return rows
+
+
 def read_schema(path: Path) -> dict[str, Any]:
     """Column names and types of one file, as text."""
     with told_as_damage(path):

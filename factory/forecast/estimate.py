@@ -2,6 +2,7 @@
 the disk can hold it."""
 
 import shutil
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,22 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         told = ", ".join(f"{level} {count:,}" for level, count in levels.items())
         if prepared.transcripts is not None:
             lines.append(f"  {told} transcripts, scored as they stand")
+            lines.append(f"    of {prepared.transcripts.rows.describe()}{_tell_bad(prepared.transcripts.bad_rows())}")
             continue
         most = prepared.sampling[task].max_tokens
         lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
+        source = prepared.sources.get(task)
+        lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
     forecast = make_forecast(prepared, out, pilot)
     return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+
+
+def _tell_bad(bad: Iterator[str]) -> str:
+    """What a job that does not stop at bad rows says of them before it starts."""
+    first = next(bad, None)
+    if first is None:
+        return ""
+    return f"; {1 + sum(1 for _ in bad):,} of them cannot be used and will be rejected, the first {first}"
 
 
 def _refusal_lines(out: Path, manifest: dict[str, Any]) -> list[str]:

@@ -234,7 +234,7 @@ def _forecast_pilot(prepared: Prepared, count: int) -> Forecast:
     """Run a few rows of each task with the real teacher; what they made is thrown away."""
     if prepared.transcripts is not None:
         raise JobError("--pilot: transcripts are scored as they stand and their tokens are known; leave --pilot out")
-    pilot = prepare(_pilot_job(prepared.job, count), prepared.workspace)
+    pilot = prepare(_pilot_job(prepared, count), prepared.workspace)
     with tempfile.TemporaryDirectory(prefix="factory-pilot-") as name:
         out = Path(name) / "out"
         run_prepared(pilot, out)
@@ -268,8 +268,9 @@ def _measure_speed(out: Path) -> tuple[float | None, float]:
     return ended[-1]["rows"] / max(ended[-1]["seconds"], 1e-3), ended[-1]["startup_seconds"]
 
 
-def _pilot_job(job: Job, count: int) -> Job:
-    tasks = [task.model_copy(update={"count": min(count, task.count)}) for task in job.tasks]
+def _pilot_job(prepared: Prepared, count: int) -> Job:
+    job, planned = prepared.job, prepared.plan.prompts()
+    tasks = [task.model_copy(update={"count": min(count, planned[task.name])}) for task in job.tasks]
     signals = job.signals.model_copy(update={"verify_rows": 0})
     return job.model_copy(update={"tasks": tasks, "signals": signals})
 

@@ -8,9 +8,9 @@ All faults of a file are told at once, since each costs its author another start
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 from factory.errors import JobError, nearest
 
@@ -19,6 +19,20 @@ class Config(BaseModel):
     """Base of every section: unknown keys are errors and nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _read_count(value: Any) -> int | Literal["all"]:
+    if value == "all":
+        return "all"
+    try:
+        return NUMBER.validate_python(value)
+    except ValidationError as error:
+        # told as one error of the key; of a union pydantic tells one for each branch
+        raise ValueError(error.errors()[0]["msg"]) from None
+
+
+NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=100_000_000)])
+Count = Annotated[int | Literal["all"], PlainValidator(_read_count)]
 
 
 def read_toml(path: Path, missing: str) -> dict[str, Any]:

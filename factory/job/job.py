@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from factory.errors import JobError
-from factory.job.config import Config, describe_problems, read_toml
+from factory.job.config import Config, Count, describe_problems, read_toml
+from factory.job.data import PersonalKind, SourceConfig, TranscriptsConfig
+from factory.job.paths import named_files
 from factory.records import Sampling
 from factory.signals import HiddenPositions, Keep, Positions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
-TranscriptColumn = Literal["prompt_token_ids", "completion_token_ids", "prompt", "completion", "messages"]
-PersonalKind = Literal["email", "phone", "card", "iban", "national_id", "ip"]
 
 
 class ScriptedFaults(Config):
@@ -266,41 +266,11 @@ class DifficultyConfig(Config):
     )
 
 
-class TableConfig(Config):
-    """Rows of the user's: a file, or a dataset of `datasets`."""
-
-    path: Annotated[str, Field(min_length=1)]
-    format: Literal["parquet", "jsonl", "datasets"] | None = None
-    config: str | None = None
-    split: str = "train"
-
-
-class SourceConfig(TableConfig):
-    """Where scenarios come from when not sampled: rows of a file or dataset, mapped to the scenario's fields."""
-
-    fields: dict[str, str] = Field(default_factory=dict)
-    constants: dict[str, Any] = Field(default_factory=dict)
-    shuffle: bool = False
-    scrub: bool | list[PersonalKind] = False
-
-
-class TranscriptsConfig(TableConfig):
-    """`[transcripts]`: completions that exist already, for `factory score`; docs/signals.md tells the forms of a row.
-
-    `columns` names yours where they are called otherwise (`prompt_token_ids = "input_ids"`), `keep` those whose values
-    are kept in the column `scenario`, `count` how many rows to take from the start (all).
-    """
-
-    columns: dict[TranscriptColumn, str] = Field(default_factory=dict)
-    keep: list[str] = Field(default_factory=list)
-    count: Annotated[int, Field(ge=1)] | None = None
-
-
 class TaskConfig(Config):
     """`[[tasks]]`: one task's share of the job."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    count: Annotated[int, Field(ge=1, le=100_000_000)]
+    count: Count
     levels: dict[str, Weight] = Field(default_factory=dict)
     gate: Literal["schema", "check"] | None = None
     sampling: SamplingConfig = SamplingConfig()
@@ -310,6 +280,14 @@ class TaskConfig(Config):
     def _some_level_weighs(self) -> "TaskConfig":
         if self.levels and not sum(self.levels.values()) > 0:
             raise ValueError("levels: every weight is 0; give at least one level a positive weight")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_of_a_source(self) -> "TaskConfig":
+        if self.count == "all" and self.source is None:
+            raise ValueError('count = "all" takes all rows of a source, and there is none; give a number')
+        if self.levels and self.source is not None and self.source.level is not None:
+            raise ValueError("levels: source.level names the column that says each row's; leave one of them out")
         return self
 
 
@@ -369,11 +347,13 @@ def load_job(path: Path) -> Job:
         raise JobError(f"{path}: {describe_problems(error, Job)}") from None
 
 
-def source_paths(job: Job) -> dict[str, Path]:
-    """The local files and folders that a job reads, by the key that names them."""
+def source_paths(job: Job) -> list[tuple[str, Path]]:
+    """The local files and folders that a job reads, each with the key that names it."""
     paths = {f"tasks.{n}.source.path": Path(t.source.path) for n, t in enumerate(job.tasks) if t.source is not None}
     paths |= {} if job.transcripts is None else {"transcripts.path": Path(job.transcripts.path)}
     sets = job.filters.contamination.files if job.filters.contamination is not None else []
     paths |= {f"filters.contamination.files.{number}": Path(name) for number, name in enumerate(sets)}
+    # files of a folder too: a link among them may lead anywhere
+    files = [(key, file) for key, path in paths.items() for file in (path, *named_files(str(path)).values())]
     # what is not here may be the name of a dataset on the hub
-    return {key: path for key, path in paths.items() if path.exists()}
+    return [(key, path) for key, path in files if path.exists()]

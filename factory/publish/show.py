@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from factory.dataset.ledger import Totals, read_ledger
 from factory.dataset.manifest import MANIFEST, read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
-from factory.records import Prompt
+from factory.records import Message, Prompt, Rejection
 from factory.signals import Array
 from factory.teachers.prompt_ids import EncodedPrompt
 from factory.teachers.spelling import open_speller
@@ -131,7 +131,8 @@ def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[s
 
 
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
-    lines = [f"── {row['task']} · {row['level']} · row {row['id']} ".ljust(WIDTH, "─")]
+    source = f" · source {row['source_row']}" if row.get("source_row") is not None else ""
+    lines = [f"── {row['task']} · {row['level']} · row {row['id']}{source} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
     if "stage" in row:
@@ -213,13 +214,25 @@ def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:
     return topk["topk_ids"], topk["topk_logprobs"]
 
 
-def describe_prompt(prompt: Prompt, as_json: bool, encoded: EncodedPrompt | None = None) -> str:
-    """A rendered prompt for people, or as one JSON line; `encoded` is what a model would be given of it."""
+def describe_prompt(
+    made: Prompt | Rejection, as_json: bool, encode: Callable[[Sequence[Message]], EncodedPrompt] | None = None
+) -> str:
+    """A rendered prompt for people, or as one JSON line; `encode` gives what a model would be given of it.
+
+    A row whose prompt cannot be made is told with the reason.
+    """
+    prompt = made.prompt if isinstance(made, Rejection) else made
+    encoded = encode(prompt.messages) if encode is not None and prompt is made else None
+    wrong = {"reason": made.reason, "findings": made.findings} if isinstance(made, Rejection) else {}
     if as_json:
         fields = ("id", "task", "level", "messages", "scenario")
         given = {} if encoded is None else {"prompt_text": encoded.text, "prompt_tokens": len(encoded.ids)}
-        return canonical_json({name: getattr(prompt, name) for name in fields} | given)
-    head = f"── {prompt.task} · {prompt.level} · {prompt.id} ".ljust(WIDTH, "─")
+        given |= {} if prompt.source_row is None else {"source_row": prompt.source_row}
+        return canonical_json({name: getattr(prompt, name) for name in fields} | given | wrong)
+    source = "" if prompt.source_row is None else f"source {prompt.source_row} · "
+    head = f"── {prompt.task} · {prompt.level} · {source}{prompt.id} ".ljust(WIDTH, "─")
+    if isinstance(made, Rejection):
+        return "\n".join([head, f"no prompt: {made.stage}/{made.reason}: {'; '.join(made.findings)}", ""])
     if encoded is not None:
         ends = "its reasoning follows" if encoded.reasons else "its answer follows"
         told = f"── what the model is given: {len(encoded.ids):,} ids, {ends} ".ljust(WIDTH, "─")

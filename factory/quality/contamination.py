@@ -5,7 +5,6 @@ Every run of n words of the sets is kept as 64 bits with its file and row, 14 by
 A run that stands in many texts of the sets is boilerplate and tells nothing, so it is left out.
 """
 
-import csv
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,30 +16,31 @@ from typing import Any
 
 import numpy as np
 
-from factory.dataset.shards import file_digest, read_batches
+from factory.dataset.shards import file_digest
 from factory.errors import DatasetError, JobError
 from factory.job.job import ContaminationConfig
 from factory.signals import Array
-from factory.tasks.sources import JsonLines
+from factory.tasks.tables import kind_of, known_endings, scan_table
 from factory.texts.texts import every_text, words_of
 
 LEAST_WORDS = 4  # that begin with a letter; with fewer, a run or a short text says too little
 COMMON = 10  # texts; as GPT-3's decontamination did for runs that many documents share
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
-KINDS = (".jsonl", ".json", ".parquet", ".txt", ".csv")
-Text = tuple[list[str], Sequence[int]]  # words, and the row of the file that each stands in
+TEXT = ".txt"
+Text = tuple[list[str], Sequence[int], str]  # words, the row of the file that each stands in, what these numbers count
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     """Hashes of all runs of n words, and of all shorter texts as a whole, sorted; beside them the file and the row.
 
-    `hashes_R` uint64 ascending, each once; `file_R` uint16, its place in `files`; `row_R` uint32, counted as the file
-    counts. `digests` has the SHA-256 of each file as it was read.
+    `hashes_R` uint64 ascending, each once; `file_R` uint16, its place in `files`; `row_R` uint32, its number there,
+    from 1, which counts what `units` says. `digests` has the SHA-256 of each file as it was read.
     """
 
     n: int
     files: tuple[str, ...]
+    units: tuple[str, ...]
     hashes_R: Array
     file_R: Array
     row_R: Array
@@ -68,8 +68,8 @@ class Index:
         if not len(found):
             return None
         place, first = int(places[found[0]]), int(found[0])
-        name, shared = self.files[int(self.file_R[place])], " ".join(words[first : first + self.n])
-        return f'{name} {"line" if name.endswith(".txt") else "row"} {int(self.row_R[place])}: "{shared}"'
+        file, shared = int(self.file_R[place]), " ".join(words[first : first + self.n])
+        return f'{self.files[file]} {self.units[file]} {int(self.row_R[place])}: "{shared}"'
 
 
 def run_hashes(words: Sequence[str], n: int) -> Array:
@@ -95,8 +95,10 @@ def open_index(config: ContaminationConfig) -> Index:
     """Read the evaluation sets. Raises JobError naming the key of a file that is missing or cannot be read."""
     hashes, files, rows = array("Q"), array("H"), array("I")
     seen: set[bytes] = set()
+    units = ["row"] * len(config.files)
     for number, name in enumerate(config.files):
-        for words, row_of in _read(name, config.columns, config.n, f"filters.contamination.files.{number}"):
+        for words, row_of, unit in _read(name, config.columns, config.n, f"filters.contamination.files.{number}"):
+            units[number] = unit
             # else a question that a set holds eleven times would count as boilerplate and never be found
             if len(words) >= config.n and _seen_before(words, seen):
                 continue
@@ -109,7 +111,7 @@ def open_index(config: ContaminationConfig) -> Index:
     telling_R = (counts_R <= COMMON) & (unique_R != 0)
     place_R = first_R[telling_R]
     file_R, row_R = np.array(files, np.uint16)[place_R], np.array(rows, np.uint32)[place_R]
-    return Index(config.n, tuple(config.files), unique_R[telling_R], file_R, row_R, digest_files(config))
+    return Index(config.n, tuple(config.files), tuple(units), unique_R[telling_R], file_R, row_R, digest_files(config))
 
 
 def _seen_before(words: Sequence[str], seen: set[bytes]) -> bool:
@@ -129,11 +131,12 @@ def _read(name: str, columns: Sequence[str], n: int, where: str) -> Iterator[Tex
     path = Path(name)
     if not path.is_file():
         raise JobError(f"{where}: {path}: no such file")
-    if path.suffix not in KINDS:
-        raise JobError(f"{where}: {path}: not a kind of file that is known here (has: {', '.join(KINDS)})")
+    kind = kind_of(path)
+    if kind is None and path.suffix != TEXT:
+        raise JobError(f"{where}: {path}: not a kind of file that is known here (has: {TEXT}, {known_endings()})")
     try:
-        yield from _read_lines(path, n) if path.suffix == ".txt" else _read_rows(path, columns, n, where)
-    except (DatasetError, OSError, ValueError, csv.Error) as error:
+        yield from _read_lines(path, n) if kind is None else _read_rows(path, kind, columns, n, where)
+    except (DatasetError, OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())[:400]
         raise JobError(f"{where}: {path} cannot be read: {reason}") from None
 
@@ -146,39 +149,29 @@ def _read_lines(path: Path, n: int) -> Iterator[Text]:
         for number, line in enumerate(handle, 1):
             here = words_of(line)
             if len(here) < n:
-                yield here, [number] * len(here)
+                yield here, [number] * len(here), "line"
             words += here
             line_of.extend([number] * len(here))
-    yield words, line_of
+    yield words, line_of, "line"
 
 
-def _read_rows(path: Path, columns: Sequence[str], n: int, where: str) -> Iterator[Text]:
-    """Each cell of each row, by itself; a few short strings of a larger whole say too little."""
+def _read_rows(path: Path, kind: str, columns: Sequence[str], n: int, where: str) -> Iterator[Text]:
+    """Each cell of each row, by itself; a few short strings of a larger whole say too little.
+
+    A row that cannot be read ends it: a set that is not read whole would let through what it is there to keep out.
+    """
     has: dict[str, None] = {}
-    for number, row in enumerate(_rows_of(path)):
+    unit, rows = scan_table(path, kind)
+    for number, row in rows:
         has |= dict.fromkeys(row)
         for name in columns or row:
             text, plain = read_cell(row.get(name))
             words = words_of(text)
             if plain or len(words) >= n:
-                yield words, [number] * len(words)
+                yield words, [number] * len(words), unit
     missing = [name for name in columns if name not in has]
     if missing and has:
         raise JobError(f"{where}: no column {', '.join(missing)} in {path} (has: {', '.join(has)})")
-
-
-def _rows_of(path: Path) -> Iterable[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return (row for batch in read_batches(path) for row in batch.to_pylist())
-    if path.suffix == ".csv":
-        return _csv_rows(path)
-    lines = JsonLines(path)
-    return (dict(lines[number]) for number in range(len(lines)))
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        yield from csv.DictReader(handle, restkey="")
 
 
 def read_cell(cell: object) -> tuple[str, bool]:

@@ -1,20 +1,22 @@
 """The plan: which rows a job will make, in which shard and place, decided before anything is spent.
 
-A plan is arithmetic over the job alone. The same job gives the same plan on every machine, so a resumed run knows what
-is left without having stored a list of rows.
+A plan is arithmetic over the job and the number of its sources' rows. The same job gives the same plan on every
+machine, so a resumed run knows what is left without having stored a list of rows.
 """
 
 import random
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 
 from factory.errors import JobError, nearest
 from factory.hashing import derive_seed
 from factory.job.job import Job, TaskConfig
 from factory.records import PlannedRow, Sampling
+from factory.tasks.sources import Source
 from factory.tasks.tasks import Task
 from factory.tasks.transcripts import LEVEL, TASK
 
@@ -56,6 +58,13 @@ class Plan:
             counts.setdefault(task, {})[level] = count * self.samples
         return counts
 
+    def prompts(self) -> dict[str, int]:
+        """Planned prompts by task."""
+        prompts: dict[str, int] = {}
+        for task, _, _, count in self.blocks:
+            prompts[task] = prompts.get(task, 0) + count
+        return prompts
+
     def rows(self, shard: int) -> Iterator[PlannedRow]:
         """The rows of one shard, in their places."""
         ends = list(accumulate(count for *_, count in self.blocks))
@@ -71,12 +80,18 @@ class Plan:
             yield PlannedRow(shard, position, task, level, number, seed, sample=position % self.samples)
 
 
-def make_plan(job: Job, tasks: dict[str, Task]) -> Plan:
-    """Allocate every task's count to its levels and shuffle the whole with the job's seed."""
+def make_plan(job: Job, tasks: dict[str, Task], sources: Mapping[str, Source] = MappingProxyType({})) -> Plan:
+    """Allocate every task's count to its levels and shuffle the whole with the job's seed.
+
+    A source says how many rows it gives, and of which level each is where its data does.
+    """
     blocks: list[tuple[str, str, int, int]] = []
     for config in job.tasks:
-        start = 0
-        for level, count in allocate_levels(config, tasks[config.name]).items():
+        start, source = 0, sources.get(config.name)
+        rows = config.count if source is None else len(source)
+        assert isinstance(rows, int)  # "all" is of a source alone
+        counts = source.levels if source is not None else {}
+        for level, count in (counts or allocate_levels(config, tasks[config.name], rows)).items():
             if count:
                 blocks.append((config.name, level, start, count))
             start += count
@@ -91,8 +106,8 @@ def plan_transcripts(job: Job, count: int) -> Plan:
     return Plan(job.seed, job.shard_rows, 1, ((TASK, LEVEL, 0, count),), array("Q", range(count)))
 
 
-def allocate_levels(config: TaskConfig, task: Task) -> dict[str, int]:
-    """Split a task's count by the weights of its levels (largest remainder); all levels alike when none is named."""
+def allocate_levels(config: TaskConfig, task: Task, rows: int) -> dict[str, int]:
+    """Split a task's rows by the weights of its levels (largest remainder); all levels alike when none is named."""
     unknown = sorted(set(config.levels) - set(task.levels))
     if unknown:
         names, has = ", ".join(unknown), ", ".join(task.levels)
@@ -103,9 +118,9 @@ def allocate_levels(config: TaskConfig, task: Task) -> dict[str, int]:
     if not config.levels:
         weights = dict.fromkeys(task.levels, 1.0)
     total = sum(weights.values())
-    exact = {level: config.count * weight / total for level, weight in weights.items()}
+    exact = {level: rows * weight / total for level, weight in weights.items()}
     counts = {level: int(share) for level, share in exact.items()}
-    left = config.count - sum(counts.values())
+    left = rows - sum(counts.values())
     for level in sorted(exact, key=lambda level: counts[level] - exact[level])[:left]:
         counts[level] += 1
     return counts

@@ -3,11 +3,12 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
@@ -24,7 +25,7 @@ from factory.dataset.manifest import (
     replace_section,
     write_atomically,
 )
-from factory.errors import JobError
+from factory.errors import JobError, nearest
 from factory.hashing import content_hash
 from factory.job.job import Job, StyleConfig
 from factory.quality.contamination import Index, open_index
@@ -35,12 +36,15 @@ from factory.quality.trial import require_tried
 from factory.quality.validate import Gate
 from factory.records import PlannedRow, Prompt, Rejection, Sampling
 from factory.runs.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
+from factory.tasks.calls import find_misfit
 from factory.tasks.digests import digest_bytes
 from factory.tasks.faults import TaskFault
 from factory.tasks.render import Renderer, open_renderer
-from factory.tasks.sources import Source, open_source
+from factory.tasks.sources import NO_LEVEL, Source, open_source
+from factory.tasks.tables import BadRow
 from factory.tasks.tasks import JUDGE, Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
+from factory.tasks.user_rows import require_sound
 
 PROBES_PER_TASK = 8
 LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
@@ -91,17 +95,31 @@ class Prepared:
         if self.transcripts is not None:
             return self.transcripts.prompt(row)
         source = self.sources.get(row.task)
-        fields = source.scenario(row.number) if source else None
+        if source is not None:
+            return self._make_sourced(row, source)
         try:
-            return self._render(row, fields)
+            return self._render(row, None)
+        except TaskFault as error:  # a sample or a template of the task failed
+            return Rejection(self._nameless(row, {}), None, "prompt", error.reason, (str(error),), "error")
+
+    def _make_sourced(self, row: PlannedRow, source: Source) -> Prompt | Rejection:
+        """The prompt of a row of the user's data; one that does not fit is data, no fault."""
+        fields: Mapping[str, Any] = {}
+        kind: Literal["rejected", "error"] = "rejected"
+        try:
+            fields = source.scenario(row.number)
+            if row.level == NO_LEVEL:
+                raise TaskFault("level_unknown", source.level_fault(row.number))
+            prompt = self._render(row, fields)
+            return replace(prompt, source_row=source.mark(row.number))
+        except BadRow as error:
+            reason, told = "row_unreadable", str(error)
         except TaskFault as error:
-            prompt = self._nameless(row, fields)
-            # a sample or a template of the task failed, or the machine did: that is a fault
-            if source is None or error.reason == "render_stalled":
-                return Rejection(prompt, None, "prompt", error.reason, (str(error),), "error")
-            # a row of the user's data that does not fit is data
-            place = f"row {source.place(row.number)} of {source.config.path}: {error}"
-            return Rejection(prompt, None, "prompt", error.reason, (place,))
+            # the machine failed, not the data
+            kind = "error" if error.reason == "render_stalled" else "rejected"
+            reason, told = error.reason, str(error)
+        prompt = replace(self._nameless(row, fields), source_row=source.mark(row.number))
+        return Rejection(prompt, None, "prompt", reason, (f"{source.where(row.number)}: {told}",), kind)
 
     def _render(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
         renderer = self.renderers[row.task]
@@ -112,10 +130,10 @@ class Prepared:
                 raise
             return renderer.render(row, fields)  # the machine stood still for a while: it may not the second time
 
-    def _nameless(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
+    def _nameless(self, row: PlannedRow, fields: Mapping[str, Any]) -> Prompt:
         """What stands for the prompt of a row that has none; its scenario is the data as it came."""
         name = content_hash([row.task, row.level, row.number, row.seed])
-        scenario = json.dumps(fields or {}, default=str, sort_keys=True, ensure_ascii=False)
+        scenario = json.dumps(fields, default=str, sort_keys=True, ensure_ascii=False)
         return Prompt(
             id=content_hash([name, row.sample]) if row.sample else name,
             shard=row.shard,
@@ -139,6 +157,10 @@ class Prepared:
             found += [prompt for prompt in prompts if isinstance(prompt, Prompt)]
         return found
 
+    def bad_rows(self, task: str) -> Iterator[str]:
+        """Each planned row of a task's source that cannot become a prompt, and why."""
+        return self.sources[task].bad_rows(partial(find_misfit, self.tasks[task]))
+
     def scrubbed(self, shard: int) -> Counter[str]:
         """What was replaced in the scenarios of a shard's prompts, by kind of personal data."""
         told = Counter[str]()
@@ -160,7 +182,8 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     for index, config in enumerate(job.tasks):
         if config.source is None and tasks[config.name].sample is None:
             raise JobError(f"tasks.{index}: {config.name} has no sample(); give it a source")
-    plan = make_plan(job, tasks)
+    sources = _open_sources(job, tasks)
+    plan = make_plan(job, tasks, sources)
     sampling, gates = resolve_sampling(job, tasks), resolve_gates(job, tasks)
     prompted = job.teacher.reasoning == "prompted"
     judges = open_judges(job, tasks)
@@ -177,18 +200,50 @@ def prepare(job: Job, workspace: Path) -> Prepared:
         sampling=sampling,
         gates={name: Gate(tasks[name], check=gates[name] == "check") for name in names},
         renderers={name: open_renderer(tasks[name], sampling[name], prompted) for name in names},
-        sources={
-            config.name: open_source(
-                config.source, f"tasks.{index}.source", job.seed, config.count, tasks[config.name].Scenario
-            )
-            for index, config in enumerate(job.tasks)
-            if config.source is not None
-        },
+        sources=sources,
         filters={name: open_filters(job.filters, task.style, evaluation) for name, task in tasks.items()},
         judges=judges,
         formula=compile_formula(job.difficulty.formula, known),
         evaluation=evaluation,
     )
+
+
+def _open_sources(job: Job, tasks: dict[str, Task]) -> dict[str, Source]:
+    """The sources of a job's tasks; every row is looked at where a bad one stops the job."""
+    sources: dict[str, Source] = {}
+    for index, config in enumerate(job.tasks):
+        if config.source is not None:
+            task, where = tasks[config.name], f"tasks.{index}.source"
+            source = open_source(config.source, where, job.seed, config.count, task.Scenario, task.levels)
+            require_sound(config.source, where, source.bad_rows(partial(find_misfit, task)), len(source))
+            sources[config.name] = source
+    return sources
+
+
+def preview_job(
+    job: Job, workspace: Path, task: str | None, level: str | None, count: int
+) -> Iterator[Prompt | Rejection]:
+    """The first prompts of a job, as it will ask them, in its order. Raises JobError.
+
+    Without `level` each in turn, so that a few prompts show them all.
+    """
+    prepared = prepare(job, workspace)
+    cells = [(name, each) for name, each, _, _ in prepared.plan.blocks]
+    chosen = [cell for cell in cells if task is None or cell[0] == task]
+    if not chosen:
+        has = ", ".join(dict.fromkeys(name for name, _ in cells))
+        raise JobError(f"task {task!r}: not of this job (has: {has}){nearest(str(task), [name for name, _ in cells])}")
+    levels = [each for _, each in chosen]
+    if level is not None and level not in levels:
+        raise JobError(f"level {level!r}: no row of this job has it (has: {', '.join(dict.fromkeys(levels))})")
+    queues = [_rows_of(prepared.plan, cell) for cell in chosen if level is None or cell[1] == level]
+    turns = (row for turn in zip_longest(*queues) for row in turn if row is not None)
+    return map(prepared.render, islice(turns, count))
+
+
+def _rows_of(plan: Plan, cell: tuple[str, str]) -> Iterator[PlannedRow]:
+    rows = (row for shard in range(plan.shards) for row in plan.rows(shard))
+    return (row for row in rows if (row.task, row.level) == cell and not row.sample)
 
 
 def _prepare_scoring(job: Job, workspace: Path, transcripts: Transcripts) -> Prepared:

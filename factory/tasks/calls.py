@@ -37,6 +37,15 @@ def adopt_scenario(task: Task, fields: Mapping[str, Any]) -> BaseModel:
             raise TaskFault("scenario_invalid", describe_problems(error, task.Scenario)) from None
 
 
+def find_misfit(task: Task, fields: Mapping[str, Any]) -> str | None:
+    """Why the fields of a row of the user's data are no scenario of the task; None where they are one."""
+    try:
+        adopt_scenario(task, fields)
+    except TaskFault as error:
+        return str(error)
+    return None
+
+
 def dump_scenario(task: Task, scenario: BaseModel) -> str:
     """A scenario as rows keep it, so that it can be read back. Raises TaskFault `scenario_not_json`."""
     with blamed("scenario_not_json", task.schema_path):

@@ -42,7 +42,9 @@ def preview(workspace: Path, name: str, level: str | None, seed: int, count: int
             f"task {name!r}: unknown level {level!r} (has: {', '.join(task.levels)}){nearest(level, task.levels)}"
         )
     if task.sample is None:
-        raise TaskError(f"task {name!r}: has no sample(), so it can only be previewed by running a job with a source")
+        raise TaskError(
+            f"task {name!r}: has no sample(), so only a job with a source has prompts: factory preview --job JOB.toml"
+        )
     renderer = open_renderer(task, Sampling())
     for number in range(count):
         # each level in turn, so that a few prompts show them all
@@ -51,7 +53,7 @@ def preview(workspace: Path, name: str, level: str | None, seed: int, count: int
         try:
             yield renderer.render(row)
         except TaskFault as error:
-            raise TaskError(f"task {name!r}, level {drawn}, row {number}: {error}") from None
+            raise TaskError(f"task {name!r}, level {drawn}, row {number + 1}: {error}") from None
 
 
 def scaffold(workspace: Path, name: str) -> list[Path]:

@@ -1,63 +1,62 @@
-"""Sources: scenarios that come from the user, one row of a file or dataset each, mapped to the scenario's fields."""
+"""Sources: scenarios that come from the user, one row of their data each, mapped to the scenario's fields."""
 
-import hashlib
-import json
 import random
-import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from glob import escape
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import AliasChoices, AliasPath, BaseModel
 
 from factory.errors import JobError, nearest
-from factory.job.job import SourceConfig, TableConfig
-from factory.texts.personal import resolve_kinds, scrub_row
+from factory.job.data import SourceConfig
+from factory.tasks.tables import BadRow
+from factory.tasks.user_rows import Rows, load_rows, pick
+from factory.texts.personal import resolve_kinds, scrub, scrub_row
 
-LOADERS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
-
-
-class Rows(Protocol):
-    """What a source needs of a table."""
-
-    column_names: list[str]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int, /) -> Mapping[str, Any]: ...
+NO_LEVEL = "?"  # the level of a planned row whose data names none of the task's; no task can have one of that name
 
 
 class Source:
-    """Rows of a user's data, by number, each as the fields of a scenario."""
+    """Rows of a user's data, by the number of the planned row, each as the fields of a scenario.
 
-    def __init__(self, config: SourceConfig, rows: Rows, order: list[int] | None) -> None:
+    `order` has the place of each planned row's data. `levels` counts the planned rows of each level where a column
+    says it, in the order in which they are numbered; it is empty where the job's weights do.
+    """
+
+    def __init__(self, config: SourceConfig, rows: Rows, order: Sequence[int], levels: dict[str, int]) -> None:
         self.config = config
         self.rows = rows
         self.order = order
-        self._digest: str | None = None
+        self.levels = levels
         self._last: tuple[int, dict[str, Any], Counter[str]] | None = None
         self._counts: dict[int, Counter[str]] = {}  # of rows that were read and are not told by `replaced` yet
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    def place(self, number: int) -> int:
-        """Which row of the data, counted from 0, the `number`-th planned row is made from."""
-        return self.order[number] if self.order else number
+        """How many rows are planned."""
+        return len(self.order)
 
     def digest(self) -> str:
-        """A hash of the data, as it was when it was first asked for."""
-        if self._digest is None:
-            self._digest = digest_rows(self.config, self.rows)
-        return self._digest
+        """A hash of the data, as it was when it was opened."""
+        return self.rows.digest
+
+    def where(self, number: int) -> str:
+        """The file and line of the data that the `number`-th planned row is made from, for people."""
+        return self.rows.where(self.order[number])
+
+    def mark(self, number: int) -> str:
+        """What that data is called in the dataset: its id or its number."""
+        return self._clean(self.rows.mark(self.order[number]))
+
+    def _clean(self, text: str) -> str:
+        return scrub(text, resolve_kinds(self.config.scrub))[0] if self.config.scrub else text
 
     def scenario(self, number: int) -> Mapping[str, Any]:
         """Fields of the scenario for the `number`-th planned row: the mapped columns, then the constants.
 
         Without `fields` every column goes to the field of its own name. A null counts as absent. With `scrub`, what is
         personal in the columns' strings is replaced, nested ones too; the constants stay, they are the job's own.
+        Raises BadRow.
         """
         mapped, counts = self._read(number)
         if self.config.scrub:
@@ -67,80 +66,80 @@ class Source:
     def replaced(self, number: int) -> Counter[str]:
         """How often each kind of personal data was replaced in the row that `scenario` gives for `number`."""
         known = self._counts.pop(number, None)
-        return self._read(number)[1] if known is None else known
+        if known is not None:
+            return known
+        try:
+            return self._read(number)[1]
+        except BadRow:
+            return Counter()
 
     def _read(self, number: int) -> tuple[dict[str, Any], Counter[str]]:
         # the samples of a prompt ask for one row in turn, and to scrub costs more than all the rest of a prompt
         if self._last is None or self._last[0] != number:
-            self._last = (number, *self._scrub(number))
+            mapped, kinds = self._map(number), resolve_kinds(self.config.scrub)
+            self._last = (number, *(scrub_row(mapped, kinds) if kinds else (mapped, Counter[str]())))
         return self._last[1], self._last[2]
 
-    def _scrub(self, number: int) -> tuple[dict[str, Any], Counter[str]]:
-        row = self.rows[self.place(number)]
-        columns = self.config.fields or {name: name for name in row}
-        mapped = {field: row[column] for field, column in columns.items() if row.get(column) is not None}
-        kinds = resolve_kinds(self.config.scrub)
-        return scrub_row(mapped, kinds) if kinds else (mapped, Counter())
+    def _map(self, number: int) -> dict[str, Any]:
+        row = self.rows[self.order[number]]
+        # a row of Parquet has the null columns of all others; by their own names the rest are what no one else maps
+        own = (name for name in row if name not in (self.config.level, self.config.id))
+        columns = self.config.fields or {name: name for name in own}
+        values = {field: pick(row, column) for field, column in columns.items()}
+        return {field: value for field, value in values.items() if value is not None}
+
+    def level_fault(self, number: int) -> str:
+        """Why a row has no level."""
+        level = pick(self.rows[self.order[number]], str(self.config.level))
+        return self._clean(f"{self.config.level}: {level!r} is no level of the task")
+
+    def bad_rows(self, problem: Callable[[Mapping[str, Any]], str | None]) -> Iterator[str]:
+        """Each planned row that cannot become a prompt, and why; `problem` says what is wrong with a scenario's fields.
+
+        As the data stands: what `scrub` would do to it is not looked at, but nothing personal is told.
+        """
+        unlevelled = len(self) - self.levels.get(NO_LEVEL, 0)
+        for number in range(len(self)):
+            try:
+                wrong = problem({**self.config.constants, **self._map(number)})
+                if wrong is None and number >= unlevelled:
+                    wrong = self.level_fault(number)
+            except BadRow as error:
+                wrong = str(error)
+            if wrong is not None:
+                yield f"{self.where(number)}: {self._clean(wrong)[:200]}"
 
 
-class JsonLines:
-    """The objects of a JSON Lines file, one a line, each read when it is asked for, with the values that stand there.
-
-    (The JSON loader of `datasets` makes timestamps of texts that look like dates and floats of long integers.)
-    Raises ValueError naming the first line that is not an object.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
-        self.starts = array("Q")
-        columns: dict[str, None] = {}
-        start = 0
-        for number, line in enumerate(self.file, 1):
-            if line.strip():
-                columns |= dict.fromkeys(self._read(line, number))
-                self.starts.append(start)
-            start += len(line)
-        self.column_names = list(columns)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, number: int, /) -> Mapping[str, Any]:
-        self.file.seek(self.starts[number])
-        return self._read(self.file.readline(), number)
-
-    @staticmethod
-    def _read(line: bytes, number: int) -> dict[str, Any]:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number} is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise ValueError(f"line {number} is a JSON {type(value).__name__}; write one object a line")
-        return value
-
-
-def open_source(config: SourceConfig, where: str, seed: int, needed: int, scenario: type[BaseModel]) -> Source:
-    """Open a source and check that it can give `needed` rows; the rows stay on disk.
+def open_source(
+    config: SourceConfig,
+    where: str,
+    seed: int,
+    needed: int | Literal["all"],
+    scenario: type[BaseModel],
+    levels: Sequence[str] = (),
+) -> Source:
+    """Open a source and check that it can give `needed` rows; the rows stay on disk. `levels` are the task's.
 
     Raises JobError naming the job's key `where` for a missing file, column or row, and for every name that the task's
     Scenario does not have: pydantic would drop it, and each row would be made without that data.
     """
-    rows = load_rows(config, where)
-    missing = sorted(set(config.fields.values()) - set(rows.column_names))
-    if missing:
-        has, like = ", ".join(rows.column_names), nearest(missing[0], rows.column_names)
-        raise JobError(f"{where}.fields: no column {', '.join(missing)} in {config.path} (has: {has}){like}")
-    problems = list(find_unknown(config, where, rows.column_names, scenario))
+    own = [path for path in (config.level, config.id) if path is not None]
+    rows = load_rows(config, where, list(config.fields.values()) or None, own)
+    columns = [name for name in rows.column_names if name not in own]
+    problems = list(find_unknown(config, where, columns, scenario)) if len(rows) else []
     if problems:
         raise JobError("\n".join(problems))
-    if len(rows) < needed:
-        raise JobError(f"{where}: {config.path} has {len(rows)} rows, the task's count is {needed}; lower the count")
-    order = None
+    if not len(rows) or (needed != "all" and len(rows) < needed):
+        step = "give it some" if not len(rows) else 'lower the count, or say count = "all"'
+        told = "" if needed == "all" else f", the task's count is {needed}"
+        raise JobError(f"{where}: {config.path} has {len(rows)} rows{told}; {step}")
+    order = array("Q", range(len(rows)))
     if config.shuffle:
-        order = list(range(len(rows)))
         random.Random(seed).shuffle(order)
-    return Source(config, rows, order)
+    order = order[: None if needed == "all" else needed]
+    if config.level is None:
+        return Source(config, rows, order, {})
+    return Source(config, rows, *_group(rows, order, config.level, levels))
 
 
 def find_unknown(config: SourceConfig, where: str, columns: Iterable[str], scenario: type[BaseModel]) -> Iterator[str]:
@@ -179,7 +178,7 @@ def _find_dropped(
 
 def _hint(name: str, known: list[str]) -> str:
     if name == "level":
-        return "; a row's level is drawn by the weights in `levels`, not taken from the data"
+        return "; the column that says a row's level is named beside `fields`: level = ..."
     return nearest(name, known)
 
 
@@ -195,51 +194,19 @@ def field_names(model: type[BaseModel]) -> dict[str, list[str]]:
     return found
 
 
-def digest_rows(config: TableConfig, rows: Rows) -> str:
-    """A hash of a table: of a file's bytes, or the fingerprint that `datasets` gives a dataset of the hub."""
-    path = Path(config.path)
-    if path.is_dir():  # `datasets` gives one name to a directory, whatever becomes of its files
-        parts = sorted(part for part in path.rglob("*") if part.is_file())
-        return hashlib.sha256(b"".join(part.name.encode() + _digest_file(part) for part in parts)).hexdigest()
-    if not path.is_file():
-        return str(getattr(rows, "_fingerprint", ""))
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def _group(rows: Rows, order: Sequence[int], path: str, levels: Sequence[str]) -> tuple["array[int]", dict[str, int]]:
+    """The same places, those of one level together, in the order of the task's levels; and how many each level has.
 
-
-def _digest_file(path: Path) -> bytes:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").digest()
-
-
-def load_rows(config: TableConfig, where: str) -> Rows:
-    """A table of the user's; its rows stay on disk. Raises JobError naming the job's key `where`."""
-    path = Path(config.path)
-    kind = config.format or LOADERS.get(path.suffix, "datasets")
-    if kind != "datasets" and not path.is_file():
-        raise JobError(f"{where}.path: {path}: no such file")
-    if kind == "datasets" and path.is_file():
-        raise JobError(f"{where}.path: {path}: not a kind of file that is known here (has: parquet, jsonl); set format")
-    if kind == "datasets" and path.is_dir() and (wild := re.search(r"[\[\]*?{}]", str(path.resolve()))):
-        told = f"{path.resolve()} has a {wild[0]!r}, which `datasets` takes for a wildcard"
-        raise JobError(f"{where}.path: {told}; choose a path without any of [ ] * ? {{ }}")
-    try:
-        return JsonLines(path) if kind == "jsonl" else _load_dataset(config, kind)
-    except Exception as error:  # datasets raises many types for data that is not what it should be
-        while isinstance(error.__cause__, Exception):
-            error = error.__cause__
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
-        raise JobError(f"{where}.path: {config.path} cannot be loaded: {reason}") from None
-
-
-def _load_dataset(config: TableConfig, kind: str) -> Any:
-    """A table of `datasets`, memory-mapped."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, by us
-    if kind == "datasets":
-        # the cached copy of a local directory would be kept when its files change
-        mode = "force_redownload" if Path(config.path).is_dir() else None
-        return datasets.load_dataset(config.path, config.config, split=config.split, download_mode=mode)
-    return datasets.load_dataset(kind, data_files=escape(config.path), split="train")
+    So a plan counts on through the levels here as it does everywhere, and stays arithmetic over a few numbers.
+    """
+    places = {level: array("Q") for level in (*levels, NO_LEVEL)}
+    for place in order:
+        try:
+            level = pick(rows[place], path)
+        except BadRow:
+            level = None
+        places[level if isinstance(level, str) and level in levels else NO_LEVEL].append(place)
+    grouped = array("Q")
+    for level in places:
+        grouped.extend(places[level])
+    return grouped, {level: len(found) for level, found in places.items() if found}

@@ -8,16 +8,18 @@ Each row becomes a `Prompt` with its transcript, so that plan, shards and ledger
 of its number and content, so two equal rows are two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from factory.errors import JobError, one_line
 from factory.hashing import canonical_json, content_hash
-from factory.job.job import Job, TranscriptsConfig
+from factory.job.data import TranscriptsConfig
+from factory.job.job import Job
 from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript
-from factory.tasks.sources import Rows, digest_rows, load_rows
+from factory.tasks.tables import BadRow
+from factory.tasks.user_rows import Rows, column_of, load_rows, pick, require_sound
 
 # what stands in these columns of a scored row
 TASK, LEVEL = "transcripts", "given"
@@ -46,48 +48,57 @@ class Transcripts:
         self.config = config
         self.rows = rows
         self.columns: dict[str, str] = {name: name for form in FORMS for name in form} | dict(config.columns)
-        has = set(rows.column_names)
-        missing = sorted((set(config.columns.values()) | set(config.keep)) - has)
-        if missing:
-            raise JobError(f"transcripts: no column {', '.join(missing)} in {config.path} (has: {', '.join(has)})")
-        self.form = next((form for form in FORMS if has.issuperset(self.columns[name] for name in form)), ())
+        self.form = next((form for form in FORMS if all(self._has(name) for name in form)), ())
         if not self.form:
             forms = "; ".join(" and ".join(form) for form in FORMS)
             raise JobError(
                 f"transcripts: {config.path} has none of {forms} (has: {', '.join(rows.column_names)}); "
                 f"say which columns they are with transcripts.columns"
             )
-        self._digest: str | None = None
+
+    def _has(self, name: str) -> bool:
+        return column_of(self.columns[name], self.rows.column_names) is not None
 
     def __len__(self) -> int:
         return min(len(self.rows), self.config.count or len(self.rows))
 
     def digest(self) -> str:
-        """A hash of the data, as it was when it was first asked for."""
-        if self._digest is None:
-            self._digest = digest_rows(self.config, self.rows)
-        return self._digest
+        """A hash of the data, as it was when it was opened."""
+        return self.rows.digest
 
     def prompt(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row; a rejection where the data is no transcript."""
-        fields = self.rows[row.number]
-        kept = {"row": row.number} | {name: fields[name] for name in self.config.keep}
+        try:
+            fields = self.rows[row.number]
+        except BadRow as error:
+            return self._reject(row, {}, str(error))
+        kept = {name: pick(fields, name) for name in self.config.keep}
         try:
             messages, transcript = self._read(fields)
         except (ValueError, TypeError) as error:
-            where = f"row {row.number} of {self.config.path}"
-            prompt = self._make(row, kept, (), None)
-            return Rejection(prompt, None, "prompt", "bad_transcript", (f"{where}: {_describe(error)}",))
+            return self._reject(row, kept, _describe(error))
         return self._make(row, kept, messages, transcript)
 
+    def _reject(self, row: PlannedRow, kept: dict[str, Any], why: str) -> Rejection:
+        prompt = self._make(row, kept, (), None)
+        return Rejection(prompt, None, "prompt", "bad_transcript", (f"{self.rows.where(row.number)}: {why}",))
+
+    def bad_rows(self) -> Iterator[str]:
+        """Each row that holds no transcript, and why."""
+        for place in range(len(self)):
+            try:
+                self._read(self.rows[place])
+            except (ValueError, TypeError) as error:
+                yield f"{self.rows.where(place)}: {_describe(error)}"
+
     def _read(self, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], Transcript]:
-        values = [fields[self.columns[name]] for name in self.form]
+        values = [pick(fields, self.columns[name]) for name in self.form]
         if self.form == FORMS[0]:
             prompt_ids, completion_ids = (tuple(IDS.validate_python(value)) for value in values)
             if not prompt_ids or not completion_ids:
                 raise ValueError(f"{len(prompt_ids)} prompt ids and {len(completion_ids)} completion ids; need both")
             # for people: what the ids stand for, where the data says it in messages beside them
-            asked = fields.get(self.columns["prompt"])
+            asked = pick(fields, self.columns["prompt"])
             messages = _turns(asked) if isinstance(asked, list) else []
             return tuple(messages), Transcript(prompt_ids, completion_ids)
         if self.form == FORMS[1] and all(isinstance(value, str) for value in values):
@@ -106,7 +117,8 @@ class Transcripts:
     def _make(
         self, row: PlannedRow, kept: dict[str, Any], messages: tuple[Message, ...], transcript: Transcript | None
     ) -> Prompt:
-        scenario = canonical_json(_plain(kept))
+        mark = self.rows.mark(row.number)
+        scenario = canonical_json(_plain({"row": mark} | kept))
         name = content_hash([row.number, messages, scenario, None if transcript is None else _parts(transcript)])
         return Prompt(
             id=name,
@@ -121,6 +133,7 @@ class Transcripts:
             sampling=Sampling(),
             group=name,
             transcript=transcript,
+            source_row=mark,
         )
 
 
@@ -128,9 +141,13 @@ def open_transcripts(job: Job) -> Transcripts | None:
     """The transcripts of a job that scores some. Raises JobError."""
     if job.transcripts is None:
         return None
-    transcripts = Transcripts(job.transcripts, load_rows(job.transcripts, "transcripts"))
+    config = job.transcripts
+    own = [*config.columns.values(), *config.keep, *([config.id] if config.id is not None else [])]
+    forms = [name for form in FORMS for name in form]
+    transcripts = Transcripts(config, load_rows(config, "transcripts", None, own, forms))
     if not len(transcripts):
-        raise JobError(f"transcripts: {job.transcripts.path} has no rows")
+        raise JobError(f"transcripts: {config.path} has no rows")
+    require_sound(config, "transcripts", transcripts.bad_rows(), len(transcripts))
     return transcripts
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, get_args
 
-from factory.job.job import PersonalKind
+from factory.job.data import PersonalKind
 
 KINDS: tuple[PersonalKind, ...] = get_args(PersonalKind)
 Found = tuple[PersonalKind, int, int]  # kind, start, end

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.mixture import CurriculumConfig
 from factory.errors import DatasetError, JobError
-from factory.job.job import Job, SourceConfig
+from factory.job.data import SourceConfig
+from factory.job.job import Job
 from factory.load import load_rows
 from factory.runs.run import run
 from factory.tasks.sources import open_source

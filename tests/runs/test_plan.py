@@ -48,7 +48,7 @@ def rows_of(plan: Plan) -> list[PlannedRow]:
 
 
 def allocate(tasks: dict[str, Task], count: int, **levels: float) -> dict[str, int]:
-    return allocate_levels(TaskConfig(name="adding", count=count, levels=levels), tasks["adding"])
+    return allocate_levels(TaskConfig(name="adding", count=count, levels=levels), tasks["adding"], count)
 
 
 def test_counts_are_as_asked_for(tasks: dict[str, Task], make_job: MakeJob) -> None:
@@ -142,7 +142,7 @@ def test_a_level_that_is_left_out_or_weighs_nothing_gets_no_rows(tasks: dict[str
 def test_any_weights_share_out_the_whole_count(count: int, weights: list[float]) -> None:
     names = [f"l{number}" for number in range(6)]
     config = TaskConfig(name="adding", count=count, levels=dict(zip(names, weights, strict=False)))
-    counts = allocate_levels(config, replace(ANY_TASK, levels=tuple(names)))
+    counts = allocate_levels(config, replace(ANY_TASK, levels=tuple(names)), count)
     assert sum(counts.values()) == count
     for name, share in counts.items():
         exact = count * config.levels.get(name, 0) / sum(weights)

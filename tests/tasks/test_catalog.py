@@ -63,7 +63,7 @@ def test_a_preview_of_one_level_is_what_a_job_of_that_level_makes(workspace: Pat
         ("adding", "wild", r"^task 'adding': unknown level 'wild' \(has: easy, hard\)$"),
         ("broken", None, r"broken\.py:1: ZeroDivisionError"),
         ("faulty", None, r"faulty/user\.j2: unknown variable 'nope'"),
-        ("fed", None, r"^task 'fed': has no sample\(\), so it can only be previewed by running a job with a source$"),
+        ("fed", None, r"^task 'fed': has no sample\(\), .*: factory preview --job JOB.toml$"),
     ],
 )
 def test_what_cannot_be_previewed_is_told(workspace: Path, name: str, level: str | None, says: str) -> None:

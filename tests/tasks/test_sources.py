@@ -9,12 +9,17 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dataset_support import read_table
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from factory.checks.verify import verify
 from factory.errors import JobError
-from factory.job.job import Job, SourceConfig
+from factory.forecast.estimate import estimate
+from factory.job.data import SourceConfig
+from factory.job.job import Job
 from factory.records import Prompt, Rejection
-from factory.runs.prepare import prepare
+from factory.runs.prepare import Prepared, prepare, preview_job
+from factory.runs.run import run
 from factory.tasks.sources import Source, open_source
 
 
@@ -41,7 +46,7 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def open_rows(path: Path, needed: int = 1, seed: int = 0, **config: Any) -> Source:
+def open_rows(path: Path, needed: Any = "all", seed: int = 0, **config: Any) -> Source:
     return open_source(SourceConfig(path=str(path), **config), "tasks.0.source", seed, needed, Anything)
 
 
@@ -49,7 +54,7 @@ def scenarios(source: Source) -> list[dict[str, Any]]:
     return [dict(source.scenario(number)) for number in range(len(source))]
 
 
-def fault(path: Path, needed: int = 1, **config: Any) -> str:
+def fault(path: Path, needed: Any = 1, **config: Any) -> str:
     with pytest.raises(JobError) as caught:
         open_rows(path, needed, **config)
     assert "\n" not in str(caught.value)
@@ -121,7 +126,8 @@ def test_a_shuffled_source_gives_every_row_once_in_an_order_of_the_seed(tmp_path
 
 def test_too_few_rows_are_told_with_both_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS)
-    assert fault(path, needed=4) == f"tasks.0.source: {path} has 3 rows, the task's count is 4; lower the count"
+    told = fault(path, needed=4)
+    assert told.startswith(f"tasks.0.source: {path} has 3 rows, the task's count is 4; lower the count")
     (tmp_path / "none.jsonl").touch()
     assert "has 0 rows" in fault(tmp_path / "none.jsonl")
 
@@ -143,9 +149,10 @@ def test_a_dataset_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_asks_for_its_format(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
-    assert fault(tmp_path / "rows.csv").endswith(
-        "not a kind of file that is known here (has: parquet, jsonl); set format"
+    (tmp_path / "rows.txt").write_text("a,b\n1,2\n")
+    assert fault(tmp_path / "rows.txt") == (
+        f"tasks.0.source.path: {tmp_path}/rows.txt: not a kind of file that is known here (has: .parquet, .jsonl, "
+        f".ndjson, .json, .csv, .tsv; all but .parquet also with .gz); set format"
     )
 
 
@@ -175,12 +182,14 @@ def test_a_job_makes_its_prompts_from_a_source_and_rejects_the_rows_that_do_not_
     workspace: Path, make_job: Callable[..., Job]
 ) -> None:
     path = write(workspace / "rows.jsonl", [{"left": 4}, {"left": "many"}, {"left": 6}])
-    source = {"path": str(path), "fields": {"a": "left"}, "constants": {"b": 5}}
+    source = {"path": str(path), "fields": {"a": "left"}, "constants": {"b": 5}, "on_bad_row": "skip"}
     prepared = prepare(make_job(tasks=[{"name": "adding", "count": 3, "source": source}]), workspace)
     made = {row.number: prepared.render(row) for row in prepared.plan.rows(0)}
     refused = made.pop(1)
     assert isinstance(refused, Rejection)
     assert (refused.stage, refused.reason, refused.kind) == ("prompt", "scenario_invalid", "rejected")
+    assert refused.findings[0].startswith(f"{path} line 2: a: Input should be a valid integer")
+    assert refused.prompt.source_row == "2"
     kept = {number: outcome.scenario for number, outcome in made.items() if isinstance(outcome, Prompt)}
     assert kept == {0: '{"a":4,"b":5}', 2: '{"a":6,"b":5}'}
 
@@ -224,6 +233,12 @@ def test_what_was_replaced_belongs_to_the_row_that_is_planned(tmp_path: Path) ->
     assert sorted(counts) == list(range(20))
 
 
+def test_what_a_row_is_called_is_scrubbed_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"a": "x", "who": "jane@example.com", "how": "(415) 555-2671"}])
+    source = open_rows(path, scrub=True, id="who", level="how")
+    assert (source.mark(0), source.level_fault(0)) == ("[EMAIL_1]", "how: '[PHONE_1]' is no level of the task")
+
+
 class Letter(BaseModel):
     subject: str = ""
     body: str
@@ -264,7 +279,7 @@ def open_letters(path: Path, scenario: type[BaseModel], columns: list[str], **co
             Letter,
             ["b", "l"],
             {"fields": {"body": "b", "level": "l"}},
-            r"'level' .*; a row's level is drawn by the weight",
+            r"'level' .*; the column that says a row's level is named beside `fields`: level = ",
         ),
         (Letter, ["body", "subjct"], {}, r"no field for the column 'subjct' .*'subject'\?; name the columns to take"),
         (Letter, ["subject"], {}, r"nothing fills Scenario.body \(.* has: subject\)"),
@@ -309,3 +324,111 @@ def test_all_unknown_names_of_a_source_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         open_letters(tmp_path / "rows.jsonl", Letter, ["b"], fields=fields, constants=constants)
     assert [line.split("'")[1] for line in str(caught.value).splitlines()[:3]] == ["subjct", "bdy", "knd"]
+
+
+LEVELLED = [{"left": n, "how": how} for n, how in enumerate(["hard", "easy", "easy", "hard", "easy"])]
+
+
+def prepare_rows(workspace: Path, make_job: Callable[..., Job], rows: list[Any], **source: Any) -> Prepared:
+    path = write(workspace / "rows.jsonl", rows)
+    task = {"name": "adding", "count": "all", "source": {"path": str(path), "fields": {"a": "left"}, **source}}
+    return prepare(make_job(tasks=[task], shard_rows=2), workspace)
+
+
+def made_of(prepared: Prepared) -> dict[str, tuple[str, Any]]:
+    """By the name of the source's row: its level, and the scenario or why there is none."""
+    rows = [row for shard in range(prepared.plan.shards) for row in prepared.plan.rows(shard)]
+    outcomes = {row.number: prepared.render(row) for row in rows}
+    assert sorted(outcomes) == list(range(len(rows)))
+    return {
+        str(made.source_row if isinstance(made, Prompt) else made.prompt.source_row): (
+            (made.level, json.loads(made.scenario)["a"])
+            if isinstance(made, Prompt)
+            else (made.prompt.level, made.reason)
+        )
+        for made in outcomes.values()
+    }
+
+
+def test_all_rows_of_a_source_are_planned_before_anything_is_asked(
+    workspace: Path, make_job: Callable[..., Job]
+) -> None:
+    prepared = prepare_rows(workspace, make_job, [{"left": n} for n in range(7)])
+    assert prepared.plan.planned == 7
+    assert {row: a for row, (_, a) in made_of(prepared).items()} == {str(n + 1): n for n in range(7)}
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_column_says_each_row_s_level(workspace: Path, make_job: Callable[..., Job], shuffle: bool) -> None:
+    prepared = prepare_rows(workspace, make_job, LEVELLED, level="how", shuffle=shuffle)
+    assert prepared.plan.counts() == {"adding": {"easy": 3, "hard": 2}}
+    assert made_of(prepared) == {str(row["left"] + 1): (row["how"], row["left"]) for row in LEVELLED}
+    again = prepare_rows(workspace, make_job, LEVELLED, level="how", shuffle=shuffle)
+    assert again.plan == prepared.plan
+    assert made_of(again) == made_of(prepared)
+
+
+def test_bad_rows_stop_a_job_before_it_starts_each_told_with_its_line(
+    workspace: Path, make_job: Callable[..., Job]
+) -> None:
+    rows = [*LEVELLED, {"left": "many", "how": "easy"}, {"left": 3, "how": "odd"}]
+    with pytest.raises(JobError) as caught:
+        prepare_rows(workspace, make_job, rows, level="how")
+    told, path = str(caught.value), workspace / "rows.jsonl"
+    assert told.startswith(f"tasks.0.source: 2 of 7 rows cannot be used: {path} line 6: a: Input should be a valid")
+    assert f"{path} line 7: how: 'odd' is no level of the task" in told
+    assert 'on_bad_row = "skip"' in told
+
+
+def test_bad_rows_are_rejected_one_by_one_where_the_job_says_so(workspace: Path, make_job: Callable[..., Job]) -> None:
+    rows = [*LEVELLED, {"left": "many", "how": "easy"}, {"left": 3, "how": "odd"}, {"left": 3}]
+    path = write(workspace / "rows.jsonl", rows)
+    path.write_text(path.read_text() + "broken\n")
+    task = {
+        "name": "adding",
+        "count": "all",
+        "source": {"path": str(path), "fields": {"a": "left"}, "level": "how", "on_bad_row": "skip"},
+    }
+    job = make_job(tasks=[task], shard_rows=2)
+    reasons = {row: why for row, (_, why) in made_of(prepare(job, workspace)).items() if isinstance(why, str)}
+    assert reasons == {"6": "scenario_invalid", "7": "level_unknown", "8": "level_unknown", "9": "row_unreadable"}
+    totals = run(job, workspace, workspace / "out")
+    assert totals.reasons["prompt/level_unknown"] == 2
+    assert totals.planned == 9
+    assert list(verify(workspace / "out")) == []
+    lines = estimate(job, workspace, workspace / "other")
+    assert any("9 rows in " in line and "4 of them cannot be used and will be rejected" in line for line in lines)
+
+
+def test_all_and_levels_are_said_once(make_job: Callable[..., Job]) -> None:
+    with pytest.raises(ValueError, match='count = "all" takes all rows of a source, and there is none'):
+        make_job(tasks=[{"name": "adding", "count": "all"}])
+    source = {"path": "rows.jsonl", "level": "how"}
+    with pytest.raises(ValueError, match="leave one of them out"):
+        make_job(tasks=[{"name": "adding", "count": 3, "levels": {"easy": 1}, "source": source}])
+
+
+def test_columns_that_name_the_level_and_the_row_are_no_fields(workspace: Path, make_job: Callable[..., Job]) -> None:
+    path = write(workspace / "rows.jsonl", [{"a": 4, "how": "easy", "key": "k1"}])
+    source = {"path": str(path), "level": "how", "id": "key"}
+    prepared = prepare(make_job(tasks=[{"name": "adding", "count": "all", "source": source}]), workspace)
+    assert made_of(prepared) == {"k1": ("easy", 4)}
+
+
+def test_a_job_s_prompts_are_shown_as_it_will_ask_them(workspace: Path, make_job: Callable[..., Job]) -> None:
+    path = write(workspace / "rows.jsonl", LEVELLED)
+    source = {"path": str(path), "fields": {"a": "left"}, "level": "how"}
+    job = make_job(tasks=[{"name": "adding", "count": "all", "source": source}], samples={"n": 2})
+    shown = [made for made in preview_job(job, workspace, None, None, 5) if isinstance(made, Prompt)]
+    assert [made.level for made in shown] == ["easy", "hard", "easy", "hard", "easy"]
+    run(job, workspace, workspace / "out")
+    asked = {row["id"] for row in read_table(workspace / "out", "data") + read_table(workspace / "out", "rejected")}
+    assert {made.id for made in shown} <= asked
+    assert [made.level for made in preview_job(job, workspace, "adding", "hard", 9) if isinstance(made, Prompt)] == [
+        "hard",
+        "hard",
+    ]
+    with pytest.raises(JobError, match=r"task 'addng': not of this job \(has: adding\); did you mean 'adding'"):
+        preview_job(job, workspace, "addng", None, 1)
+    with pytest.raises(JobError, match=r"level 'odd': no row of this job has it \(has: easy, hard\)"):
+        preview_job(job, workspace, None, "odd", 1)

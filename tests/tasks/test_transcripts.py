@@ -13,31 +13,29 @@ from factory.checks.verify import verify
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import read_manifest
 from factory.errors import JobError
-from factory.job.job import Job, TranscriptsConfig
+from factory.job.data import TranscriptsConfig
+from factory.job.job import Job
 from factory.records import PlannedRow, Prompt, Rejection
 from factory.runs import run as module
 from factory.runs.run import run
+from factory.tasks.tables import Loaded
 from factory.tasks.transcripts import Transcripts, open_transcripts
+from factory.tasks.user_rows import Rows
 
 USER = {"role": "user", "content": "2 + 2?"}
 ANSWER = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}
 IDS = {"prompt_token_ids": [50, 43, 50], "completion_token_ids": [84, 256, 52, 257]}
 
 
-class Table(list[dict[str, Any]]):
-    @property
-    def column_names(self) -> list[str]:
-        return list(self[0])
-
-
 def read(row: dict[str, Any], **config: Any) -> Prompt | Rejection:
-    transcripts = Transcripts(TranscriptsConfig(path="rows.jsonl", **config), Table([row]))
+    rows = Rows("rows.jsonl", {"rows.jsonl": Loaded([row], list(row))}, digest="")
+    transcripts = Transcripts(TranscriptsConfig(path="rows.jsonl", **config), rows)
     return transcripts.prompt(PlannedRow(0, 0, "transcripts", "given", 0, seed=1))
 
 
 def score_job(path: Path, **sections: Any) -> Job:
     job: dict[str, Any] = {"out": "out", "shard_rows": 4, "teacher": {"backend": "scripted"}}
-    job |= {"signals": {"top_k": 5, "hidden_layers": [-1]}, "transcripts": {"path": str(path)}}
+    job |= {"signals": {"top_k": 5, "hidden_layers": [-1]}, "transcripts": {"path": str(path), "on_bad_row": "skip"}}
     return Job.model_validate(job | sections)
 
 
@@ -93,7 +91,7 @@ def test_what_is_no_transcript_is_a_rejected_row(row: dict[str, Any], told: str)
     rejection = read(row)
     assert isinstance(rejection, Rejection)
     assert (rejection.stage, rejection.reason, rejection.kind) == ("prompt", "bad_transcript", "rejected")
-    assert rejection.findings[0].startswith("row 0 of rows.jsonl: ")
+    assert rejection.findings[0].startswith("rows.jsonl row 1: ")
     assert told in rejection.findings[0]
 
 
@@ -104,7 +102,7 @@ def test_columns_may_have_other_names_and_some_are_kept() -> None:
     assert isinstance(prompt, Prompt)
     assert prompt.transcript is not None
     assert prompt.transcript.completion_ids == (3,)
-    assert json.loads(prompt.scenario) == {"row": 0, "who": "student-7", "when": {"day": 3}}
+    assert json.loads(prompt.scenario) == {"row": "1", "who": "student-7", "when": {"day": 3}}
 
 
 @pytest.mark.parametrize(
