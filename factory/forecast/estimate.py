@@ -47,6 +47,7 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
         source = prepared.sources.get(task)
         lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
+    lines += _rejected_pii_lines(job)
     forecast = make_forecast(prepared, out, pilot)
     return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
 
@@ -57,6 +58,17 @@ def _tell_bad(bad: Iterator[str]) -> str:
     if first is None:
         return ""
     return f"; {1 + sum(1 for _ in bad):,} of them cannot be used and will be rejected, the first {first}"
+
+
+def _rejected_pii_lines(job: Job) -> list[str]:
+    """What becomes of what the filter for personal data finds: rejected is not gone."""
+    told = {
+        "kept": "kept as it came, in `rejected` and `preferences`; redacted or dropped are the other choices",
+        "redacted": "replaced by placeholders, its token ids by -1",
+        "dropped": "left out with the texts that hold it",
+    }
+    chosen = job.filters.rejected_pii
+    return [f"  personal data in rejected answers (filters.rejected_pii): {told[chosen]}"] if job.filters.pii else []
 
 
 def _refusal_lines(out: Path, manifest: dict[str, Any]) -> list[str]:

@@ -244,8 +244,16 @@ class FiltersConfig(Config):
     repetition: bool = False
     refusals: bool = False
     pii: bool | list[PersonalKind] = False
+    # personal data in what is not accepted: as it came, with placeholders, or such texts not at all
+    rejected_pii: Literal["kept", "redacted", "dropped"] = "kept"
     style: bool = False
     contamination: ContaminationConfig | None = None
+
+    @model_validator(mode="after")
+    def _something_is_looked_for(self) -> "FiltersConfig":
+        if self.rejected_pii != "kept" and not self.pii:
+            raise ValueError(f"rejected_pii = {self.rejected_pii!r} covers what pii looks for, and pii is off; set it")
+        return self
 
 
 class StudentConfig(Config):

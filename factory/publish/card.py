@@ -38,6 +38,15 @@ def decode_topk(row):  # ids int32 and logprobs float32, [T, k], of one row with
     return ids, logprobs
 """
 
+REJECTED_PII = {
+    "kept": "Personal data in answers that were not accepted stands in `rejected` and `preferences` as it came: leave "
+    "these configs out of what you publish.",
+    "redacted": "Personal data in answers that were not accepted is replaced by placeholders, their token ids by -1. "
+    "Names are not recognised.",
+    "dropped": "Answers that were not accepted and hold personal data are left out of `rejected` and `preferences`; "
+    "their rows stay, token ids are -1. Names are not recognised.",
+}
+
 
 def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
     """Write the card of a dataset as its ledger and manifest now are; `curriculum` is the summary of its curriculum."""
@@ -156,8 +165,10 @@ def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> l
         lines.append(f"- {samples['n']} samples of each prompt, `keep = {samples['keep']}`.")
     if signals.pairs:
         lines.append(f"- Config `preferences`: {totals.pairs:,} pairs of a right and a wrong answer (TRL's format).")
-    if on := [name for name, value in sorted(filters.items()) if value]:
+    if on := [name for name, value in sorted(filters.items()) if value and name != "rejected_pii"]:
         lines.append(f"- Filters: {', '.join(on)}.")
+    if filters.get("pii"):
+        lines.append(f"- {REJECTED_PII[filters.get('rejected_pii', 'kept')]}")
     if "judge" in manifest:
         lines.append(f"- Judged by `{manifest['judge']['model']}`, threshold {job['judge']['threshold']:g}.")
     if "difficulty" in job:

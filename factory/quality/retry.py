@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from factory.job.job import Job
 from factory.quality.parse import OVER_BUDGET
+from factory.quality.withhold import Cover, covers
 from factory.records import Prompt, Rejection
 
 HOPELESS_REASONS = ("engine_crash", "contaminated")  # another answer would change nothing
@@ -24,8 +25,17 @@ def ask_again(job: Job, rejection: Rejection) -> Prompt | None:
         return _shorten(prompt, rejection) if job.student is not None and job.student.over == "shorten" else None
     # an answer that never came cannot be repaired: the request is asked again as it was
     if job.validation.retry == "repair" and rejection.generation is not None and rejection.generation.answer_text:
-        return prompt.repair(rejection.generation.answer_text[:MAX_ANSWER], describe_findings(rejection))
+        return _repair(job, prompt, rejection.generation.answer_text, describe_findings(rejection))
     return prompt
+
+
+def _repair(job: Job, prompt: Prompt, answer: str, told: str) -> Prompt:
+    """What the teacher is shown stands in the row's `prompt` and its token ids, of an accepted row too."""
+    cover = Cover(covers(job.filters))
+    answer, told = cover.text(answer), cover.text(told)
+    if cover.counts and job.filters.rejected_pii == "dropped":
+        return prompt
+    return prompt.repair(answer[:MAX_ANSWER], told)
 
 
 def _deserves_retry(rejection: Rejection) -> bool:

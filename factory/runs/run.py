@@ -34,6 +34,7 @@ from factory.quality.parse import parse
 from factory.quality.retry import ask_again
 from factory.quality.samples import choose
 from factory.quality.validate import Gate, validate
+from factory.quality.withhold import withhold
 from factory.records import Generation, Outcome, Pair, PlannedRow, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
 from factory.runs.progress import Progress, Reporter
@@ -372,7 +373,8 @@ def _finish(
             outcomes = deduplication.check(shard, outcomes)
             accepted = {outcome.prompt.id for outcome in outcomes if isinstance(outcome, Record)}
             pairs = [pair for pair in pairs if pair[0].prompt.id in accepted]
-        yield shard, outcomes, pairs
+        # last: what was decided was decided of the texts as they came
+        yield shard, *withhold(filters, outcomes, pairs)
 
 
 def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:

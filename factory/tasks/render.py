@@ -133,7 +133,7 @@ def check_templates(task: Task) -> list[str]:
 
 def _read_template(task: Task, templates: dict[str, str], name: str, variables: tuple[str, ...]) -> list[str]:
     """Problems that show without rendering: syntax, unknown variables, underscore attributes, foreign files."""
-    path, environment = task.folder / name, open_environment(templates)
+    path, environment = (task.folder.parent if "/" in name else task.folder) / name, open_environment(templates)
     try:
         with bounds():  # constants are folded here, however large
             tree = environment.parse(templates[name])
@@ -158,7 +158,9 @@ def _read_template(task: Task, templates: dict[str, str], name: str, variables: 
     for other in meta.find_referenced_templates(tree):
         if other not in templates:
             has = ", ".join(sorted(templates))
-            problems.append(f"{path}: cannot include {other!r}: only files of its own folder (has: {has})")
+            problems.append(
+                f"{path}: cannot include {other!r}: only files of its own folder and of prompts/_shared/ (has: {has})"
+            )
     return problems
 
 

@@ -14,6 +14,7 @@ A `Task` is whole: each of its parts has been read, its answer's JSON schema is 
 with is in memory. Whether its templates render is another question, and `factory.tasks.render` answers it.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ from factory.tasks.words import read_checked
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 REQUIRED = ("Scenario", "Answer", "check")
+SHARED = re.compile(r"""["'](_shared/[\w-]+\.j2)["']""")  # as {% include %} and {% import %} name one
 JUDGE = "judge.j2"  # the rubric: a template of its own, with variables of its own
 
 
@@ -174,6 +176,7 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
     problems: list[str] = []
     config = _read_task_file(folder / "task.toml", name, problems)
     templates = _read_templates(folder, problems)
+    shared = _add_shared(folder, templates, problems)
     loaded = _load_schema(schema_path, problems)
     module = loaded.module if loaded else None
     if module is not None:
@@ -185,7 +188,7 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         problems += check_style(config.style, answer_schema, folder / "task.toml")
     if problems or config is None or loaded is None or module is None:
         return None, problems
-    sources = (folder / "task.toml", *sorted(folder.glob("*.j2")), *loaded.files)
+    sources = (folder / "task.toml", *sorted(folder.glob("*.j2")), *shared, *loaded.files)
     task = Task(
         name=name,
         version=config.version,
@@ -239,6 +242,32 @@ def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
     if "user.j2" not in templates:
         problems.append(f"{folder / 'user.j2'}: missing; it is the user's turn")
     return templates
+
+
+def _add_shared(folder: Path, templates: dict[str, str], problems: list[str]) -> list[Path]:
+    """Add to `templates` those of `prompts/_shared/` that they include, under `_shared/NAME`; their files.
+
+    No others: a partial that a task does not use may change without making the task another one.
+    """
+    texts, found = list(templates.values()), dict[str, Path]()
+    while texts:
+        for name in map(str, SHARED.findall(texts.pop())):
+            path = folder.parent / name
+            if name in found or not path.is_file():  # one that is missing is told where it is included
+                continue
+            if path.name in templates:
+                problems.append(f"{path}: {folder / path.name} has the same name; copies lie side by side, rename one")
+            if not real_path(path).is_relative_to(real_path(path.parent)):
+                problems.append(f"{path}: is a link out of its folder; put the file itself there")
+                continue
+            try:
+                templates[name] = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{path}: cannot be read: {error}")
+                continue
+            found[name] = path
+            texts.append(templates[name])
+    return [found[name] for name in sorted(found)]
 
 
 def _load_schema(path: Path, problems: list[str]) -> Loaded | None:

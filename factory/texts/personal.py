@@ -135,17 +135,19 @@ def scrub(text: str, kinds: tuple[PersonalKind, ...] = KINDS, known: Known | Non
     return "".join([*parts, text[last:]]), counts
 
 
-def scrub_row(row: Mapping[str, Any], kinds: tuple[PersonalKind, ...] = KINDS) -> tuple[dict[str, Any], Counter[str]]:
+def scrub_row(
+    row: Mapping[str, Any], kinds: tuple[PersonalKind, ...] = KINDS, known: Known | None = None
+) -> tuple[dict[str, Any], Counter[str]]:
     """A row with every string in its values scrubbed, nested ones and their keys too, under one set of placeholders.
 
     Values that are no strings stay as they are, a card number that is an integer too.
     """
-    known: Known = {}
+    placeholders: Known = {} if known is None else known
     counts: Counter[str] = Counter()
 
     def clean(part: Any) -> Any:
         if isinstance(part, str):
-            text, replaced = scrub(part, kinds, known)
+            text, replaced = scrub(part, kinds, placeholders)
             counts.update(replaced)
             return text
         if isinstance(part, Mapping):

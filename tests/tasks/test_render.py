@@ -121,7 +121,10 @@ def test_a_whole_task_has_no_faults(workspace: Path) -> None:
         ("{{ '{0.__class__}'.format(scenario) }}", ": SecurityError: access to attribute '__class__'"),
         ("{{ scenario.model_fields_set.clear() }}", ": SecurityError: access to attribute 'clear' of 'set' object"),
         ("{% include '../../../etc/passwd' %}", ": cannot include '../../../etc/passwd': only files of its own folder"),
-        ("{% include '../other/user.j2' %}", ": cannot include '../other/user.j2': only files of its own folder (has:"),
+        (
+            "{% include '../other/user.j2' %}",
+            ": cannot include '../other/user.j2': only files of its own folder and of prompts/_shared/ (has:",
+        ),
         ("{% extends '/etc/passwd' %}", ": cannot include '/etc/passwd': only files of its own folder"),
         ("{% include level %}", ": cannot include None: only files of its own folder"),
         ("{% include 'user.j2' %}", ": RecursionError: "),
