@@ -37,7 +37,7 @@ def score(folder: Path, model: str, rows: list[dict[str, Any]]) -> Dataset:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sections = {"out": "out", "teacher": TEACHER | {"model": model}, "signals": {"top_k": 4, "verify_rows": 0}}
-    job = Job.model_validate(sections | {"transcripts": {"path": str(path)}})
+    job = Job.model_validate(sections | {"transcripts": {"path": str(path), "on_bad_row": "skip"}})
     return Dataset(folder / "scored", run(job, folder, folder / "scored"))
 
 
