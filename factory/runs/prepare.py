@@ -149,8 +149,13 @@ class Prepared:
         )
 
     def probes(self) -> list[Prompt]:
-        """A few prompts of each task, to see before the engine starts whether any fits the model's window."""
+        """A few prompts of each task, to see before the engine starts whether any fits the model's window; of
+        transcripts those that the model's chat template has to render."""
         found: list[Prompt] = []
+        if self.transcripts is not None:
+            prompts = map(self.render, islice(self.plan.rows(0), PROBES_PER_TASK))
+            readable = (prompt for prompt in prompts if isinstance(prompt, Prompt))
+            return [prompt for prompt in readable if prompt.transcript is not None and prompt.transcript.turn]
         for name in self.tasks:
             rows = (row for row in self.plan.rows(0) if row.task == name and not row.sample)
             prompts = map(self.render, islice(rows, PROBES_PER_TASK))

@@ -37,7 +37,7 @@ def score(folder: Path, model: str, rows: list[dict[str, Any]]) -> Dataset:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sections = {"out": "out", "teacher": TEACHER | {"model": model}, "signals": {"top_k": 4, "verify_rows": 0}}
-    job = Job.model_validate(sections | {"transcripts": {"path": str(path)}})
+    job = Job.model_validate(sections | {"transcripts": {"path": str(path), "on_bad_row": "skip"}})
     return Dataset(folder / "scored", run(job, folder, folder / "scored"))
 
 
@@ -123,3 +123,11 @@ def test_a_template_that_would_make_wrong_prompts_is_refused_before_the_engine_s
         make_dataset(tmp_path, engine_job(teacher=TEACHER | {"model": model}))
     assert "\n" not in str(error.value)
     assert "vllm" not in (tmp_path / "dataset/engine.log").read_text(encoding="utf-8").lower()
+
+
+def test_transcripts_that_no_template_takes_are_refused_before_the_engine_starts(tmp_path: Path) -> None:
+    model, _ = copy_teacher(tmp_path / "model", "{{ raise_exception('No turns of users') }}", eos="<|im_end|>")
+    row = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    with pytest.raises(TeacherError, match="No turns of users"):
+        score(tmp_path, model, [row, row])
+    assert "vllm" not in (tmp_path / "scored/engine.log").read_text(encoding="utf-8").lower()
