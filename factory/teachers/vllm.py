@@ -333,7 +333,7 @@ def make_setup(
 ) -> tuple[dict[str, Any], SignalSpec]:
     """What the engine's process is told first. Raises TeacherError where the job does not fit the model's config."""
     model = locate_model(job.teacher)
-    shape = read_shape(model, job.teacher.revision)
+    shape = read_shape(model, job.teacher)
     signals = resolve_signals(job, shape)
     setup = {
         "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},

@@ -20,7 +20,7 @@ import torch
 
 from factory.signals import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS, LEAST, Figures, compare_logprobs, exceeded
-from factory.teachers.engine.build import Unfit
+from factory.teachers.engine.build import Unfit, first_line
 from factory.teachers.plain_forward import NotChecked, PlainModel, compare_layers, load_config, reduce_logits
 from factory.teachers.spool import as_logprobs
 
@@ -90,8 +90,13 @@ def _own_dtype(config: Any) -> str:
 
 
 def probe_engine(llm: Any, tell_worker: TellWorker, signals: SignalSpec, name: str, expected: Expected) -> None:
-    """Raise Unfit where what the job keeps would not be the model's own."""
-    unsure = _learn(llm, tell_worker, signals, expected.ids)
+    """Raise Unfit where the engine fails, or what the job keeps would not be the model's own."""
+    try:
+        unsure = _learn(llm, tell_worker, signals, expected.ids)
+        arrays = score(llm, tell_worker, "probe", expected.ids)
+    except Exception as error:  # of many types; the first forward of all fails again in every new process
+        told = f"the engine fails on a text of {len(expected.ids)} tokens: {first_line(error)}"
+        raise Unfit(f"teacher.model {name!r}: {told}; see engine.log") from error
     if expected.reason:
         # no fault of the model, so only told
         print(f"the start-up probe is not compared with transformers: {expected.reason}", flush=True)
@@ -102,7 +107,6 @@ def probe_engine(llm: Any, tell_worker: TellWorker, signals: SignalSpec, name: s
                 f"signals.hidden_layers"
             )
         return
-    arrays = score(llm, tell_worker, "probe", expected.ids)
     dtype = str(llm.llm_engine.model_config.dtype).removeprefix("torch.")
     # two types of 16 bits, or one of 32 against one of 16, agree within the wider bounds
     bounds = dtype if dtype == expected.dtype else "bfloat16"

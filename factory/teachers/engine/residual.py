@@ -90,24 +90,23 @@ def _is_sum(module: nn.Module, args: Any, kwargs: Any, handed_on: Parts) -> bool
     places = [key for key, value in [*enumerate(args), *kwargs.items()] if _is_state(value, first)]
     given = [args[key] if isinstance(key, int) else kwargs[key] for key in places]
 
-    def call(*states: torch.Tensor) -> Parts:
+    def call(*states: torch.Tensor) -> torch.Tensor:
         put = dict(zip(places, states, strict=False))
-        return _parts(
-            # past the hooks of its own call, this one among them
-            module.forward(
-                *(put.get(at, _copy(value)) for at, value in enumerate(args)),
-                **{name: put.get(name, _copy(value)) for name, value in kwargs.items()},
-            )
+        # past the hooks of its own call, this one among them
+        output = module.forward(
+            *(put.get(at, _copy(value)) for at, value in enumerate(args)),
+            **{name: put.get(name, _copy(value)) for name, value in kwargs.items()},
         )
+        # a branch or a state; what stands beside it may be the sum, or what was put in
+        return _parts(output)[0].clone()
 
     if len(given) < 2:
         # it is handed one tensor: whichever the trunk has made of the two
         return _nearer(_difference(given[0], first), _difference(given[0], first + second)) if given else None
     state, residual, zero = given[0], given[1], torch.zeros_like(given[1])
     plain = call(state.clone(), residual.clone())
-    # of a block that counts the first alone, the second part is no part of its answer
-    alone = _difference(call(state.clone(), zero.clone())[0], plain[0])
-    return _nearer(alone, _difference(_sum(call(state + residual, zero)), _sum(plain)))
+    alone, summed = call(state.clone(), zero.clone()), call(state + residual, zero)
+    return _nearer(_difference(alone, plain), _difference(summed, plain))
 
 
 def _is_state(value: Any, like: torch.Tensor) -> bool:
@@ -116,10 +115,6 @@ def _is_state(value: Any, like: torch.Tensor) -> bool:
 
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _sum(parts: Parts) -> torch.Tensor:
-    return parts[0] if parts[1] is None else parts[0] + parts[1]
 
 
 def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
