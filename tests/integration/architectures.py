@@ -34,6 +34,7 @@ VISION = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "n
 VISION |= {"image_size": 28, "patch_size": 14}
 GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.1}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_expand": 2}
+COHERE2 = HEADS | {"logit_scale": 0.25, "sliding_window": 1024, "tie_word_embeddings": True}
 # configuration class, and what is not as in SIZES
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
@@ -66,7 +67,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3": ("Olmo3Config", {"sliding_window": 32}),
     "starcoder2": ("Starcoder2Config", {}),
     "cohere": ("CohereConfig", {"logit_scale": 0.25, "tie_word_embeddings": True}),
-    "cohere2": ("Cohere2Config", HEADS | {"logit_scale": 0.25, "sliding_window": 32, "tie_word_embeddings": True}),
+    "cohere2": ("Cohere2Config", COHERE2),
+    # vLLM sees one token more than transformers, and says that the models were trained so (commandr.py)
+    "cohere2 past its window": ("Cohere2Config", COHERE2 | {"sliding_window": 32}),
     "stablelm": ("StableLmConfig", {}),
     "exaone4": ("Exaone4Config", {"sliding_window": 32, "sliding_window_pattern": 2}),
     "hyperclovax": ("HyperCLOVAXConfig", GRANITE),

@@ -26,6 +26,7 @@ REFUSED = {
     "gpt-neox": "its logits in vLLM are not those of transformers",
     "gemma3 multimodal": "the engine does not start",
     "phimoe": "the engine fails on a text of",
+    "cohere2 past its window": "its logits in vLLM are not those of transformers",
 }
 # mean difference of a token's log-probability in nats, and of states relative to their norm
 MOST = {"float32": (1e-4, 0.004), "bfloat16": (0.1, 0.05)}
@@ -43,10 +44,11 @@ def examine_all(folder: Path, dtype: str, names: tuple[str, ...]) -> dict[str, d
 def require_right_or_refused(found: dict[str, dict[str, Any]], dtype: str) -> None:
     wrong = {}
     for name, answer in found.items():
-        if name in REFUSED:
-            told = answer.get("refused", "")
-            right = REFUSED[name] in told and "\n" not in told
+        told = answer.get("refused")
+        if told is not None:
+            right = REFUSED.get(name, "nothing") in told and "\n" not in told
         else:
+            # of 16 bits a small difference is within the bounds, and then it has to be within these
             most_nats, most_error = MOST[dtype]
             right = answer.get("logprob_mean", 1e9) < most_nats and answer["state_error"] < most_error
         wrong |= {} if right else {name: answer}
@@ -86,14 +88,14 @@ model = "{model}"
 dtype = "float32"
 kv_cache_gb = 0.1
 [sampling]
-max_tokens = 40
-thinking_tokens = 8
+max_tokens = 120
+thinking_tokens = 24
 [signals]
 top_k = 8
 hidden_layers = [0, 1, -1]
 verify_rows = {rows}
 [validation]
-gate = "none"
+gate = "schema"
 [[tasks]]
 name = "adding"
 count = 4
