@@ -80,7 +80,7 @@ def _from_class(model: str, raw: Fields, load_own: bool) -> Fields:
         if "auto_map" in raw and load_own:
             config = AutoConfig.from_pretrained(model, trust_remote_code=True)
         elif kind in CONFIG_MAPPING:
-            config = CONFIG_MAPPING[kind].from_dict(raw)
+            config = CONFIG_MAPPING[kind].from_dict(_plain_floats(raw))
         else:
             return {}
     except Exception as error:  # of many types: whatever it is, the file is not one of this class
@@ -91,6 +91,17 @@ def _from_class(model: str, raw: Fields, load_own: bool) -> Fields:
     # a class that has names of its own answers to the usual ones as well
     usual = {name: getattr(text, name, None) for name in text.attribute_map}
     return fields | {name: value for name, value in usual.items() if value is not None}
+
+
+def _plain_floats(value: Any) -> Any:
+    """As transformers reads what JSON has no number for: `{"__float__": "Infinity"}`."""
+    if isinstance(value, list):
+        return [_plain_floats(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    return {name: _plain_floats(one) for name, one in value.items()}
 
 
 def missing_note() -> str:

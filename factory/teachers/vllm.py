@@ -344,6 +344,7 @@ def make_setup(
         "capture": job.signals.capture if job.transcripts is None else "prefill",
         "window": require_window(job, shape),
         "vocab": shape.vocab_size,
+        "routes": shape.experts > 0,
         "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
         "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
         "scores": job.transcripts is not None,

@@ -164,6 +164,7 @@ def engine_setup(
         "capture": capture,
         "window": WINDOW,
         "vocab": read_shape(model.folder, teacher).vocab_size,
+        "routes": False,
         "probes": [],
         "student": None,
         "scores": False,

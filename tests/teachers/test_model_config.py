@@ -99,6 +99,12 @@ def test_layers_that_keep_no_keys_take_no_room_in_the_cache() -> None:
     assert shape_of("m", LLAMA | {"layer_types": kinds}).kv_values_per_token == 2 * 2 * 16 * 2
 
 
+def test_what_json_has_no_number_for_is_read_as_transformers_writes_it() -> None:
+    limit = {"time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    hybrid = {name: value for name, value in LLAMA.items() if name != "head_dim"} | limit
+    assert shape_of("m", hybrid | {"model_type": "granitemoehybrid"}).layers == 6
+
+
 def test_a_value_that_its_class_refuses_is_told_in_one_line() -> None:
     with pytest.raises(TeacherError, match=r"config\.json is not that of a 'gpt2': ") as told:
         shape_of("m", GPT2 | {"n_layer": "many"})

@@ -79,7 +79,7 @@ class Engine:
         tell("a plain forward of a short text")
         probes, vocab, window = setup["probes"], setup["vocab"], setup["window"]
         ids = choose_ids(self.tokenizer, lambda: self.encoder.encode(probes[0]["messages"]), vocab, window)
-        return expect(self.teacher, self.signals, ids)
+        return expect(self.teacher, self.signals, ids, setup["routes"])
 
     def _install(self) -> bool:
         """Begin to capture; true where the engine's own logprobs must do. Raises Unfit where they would not."""

@@ -89,6 +89,18 @@ def test_a_layer_that_is_off_is_named_and_the_others_are_not(model: Path) -> Non
     assert "\n" not in str(told.value)
 
 
+def test_of_a_mixture_in_16_bits_some_tokens_may_go_elsewhere_and_a_wrong_layer_is_still_found(model: Path) -> None:
+    expected = expected_of(model)
+    kept = kept_of(expected)
+    kept["bits_NLH"][::3, 1] = 0
+    with pytest.raises(Unfit, match="hidden states of layer 2"):
+        require_agreement("m", *compare(expected, SPEC, kept), "bfloat16")
+    require_agreement("m", *compare(expected, SPEC, kept, half=True), "bfloat16")
+    kept["bits_NLH"][:, 1] = kept["bits_NLH"][:, 0]
+    with pytest.raises(Unfit, match="hidden states of layer 2"):
+        require_agreement("m", *compare(expected, SPEC, kept, half=True), "bfloat16")
+
+
 def test_logits_that_are_off_are_told_before_any_layer(model: Path) -> None:
     expected = expected_of(model)
     kept = kept_of(expected)
