@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration chaos bench gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration architectures chaos bench gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -28,7 +28,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 unit: $(READY)
-	$(BIN)/pytest -m "not engine and not core" -n auto --maxprocesses 8
+	$(BIN)/pytest -m "not engine and not core and not architectures" -n auto --maxprocesses 8
 
 # `pip install .` in an environment of its own: what needs no engine works there, the rest says what to install
 core: $(READY)
@@ -36,6 +36,10 @@ core: $(READY)
 
 integration: $(READY)
 	$(BIN)/pytest -m engine
+
+# a tiny random model of each architecture, in both dtypes, against transformers; prints a table (docs/models.md has one)
+architectures: $(READY)
+	$(BIN)/pytest -m architectures -s
 
 # kills, malformed answers, changed bytes and a long run, many times over; prints a table (docs/operations.md has one)
 chaos: $(READY)

@@ -104,7 +104,7 @@ def shape_of_teacher(job: Job) -> ModelShape:
     if job.teacher.backend == "scripted":
         return SHAPE
     model = locate_model(job.teacher)
-    return read_shape(model, job.teacher.revision)
+    return read_shape(model, job.teacher)
 
 
 def committed_ledger(prepared: Prepared, out: Path) -> Ledger | None:

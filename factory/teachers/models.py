@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.errors import TeacherError, one_line
+from factory.errors import TeacherError
 from factory.job.job import AttentionConfig, Job, TeacherConfig
 from factory.signals import SignalSpec
 from factory.teachers.demo import demo_teacher
+from factory.teachers.model_config import missing_note, read_json, text_fields, window_of
 from factory.teachers.settings import require_sound
 
 # configurations call the same thing by many names; the first that is there counts
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_topk", "moe_k")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+# kinds of layers that keep a state of one size, however many tokens they have seen
+WITHOUT_CACHE = ("mamba", "mamba2", "linear_attention", "conv", "recurrent", "mlp")
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -38,6 +42,8 @@ class ModelShape:
     # experts of a block, and how many each token goes to; 0 without any
     experts: int = 0
     experts_per_token: int = 0
+    # the window that the engine takes where a job names none; as `window` but for models with two sets of positions
+    usual_window: int | None = None
 
 
 def locate_model(teacher: TeacherConfig) -> str:
@@ -62,14 +68,14 @@ def locate_model(teacher: TeacherConfig) -> str:
     return teacher.model
 
 
-def read_shape(model: str, revision: str | None) -> ModelShape:
-    """The shape of a local model or of one on the hub. Raises TeacherError where its config.json cannot be had."""
-    try:
-        config = json.loads(_model_file(model, revision, "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        told = one_line(error, 300)
-        raise TeacherError(f"teacher.model {model!r}: its config.json cannot be read: {told}") from None
-    return shape_of(model, config)
+def read_shape(model: str, teacher: TeacherConfig) -> ModelShape:
+    """The shape of a local model or of one on the hub, as the job runs it.
+
+    Raises TeacherError where its config.json cannot be had, or is not a decoder's.
+    """
+    config = read_json(_model_file(model, teacher.revision, "config.json"), model)
+    overrides = teacher.engine.get("hf_overrides")
+    return shape_of(model, config, overrides if isinstance(overrides, dict) else {}, teacher.trust_remote_code)
 
 
 def read_end_ids(model: str, revision: str | None) -> list[int]:
@@ -104,31 +110,45 @@ def _model_file(model: str, revision: str | None, name: str) -> Path:
         raise TeacherError(f"teacher.model {model!r}: the hub answers {status}; check the id and your access") from None
 
 
-def shape_of(model: str, config: dict[str, Any]) -> ModelShape:
+def shape_of(
+    model: str, config: Any, overrides: dict[str, Any] | None = None, trust_remote_code: bool = False
+) -> ModelShape:
     """The shape out of a config.json, its text part where the model has several."""
+    text = text_fields(model, config, overrides or {}, trust_remote_code)
     try:
-        text = config.get("text_config") or config
-        heads, hidden = text["num_attention_heads"], text["hidden_size"]
-        # many models leave it to be computed, some (Qwen3, Gemma) have another one
-        head_size = text.get("head_dim") or hidden // heads
-        dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
-        # a key and a value for each head that has its own
-        width = 2 * (text.get("num_key_value_heads") or heads) * head_size
+        window, usual_window = window_of(text)
         return ModelShape(
             vocab_size=text["vocab_size"],
             layers=text["num_hidden_layers"],
-            hidden_size=hidden,
-            window=text.get("max_position_embeddings"),
-            kv_values_per_token=width * text["num_hidden_layers"],
-            dtype=dtype,
-            heads=heads,
+            hidden_size=text["hidden_size"],
+            window=window,
+            kv_values_per_token=_kv_values(text),
+            dtype=text["dtype"],
+            heads=text["num_attention_heads"],
             experts=next((int(text[name]) for name in EXPERTS if text.get(name)), 0),
             experts_per_token=next((int(text[name]) for name in EXPERTS_PER_TOKEN if text.get(name)), 0),
+            usual_window=usual_window,
         )
     except KeyError as error:
-        raise TeacherError(f"teacher.model {model!r}: config.json has no {error}; not a decoder model?") from None
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise TeacherError(f"teacher.model {model!r}: config.json has no {error}; {missing_note()}") from None
+    except (TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise TeacherError(f"teacher.model {model!r}: config.json is not that of a decoder model: {error}") from None
+
+
+def _kv_values(text: dict[str, Any]) -> int:
+    """Keys and values that one token leaves in the cache."""
+    heads, hidden = text["num_attention_heads"], text["hidden_size"]
+    kinds = [kind for kind in text.get("layer_types") or () if kind in WITHOUT_CACHE]
+    layers = text["num_hidden_layers"] - len(kinds)
+    if text.get("kv_lora_rank"):
+        # latent attention keeps what both are made from
+        return int(text["kv_lora_rank"] + (text.get("qk_rope_head_dim") or 0)) * layers
+    # many models leave it to be computed, some (Qwen3, Gemma) have another one
+    head_size = text.get("head_dim") or hidden // heads
+    # a key and a value for each head that has its own
+    shared = text.get("multi_query") and not text.get("new_decoder_architecture")
+    own = 1 if shared else next((text[name] for name in KV_HEADS if text.get(name)), heads)
+    return int(2 * own * head_size) * layers
 
 
 def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
@@ -186,7 +206,7 @@ def require_window(job: Job, shape: ModelShape) -> int | None:
     asked, most, cache_gb = job.teacher.max_model_len, shape.window, kv_cache_gb(job.teacher)
     if asked and most and asked > most:
         raise TeacherError(f"teacher.max_model_len {asked}: the model's window is {most}; lower it")
-    window = asked or most
+    window = asked or shape.usual_window or most
     # vLLM itself would find out after loading the weights
     need = (window or 0) * shape.kv_values_per_token * _value_bytes(job.teacher, shape) / 2**30
     if cache_gb is not None and need > cache_gb:

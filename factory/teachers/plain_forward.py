@@ -25,6 +25,7 @@ from factory.errors import one_line, redact
 from factory.signals import LOGPROB_ARRAYS, Array, Logprobs
 from factory.teachers.agreement import Figures, compare_logprobs, compare_states
 
+SOFT_CAP = "attn_logit_softcapping"  # the one thing that a model may ask for and SDPA leaves out in silence
 CHUNK_VALUES = 2**24  # logits held at once; a vocabulary of 152k takes 110 positions at a time
 HEADROOM = 1.15  # of the weights: what loading and the allocator take beside them
 NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
@@ -43,14 +44,19 @@ class PlainModel:
         self.layers, self.final_norm = request["layers"], request["final_norm"]
         dtype = getattr(torch, request["dtype"])
         names = {name: request[name] for name in ("revision", "trust_remote_code")}
-        config = load_config(request["model"], names)
+        config = load_config(request["model"], names, request.get("overrides") or {})
         device, free = choose_device()
         # asked first: a process that the kernel kills for memory tells nobody why, and may take others with it
-        need = HEADROOM * count_weights(config, names) * dtype.itemsize + row_bytes(config, dtype, request)
+        weights = count_weights(config, names) * dtype.itemsize
+        need, most = HEADROOM * weights + row_bytes(config, dtype, request), request.get("most_gib")
+        if most is not None and weights > most * 2**30:
+            raise NotChecked(f"its weights take {weights / 2**30:.1f} GiB, more than the {most:g} that are compared")
         if need > free:
             raise NotChecked(f"needs {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free on {device}")
         try:
-            model = AutoModelForCausalLM.from_pretrained(request["model"], config=config, dtype=dtype, **names)
+            model = AutoModelForCausalLM.from_pretrained(
+                request["model"], config=config, dtype=dtype, attn_implementation=choose_attention(config), **names
+            )
             self.model = model.eval().to(device)
         except Exception as error:  # transformers raises many types here, and none is a fault of ours
             raise NotChecked(f"transformers cannot load the model: {one_line(error, 300)}") from error
@@ -62,20 +68,32 @@ class PlainModel:
 
         Log-probabilities are taken at the ids given; None stands for what was not asked for.
         """
+        ids_1S, output, states_NLH = self._run_trunk(ids)
+        logprobs = None if topk_ids_TK is None else self._logprobs(ids_1S, output, first, topk_ids_TK)
+        return logprobs, states_NLH
+
+    def recompute_logits(self, ids: Array) -> tuple[torch.Tensor, Array | None]:
+        """Of so few ids that this is no matter, the whole logits [N, V] that predict all but the first, and states."""
+        ids_1S, output, states_NLH = self._run_trunk(ids)
+        with self._trunk_done(output):
+            logits_NV = self.model(ids_1S, use_cache=False).logits[0, :-1]
+        return logits_NV.float().cpu(), states_NLH
+
+    def _run_trunk(self, ids: Array) -> tuple[torch.Tensor, Any, Array | None]:
+        """The ids as a batch of one, the trunk's output, and the states of the layers that are asked for."""
         ids_1S = torch.tensor(ids[None].astype(np.int64), device=self.model.device)
         # the trunk alone: logits of every position at once would be tokens x vocabulary
         with self._before_final_norm() as last:
             output = self.model.base_model(ids_1S, output_hidden_states=bool(self.layers), use_cache=False)
-        logprobs = None if topk_ids_TK is None else self._logprobs(ids_1S, output, first, topk_ids_TK)
         if not self.layers:
-            return logprobs, None
+            return ids_1S, output, None
         # transformers' last entry is after the final norm
         layers = list(output.hidden_states)
         if last:
             layers[-1] = last[0]
         # without the last token's: in the engine it never was an input
         states = torch.stack([layers[layer][0, :-1].float() for layer in self.layers], 1)
-        return logprobs, states.cpu().numpy()
+        return ids_1S, output, states.cpu().numpy()
 
     @contextmanager
     def _before_final_norm(self) -> Iterator[list[torch.Tensor]]:
@@ -136,19 +154,40 @@ def reduce_logits(
     return own_C, kept_CK, logprobs_CV.logsumexp(-1), entropy_C
 
 
-def load_config(model: str, names: dict[str, Any]) -> Any:
-    """The model's configuration. Raises NotChecked where transformers does not know it or its weights are quantised."""
+def choose_attention(config: Any) -> str | None:
+    """How transformers is to compute attention: as it chooses itself (None), but for what SDPA would leave out."""
+    # sinks and biases are safe: such models do not let SDPA be chosen, or hand it a mask
+    return "eager" if getattr(config.get_text_config(), SOFT_CAP, None) else None
+
+
+def load_config(model: str, names: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    """The model's configuration with what the job overrides in it, as vLLM does.
+
+    Raises NotChecked where transformers does not know it or its weights are quantised."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(model, **names)
     except Exception as error:  # unknown architecture, no such revision, no network, code that is not trusted
         raise NotChecked(f"transformers cannot read the model's configuration: {one_line(error, 300)}") from error
+    override(config, overrides)
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
         raise NotChecked(f"the model's weights are quantised ({method})")
     return config
+
+
+def override(config: Any, overrides: dict[str, Any]) -> None:
+    """Put values into a configuration, those of a part of it into that part."""
+    for name, value in overrides.items():
+        part = getattr(config, name, None)
+        if isinstance(value, dict) and hasattr(part, "to_dict"):
+            override(part, value)
+        else:
+            setattr(config, name, value)
+    if getattr(config, "rope_parameters", None):
+        config.standardize_rope_params()
 
 
 def count_weights(config: Any, names: dict[str, Any]) -> int:
@@ -169,7 +208,10 @@ def row_bytes(config: Any, dtype: torch.dtype, request: dict[str, Any]) -> int:
     text = config.get_text_config()
     # transformers keeps every layer's states where any are asked for; else a few live at a time
     layers = text.num_hidden_layers + 1 if request["layers"] else 4
-    return int(request["longest"] * text.hidden_size * dtype.itemsize * (layers + 8) + 6 * 4 * CHUNK_VALUES)
+    states = request["longest"] * text.hidden_size * dtype.itemsize * (layers + 8)
+    # of one layer, in float32 and in the model's type, with what the softmax and the cap make of it
+    maps = 4 * 4 * text.num_attention_heads * request["longest"] ** 2 if choose_attention(config) else 0
+    return int(states + maps + 6 * 4 * CHUNK_VALUES)
 
 
 def choose_device() -> tuple[torch.device, float]:

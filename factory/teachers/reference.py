@@ -85,7 +85,8 @@ def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False)
     if digest_model(model) != details.get("model_sha256"):
         raise NotChecked(f"the model in {model} is not the one that made the rows")
     names = {"model": model, "revision": config.revision, "dtype": details["dtype"]}
-    return names | {"trust_remote_code": trust_remote_code}
+    overrides = config.engine.get("hf_overrides") or {}
+    return names | {"trust_remote_code": trust_remote_code, "overrides": overrides}
 
 
 def forward_rows(reference: dict[str, Any], signals: SignalSpec, rows: Sequence[KeptRow]) -> dict[str, Any]:

@@ -320,8 +320,20 @@ def start_teacher(
     job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path, tell: Callable[..., None]
 ) -> Iterator[VllmTeacher]:
     """Check the job against the model's config, start the engine, and stop it when the context ends."""
+    setup, signals = make_setup(job, schemas, probes, out)
+    teacher = VllmTeacher(job, setup, out, signals, tell)
+    try:
+        yield teacher
+    finally:
+        teacher.close()
+
+
+def make_setup(
+    job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path
+) -> tuple[dict[str, Any], SignalSpec]:
+    """What the engine's process is told first. Raises TeacherError where the job does not fit the model's config."""
     model = locate_model(job.teacher)
-    shape = read_shape(model, job.teacher.revision)
+    shape = read_shape(model, job.teacher)
     signals = resolve_signals(job, shape)
     setup = {
         "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},
@@ -331,14 +343,12 @@ def start_teacher(
         "signals": asdict(signals),
         "capture": job.signals.capture if job.transcripts is None else "prefill",
         "window": require_window(job, shape),
+        "vocab": shape.vocab_size,
+        "routes": shape.experts > 0,
         "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
         "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
         "scores": job.transcripts is not None,
         "end_ids": read_end_ids(model, job.teacher.revision),
         "spool": str(out / ".spool"),
     }
-    teacher = VllmTeacher(job, setup, out, signals, tell)
-    try:
-        yield teacher
-    finally:
-        teacher.close()
+    return setup, signals

@@ -149,6 +149,7 @@ def engine_setup(
     With the answers' `schemas` a grammar holds the model to them.
     """
     from factory.job.job import TeacherConfig
+    from factory.teachers.models import read_end_ids, read_shape
     from factory.teachers.settings import engine_settings
 
     teacher = TeacherConfig(
@@ -162,6 +163,11 @@ def engine_setup(
         "signals": asdict(SignalSpec(**signals)),
         "capture": capture,
         "window": WINDOW,
+        "vocab": read_shape(model.folder, teacher).vocab_size,
+        "routes": False,
         "probes": [],
+        "student": None,
+        "scores": False,
+        "end_ids": read_end_ids(model.folder, None),
         "spool": str(spool),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from factory.errors import TeacherError
-from factory.job.job import Job
+from factory.job.job import Job, TeacherConfig
 from factory.signals import SignalSpec
 from factory.teachers.models import locate_model, read_shape, require_window, resolve_signals, shape_of
 
@@ -35,7 +35,7 @@ def vllm_job(make_job: MakeJob, signals: dict[str, Any] | None = None, **teacher
 
 
 def test_the_shape_is_read_from_config_json(model: Path) -> None:
-    shape = read_shape(str(model), None)
+    shape = read_shape(str(model), TeacherConfig())
     assert (shape.vocab_size, shape.layers, shape.hidden_size, shape.window) == (1000, 6, 64, 2048)
     assert shape.kv_values_per_token == 2 * 2 * 16 * 6
 
@@ -62,7 +62,7 @@ def test_a_config_without_a_number_we_need_names_it(key: str) -> None:
 def test_a_config_of_another_kind_is_refused_in_one_line(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
     with pytest.raises(TeacherError, match=r"teacher\.model '.*': config\.json ") as told:
-        read_shape(str(model), None)
+        read_shape(str(model), TeacherConfig())
     assert "\n" not in str(told.value)
 
 
@@ -70,7 +70,7 @@ def test_a_config_of_another_kind_is_refused_in_one_line(model: Path, text: str)
 def test_a_config_that_is_not_json_is_refused_in_one_line(model: Path, data: bytes) -> None:
     (model / "config.json").write_bytes(data)
     with pytest.raises(TeacherError, match=r"its config\.json cannot be read: ") as told:
-        read_shape(str(model), None)
+        read_shape(str(model), TeacherConfig())
     assert "\n" not in str(told.value)
 
 
@@ -96,7 +96,7 @@ def test_a_hub_id_stays_as_it_is_and_cannot_be_read_without_the_hub(make_job: Ma
     name = locate_model(vllm_job(make_job, model="no-such-org/no-such-model").teacher)
     assert name == "no-such-org/no-such-model"
     with pytest.raises(TeacherError, match="not in the hub cache, and the hub cannot be reached; download it first"):
-        read_shape(name, None)
+        read_shape(name, TeacherConfig())
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,9 @@ from factory.signals import SignalSpec
 from factory.teachers.engine.attention import AttentionKeeper
 from factory.teachers.engine.batch import Asked, Roster
 from factory.teachers.engine.distribution import Distribution, Workspace, fractions, row_width, split_rows
-from factory.teachers.engine.layers import StateKeeper
+from factory.teachers.engine.layers import StateKeeper, find_blocks
 from factory.teachers.engine.pages import Array, Pages, StepRows
+from factory.teachers.engine.residual import ResidualProbe
 from factory.teachers.engine.routing import ExpertKeeper
 from factory.teachers.engine.runner_v1 import RunnerV1, find_missing
 
@@ -74,6 +75,7 @@ class Capture:
         self.experts: ExpertKeeper | None = None
         self.attention: AttentionKeeper | None = None
         self.step: Distribution | None = None
+        self.probe: ResidualProbe | None = None
         # execute_model ends between a step's logits and its samples: distributions that wait for their tokens must not
         # lose their memory to those of given tokens, which are made right there
         self.of_sampled, self.of_given = Workspace(), Workspace()
@@ -199,6 +201,20 @@ class Capture:
                 reduced = self._reduce(logits, seed_N[part], index_N[part], self.of_given)
                 self._write(reduced, slot_N[part], kept_N[part], target, np.ones(len(part), np.bool_))
 
+    def learn(self) -> None:
+        """Have the forwards from here on tell what each kept layer's block hands on."""
+        # the last layer after the final norm is that norm's output
+        norm_at = len(find_blocks(self.runner.model)[0]) if self.signals.final_norm else -1
+        self.probe = ResidualProbe(self.runner.model, [layer for layer in self.signals.layers if layer != norm_at])
+
+    def learned(self) -> list[int]:
+        """Use what was found from here on; the layers of which nothing was."""
+        assert self.probe is not None
+        sums, self.probe = self.probe.finish(), None
+        if self.states is not None:
+            self.states.sums = sums
+        return [layer for layer, is_sum in sums.items() if is_sum is None]
+
     def begin(self, name: str, asked: Asked) -> None:
         """What the batch itself does not tell of a request; to be told before its first step."""
         self.roster.begin(name, asked)
@@ -254,6 +270,15 @@ class CaptureExtension:
             self.factory_capture = Capture(RunnerV1(self.model_runner), signals, decoding, keeps)
             self.factory_capture.install()
         return missing
+
+    def factory_learn(self, begin: bool) -> list[int]:
+        """Begin to find out what the layers hand on, or end that: see `Capture.learn`."""
+        if not self.factory_capture:
+            return []
+        if begin:
+            self.factory_capture.learn()
+            return []
+        return self.factory_capture.learned()
 
     def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None, attends: bool, keeps: bool) -> None:
         """What is asked of a request: see `Asked`; to be told before its first step."""

@@ -28,6 +28,7 @@ from factory.teachers.engine.build import (
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.engine.grammars import watch_grammars
 from factory.teachers.engine.parts import Parts, Request
+from factory.teachers.engine.probe import Expected, choose_ids, expect, probe_engine
 from factory.teachers.fit import refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import TemplateRefusal
 from factory.teachers.reasoning import SplitCompletion, cut_reasoning, split_completion
@@ -52,6 +53,7 @@ class Engine:
         self.encoder = make_encoder(self.tokenizer, self.markers, setup)
         # all that can be found unfit without the engine is found before it is started
         require_some_fit(self.encoder, setup)
+        expected = self._expect(setup, tell)
         tell("importing vLLM")
         end_grammars_in(sorted(self.encoder.end_ids))
         self.refused = watch_grammars()
@@ -65,6 +67,19 @@ class Engine:
         self.parts = Parts(self.encoder, self.window, schemas, flat_k)
         self.spool = SpoolWriter(Path(setup["spool"]))
         self.requests: dict[str, Request] = {}
+        # the engine's own logprobs are masked by the grammar: a forward without one would differ
+        if expected is not None and not self.flat:
+            tell("probing it with a short text")
+            probe_engine(self.llm, self._tell_worker, self.signals, self.teacher["model"], expected)
+
+    def _expect(self, setup: dict[str, Any], tell: Callable[[str], None]) -> Expected | None:
+        """What transformers says of a short text, before vLLM is imported; None where nothing is kept to compare."""
+        if not (self.signals.top_k or self.signals.layers):
+            return None
+        tell("a plain forward of a short text")
+        probes, vocab, window = setup["probes"], setup["vocab"], setup["window"]
+        ids = choose_ids(self.tokenizer, lambda: self.encoder.encode(probes[0]["messages"]), vocab, window)
+        return expect(self.teacher, self.signals, ids, setup["routes"])
 
     def _install(self) -> bool:
         """Begin to capture; true where the engine's own logprobs must do. Raises Unfit where they would not."""

@@ -20,6 +20,9 @@ class StateKeeper:
 
     def __init__(self, model: nn.Module, layers: Sequence[int], final_norm: bool) -> None:
         self.layers = layers
+        # by layer: whether its state is the sum of the two tensors that its block hands on, not the first of them
+        # alone; the start-up probe finds out
+        self.sums: dict[int, bool | None] = {}
         # by layer: one step's outputs [tokens, H], or [1, tokens, H]; empty between steps
         self.outputs: dict[int, torch.Tensor] = {}
         # [slot, position] -> L * H values as bfloat16 bits; None until a step tells how wide H is
@@ -40,7 +43,7 @@ class StateKeeper:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             if not isinstance(output, tuple):
                 self.outputs[layer] = output
-            elif residual and len(output) > 1 and output[1] is not None:
+            elif residual and self.sums.get(layer) and len(output) > 1:
                 # vLLM fuses the addition into the next norm, and hands the residual on beside the branch's output
                 self.outputs[layer] = output[0] + output[1]
             else:
