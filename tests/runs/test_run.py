@@ -337,7 +337,7 @@ def test_one_unfit_row_of_a_users_data_is_one_rejected_row(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workspace / "cache")
     numbers = [{"a": 1, "b": 2}, {"a": 3, "b": 4}, {"a": None, "b": 5}, {"a": 6, "b": 7}]
     (workspace / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbers))
-    source = {"path": str(workspace / "mine.jsonl")}
+    source = {"path": str(workspace / "mine.jsonl"), "on_bad_row": "skip"}
     job = make_job(tasks=[{"name": "adding", "count": 4, "source": source}])
     totals = run(job, workspace, workspace / "out")
     assert (totals.accepted, totals.rejected, totals.errors) == (3, 1, 0)
