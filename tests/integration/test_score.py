@@ -15,14 +15,15 @@ from factory.runs.run import run
 pytestmark = pytest.mark.engine
 SIGNALS = {"top_k": 20, "hidden_layers": [0, 2, -1]}
 TEACHER = {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 16, "max_model_len": 2048}
-TASKS = [{"name": "adding", "count": 8}, {"name": "scheduling", "count": 4}]
+TASKS = [{"name": "adding", "count": 12}, {"name": "scheduling", "count": 4}]
 SAMPLING = {"temperature": 1.0, "max_tokens": 300, "thinking_tokens": 60}
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Signals taken while the rows were generated, grammar on."""
-    job = engine_job(tasks=TASKS, sampling=SAMPLING, signals=SIGNALS, teacher=TEACHER)
+    # all in one shard, which is then scored: few answers of random weights are whole
+    job = engine_job(tasks=TASKS, sampling=SAMPLING, signals=SIGNALS, teacher=TEACHER, shard_rows=16)
     return make_dataset(tmp_path_factory.mktemp("generated"), job)
 
 
@@ -55,7 +56,7 @@ def require_same_states(states: np.ndarray, others: np.ndarray) -> None:
 def test_scored_ids_have_the_numbers_of_their_generation(generated: Dataset, tmp_path: Path) -> None:
     scored = score(tmp_path, generated.out / "data" / "train-00000.parquet", keep=["id"])
     rows = {row["id"]: row for row in generated.rows()}
-    assert scored.totals.accepted == scored.totals.planned > 3
+    assert scored.totals.accepted == scored.totals.planned > 5
     for row in scored.rows():
         origin = rows[json.loads(row["scenario"])["id"]]
         require_same_numbers(row, origin)

@@ -23,6 +23,12 @@ from factory.runs.run import run
 from factory.tasks.sources import open_source
 
 
+def as_any_other(out: Path) -> None:
+    """Leave what makes a directory one of ours, so that it is read as any directory with a card."""
+    for name in ("ledger.jsonl", "manifest.json"):
+        (out / name).unlink()
+
+
 class Anything(BaseModel):
     """A scenario that takes whatever a row gives."""
 
@@ -117,12 +123,28 @@ def test_a_directory_whose_name_is_a_pattern_gives_its_own_rows_or_is_refused(
     assert not (workspace / f"new-{name}").exists()
     with pytest.raises(DatasetError, match=told):
         make_curriculum(odd, CurriculumConfig(by="tokens", stages=1))
-    with pytest.raises(JobError, match=r"wildcard|is a dataset of the factory"):
+    as_any_other(odd)
+    with pytest.raises(JobError, match=r"wildcard"):
         open_source(SourceConfig(path=str(odd), format="datasets", split="train"), "tasks.0.source", 0, 1, Anything)
     job = write_job(workspace)
     command = [sys.executable, "-m", "factory.cli", "run", str(job), "--out", name + "/x"]
     done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, env=os.environ.copy(), check=False)
     assert (done.returncode, done.stderr.count("\n"), "wildcard" in done.stderr) == (2, 1, True)
+
+
+def test_a_dataset_of_ours_that_was_made_again_gives_its_new_rows_and_another_digest(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    found: list[tuple[list[str], str]] = []
+    for seed in (1, 2):
+        shutil.rmtree(workspace / "out", ignore_errors=True)
+        run(make_job(seed=seed), workspace, workspace / "out")
+        config = SourceConfig(path=str(workspace / "out"), fields={"id": "id"})
+        source = open_source(config, "tasks.0.source", 0, "all", Anything)
+        found.append(([source.scenario(number)["id"] for number in range(len(source))], source.digest()))
+        assert found[-1][0] == on_disk(workspace / "out")
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_a_source_that_was_made_again_gives_its_new_rows_and_another_digest(workspace: Path, make_job: MakeJob) -> None:
@@ -131,9 +153,10 @@ def test_a_source_that_was_made_again_gives_its_new_rows_and_another_digest(work
         shutil.rmtree(workspace / "out", ignore_errors=True)
         run(make_job(seed=seed), workspace, workspace / "out")
         (workspace / "out/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: data/*\n---\n")
-        config = SourceConfig(path=str(workspace / "out"), fields={"id": "id"})
-        source = open_source(config, "tasks.0.source", 0, 1, Anything)
-        assert source.scenario(0)["id"] == on_disk(workspace / "out")[0]
+        as_any_other(workspace / "out")
+        config = SourceConfig(path=str(workspace / "out"), format="datasets", split="train")
+        source = open_source(config, "tasks.0.source", 0, "all", Anything)
+        assert [source.scenario(number)["id"] for number in range(len(source))] == on_disk(workspace / "out")
         found.append((source.scenario(0)["id"], source.digest()))
     assert found[0][0] != found[1][0]
     assert found[0][1] != found[1][1]
