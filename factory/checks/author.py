@@ -14,20 +14,17 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from factory.hashing import content_hash, derive_seed
 from factory.job.job import Job
 from factory.quality.golden import count_golden
-from factory.quality.trial import try_seed, try_task
+from factory.quality.trial import try_check, try_seed, try_task
 from factory.records import PlannedRow, Prompt
 from factory.tasks.calls import (
-    call_check,
     call_sample,
     call_solve,
     dump_scenario,
-    invent_answer,
-    read_answer,
     read_scenario,
 )
 from factory.tasks.faults import TaskFault, blamed
@@ -206,11 +203,11 @@ def _look_at_check(task: Task, levels: dict[str, Level], report: Report) -> None
     taken = asked = 0
     for prompt in [prompt for level in levels.values() for prompt in level.prompts]:
         try:
-            answer = read_answer(task, invent_answer(task, prompt.seed))
-            taken += not call_check(task, read_scenario(task, prompt.scenario), answer)
-        except (ValidationError, TaskFault):
+            findings = try_check(task, prompt.scenario, prompt.seed)
+        except TaskFault:  # it is told already
             continue
-        asked += 1
+        asked += findings is not None
+        taken += findings == ()
     if asked:
         report.facts.append(f"  check takes {taken} of {asked} answers that fit the form and know nothing")
     if asked and taken > asked / 2:

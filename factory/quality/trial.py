@@ -53,7 +53,7 @@ def try_seed(task: Task, level: str, seed: int) -> Iterator[str]:
     try:
         text = dump_scenario(task, call_sample(task, seed, level))
         yield from (f"{where}: {line}" for line in try_scenario(task, level, text))
-        _try_check(task, text, seed)
+        try_check(task, text, derive_seed(seed))
     except TaskFault as fault:
         yield f"{where}: {fault.reason}: {fault}"
 
@@ -76,11 +76,13 @@ def try_scenario(task: Task, level: str, scenario_json: str) -> Iterator[str]:
         yield f"solve: a teacher held to the answer's grammar cannot write its answer: {answer[:300]}"
 
 
-def _try_check(task: Task, scenario_json: str, seed: int) -> None:
-    """Call check with an answer that fits the form and knows nothing, as a weak teacher's. Raises TaskFault."""
-    text = invent_answer(task, derive_seed(seed))
+def try_check(task: Task, scenario_json: str, seed: int) -> tuple[str, ...] | None:
+    """What check finds in an answer that fits the form and knows nothing, as a weak teacher's. Raises TaskFault.
+
+    None where there is no such answer: none was found, or a validator refuses it.
+    """
     try:
-        answer = read_answer(task, text)
-    except ValidationError:  # none was found, or a validator refuses it
-        return
-    call_check(task, read_scenario(task, scenario_json), answer)
+        answer = read_answer(task, invent_answer(task, seed))
+    except ValidationError:
+        return None
+    return call_check(task, read_scenario(task, scenario_json), answer)
