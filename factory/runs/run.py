@@ -41,6 +41,7 @@ from factory.runs.progress import Progress, Reporter
 from factory.runs.room import Room
 from factory.runs.watch import Watch
 from factory.teachers import Teacher, open_teacher
+from factory.teachers.fit import refuse_for_student
 
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
@@ -345,11 +346,9 @@ def decide(
 def fit_student(student: StudentConfig, record: Record) -> Outcome:
     """The record, or its rejection where it has more tokens than the student may be shown."""
     generation = record.generation
-    tokens = len(generation.prompt_token_ids) + len(generation.completion_token_ids)
-    if tokens <= student.max_tokens:
-        return record
-    finding = f"over_budget: {tokens} tokens, student.max_tokens is {student.max_tokens}"
-    return record.reject("filter", "over_budget", (finding,))
+    lengths = len(generation.prompt_token_ids), len(generation.completion_token_ids)
+    refusal = refuse_for_student(*lengths, student.max_tokens)
+    return record if refusal is None else record.reject("filter", refusal[0], (refusal[1],))
 
 
 def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> Iterator[tuple[int, list[Outcome]]]:
