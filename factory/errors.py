@@ -29,6 +29,13 @@ def redact(text: str) -> str:
     return text
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost error: one that was raised from another tells less than the one it came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def one_line(error: BaseException, most: int = 500) -> str:
     """What an error says, on one line of at most so many characters; the name of its type where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__

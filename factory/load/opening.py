@@ -27,7 +27,6 @@ NEEDED: Final = {
     "preferences": {"id", "prompt", "chosen", "rejected"},  # texts alone, as the next
     "hand-off": {"id", "prompt", "hand_off"},
 }
-BESIDE: Final = ("hidden_states", "experts", "attention")
 
 
 class Place(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.shards import file_digest
-from factory.errors import DatasetError, JobError
+from factory.errors import DatasetError, JobError, one_line
 from factory.job.job import ContaminationConfig
 from factory.signals import Array
 from factory.tasks.tables import kind_of, known_endings, scan_table
@@ -137,8 +137,7 @@ def _read(name: str, columns: Sequence[str], n: int, where: str) -> Iterator[Tex
     try:
         yield from _read_lines(path, n) if kind is None else _read_rows(path, kind, columns, n, where)
     except (DatasetError, OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise JobError(f"{where}: {path} cannot be read: {reason}") from None
+        raise JobError(f"{where}: {path} cannot be read: {one_line(error, 400)}") from None
 
 
 def _read_lines(path: Path, n: int) -> Iterator[Text]:

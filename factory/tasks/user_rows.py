@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import LEDGER, read_ledger
-from factory.dataset.manifest import MANIFEST
+from factory.dataset.manifest import MANIFEST, WILD
 from factory.dataset.shards import file_digest
-from factory.errors import JobError, nearest
+from factory.errors import JobError, nearest, one_line, root_cause
 from factory.job.data import TableConfig
 from factory.job.paths import named_files
 from factory.tasks.tables import BadRow, Loaded, Table, kind_of, known_endings, load_dataset, open_parquet, open_table
@@ -137,10 +137,8 @@ def load_rows(
     except JobError:
         raise
     except Exception as error:  # datasets raises many types for data that is not what it should be
-        while isinstance(error.__cause__, Exception):
-            error = error.__cause__
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
-        raise JobError(f"{where}.path: {config.path} cannot be loaded: {reason}") from None
+        told = one_line(root_cause(error), 400)
+        raise JobError(f"{where}.path: {config.path} cannot be loaded: {told}") from None
     for key, paths in ((f"{where}.fields", fields or ()), (where, own)):
         missing = sorted({path for path in paths if column_of(path, rows.column_names) is None})
         if missing and len(rows):
@@ -269,7 +267,7 @@ def _load_dataset(config: TableConfig, where: str) -> Rows:
         raise JobError(
             f'{where}.format: {path} is a file, and "datasets" takes folders and names (files: {known_endings()})'
         )
-    if path.is_dir() and (wild := re.search(r"[\[\]*?{}]", str(path.resolve()))):
+    if path.is_dir() and (wild := WILD.search(str(path.resolve()))):
         told = f"{path.resolve()} has a {wild[0]!r}, which `datasets` takes for a wildcard"
         raise JobError(f"{where}.path: {told}; choose a path without any of [ ] * ? {{ }}")
     # the cached copy of a local directory would be kept when its files change

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
-from factory.errors import one_line
+from factory.errors import one_line, root_cause
 from factory.teachers.engine.wrap import wrap
 from factory.teachers.fit import MIN_ANSWER_TOKENS
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
@@ -173,7 +173,4 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 def first_line(error: BaseException) -> str:
     """An error's most telling line: that of its innermost cause."""
-    # an error that was raised from another tells less than the one it came from
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error)
+    return one_line(root_cause(error))
