@@ -26,7 +26,7 @@ from factory.signals import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS
 from factory.teachers.digest import digest_model
 from factory.teachers.models import locate_model
-from factory.teachers.settings import SLEEPING_THREADS
+from factory.teachers.settings import wait_settings
 
 # a forward over a few rows that takes longer than an hour hangs
 TIMEOUT_S = 3600.0
@@ -120,7 +120,7 @@ def _run_child(folder: Path, local: bool) -> dict[str, Any]:
     """Wait for the child's answer; it and all it started are gone afterwards."""
     command = [sys.executable, "-m", "factory.teachers.plain_forward", str(folder)]
     offline = {"HF_HUB_OFFLINE": "1"} if local else {}  # nothing of a local model is on the hub
-    environment = SLEEPING_THREADS | os.environ | {"TOKENIZERS_PARALLELISM": "false"} | offline
+    environment = wait_settings(shares=False) | os.environ | {"TOKENIZERS_PARALLELISM": "false"} | offline
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(  # its input tells it when we are gone
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True

@@ -24,8 +24,31 @@ PREDICTABLE: Final[dict[str, Any]] = {
 SOUND: Final[dict[str, Any]] = PREDICTABLE | {"enable_prefix_caching": False, "async_scheduling": False}
 
 # Threads of OpenMP that wait by spinning take the very cores that they wait for as soon as anything runs beside them:
-# another engine, a judge's, a browser. These let them sleep, unless the environment says otherwise.
+# another engine, a judge's, a browser. Asleep they cost an engine that is alone two fifths of its speed. On two cores,
+# the demo's tokens a second alone and as one of two that start together: as it comes 1,560 and 49, spinning briefly
+# 1,500 and 293, asleep 910 and 550 (docs/operations.md).
+BRIEFLY_SPINNING: Final = {"GOMP_SPINCOUNT": "20000"}
 SLEEPING_THREADS: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+BUSY_PERCENT: Final = 25.0  # of all cores, by others
+LOOK_S: Final = 0.3
+
+
+def wait_settings(shares: bool) -> dict[str, str]:
+    """How the threads of a process that is about to start should wait for each other, as its environment says it.
+
+    Asleep where it `shares` the machine by the job's own doing, or where others are at work on it now. Else they spin
+    for a moment alone: others may come later, and of two that start together each finds a machine at rest.
+    """
+    return dict(SLEEPING_THREADS if shares or is_busy() else BRIEFLY_SPINNING)
+
+
+def is_busy() -> bool:
+    """Whether others use the cores now."""
+    try:
+        import psutil
+    except ImportError:  # it comes with vLLM; a plain forward alone does without
+        return False
+    return bool(psutil.cpu_percent(LOOK_S) > BUSY_PERCENT)
 
 
 @dataclass(frozen=True, slots=True)

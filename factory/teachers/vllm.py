@@ -47,7 +47,7 @@ from factory.teachers.models import (
     require_window,
     resolve_signals,
 )
-from factory.teachers.settings import SLEEPING_THREADS, engine_settings
+from factory.teachers.settings import engine_settings, wait_settings
 from factory.teachers.spool import Place, Spool
 
 Key = tuple[str, int]  # prompt id, attempt
@@ -84,7 +84,7 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=[events_out],
-                env=SLEEPING_THREADS | {k: v for k, v in os.environ.items() if k not in OVERRULED} | environment,
+                env=environment,
                 # Ctrl-C is for us: we stop the engine in order. The session is also a group, to be killed as one
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
@@ -287,7 +287,10 @@ class VllmTeacher:
             # nothing of a local model is on the hub, and asking it waits for time-outs where there is no network
             environment["HF_HUB_OFFLINE"] = "1"
         self._tell_stage("starting its process", time.monotonic())
-        engine = EngineProcess(self.setup, environment, self.out / "engine.log")
+        given = {name: value for name, value in os.environ.items() if name not in OVERRULED}
+        # looked at again at each start; whoever says in the environment how threads wait is obeyed
+        waits = wait_settings(self.setup["shares"])
+        engine = EngineProcess(self.setup, waits | given | environment, self.out / "engine.log")
         try:
             event = self._await_ready(engine)
         except BaseException:
@@ -339,6 +342,8 @@ def make_setup(
         "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},
         "schemas": schemas,
         "constrain": job.validation.constrain,
+        # a judge of its own is a second engine on this machine
+        "shares": job.judge is not None and job.judge.teacher is not None,
         "student": job.student and job.student.max_tokens,
         "signals": asdict(signals),
         "capture": job.signals.capture if job.transcripts is None else "prefill",

@@ -1,5 +1,8 @@
 """vLLM's own settings: what would make kept signals wrong is refused with its reason, all else goes through."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -7,7 +10,18 @@ import pytest
 from factory.errors import TeacherError
 from factory.job.job import Job
 from factory.teachers.models import ModelShape, resolve_signals
-from factory.teachers.settings import CORRUPTING, HARMLESS, OURS, SOUND, engine_settings, require_sound
+from factory.teachers.settings import (
+    BRIEFLY_SPINNING,
+    CORRUPTING,
+    HARMLESS,
+    OURS,
+    SLEEPING_THREADS,
+    SOUND,
+    engine_settings,
+    is_busy,
+    require_sound,
+    wait_settings,
+)
 
 SHAPE = ModelShape(1000, 4, 64, window=2048, kv_values_per_token=64, dtype="bfloat16")
 TOP_K = {"top_k": 5}
@@ -91,3 +105,20 @@ def test_every_name_is_one_of_the_engines_arguments() -> None:
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
     assert known >= HARMLESS | CORRUPTING.keys() | OURS.keys() | SOUND.keys()
+
+
+def test_threads_sleep_where_the_machine_is_shared_and_spin_briefly_where_it_is_not_known_to_be() -> None:
+    assert wait_settings(shares=True) == SLEEPING_THREADS
+    assert wait_settings(shares=False) in (BRIEFLY_SPINNING, SLEEPING_THREADS)
+
+
+def test_a_machine_that_others_work_on_is_busy() -> None:
+    spin = "import os, time\nwhile os.getppid() != 1: pass"
+    others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(os.cpu_count() or 1)]
+    try:
+        assert any(is_busy() for _ in range(20)), "they take a while to start"
+        assert wait_settings(shares=False) == SLEEPING_THREADS
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
