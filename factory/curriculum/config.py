@@ -8,8 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from factory.errors import JobError
-from factory.job.config import Config, describe_problems
-from factory.job.job import Fraction, Weight
+from factory.job.config import Config, Fraction, Weight, describe_problems
 
 RESERVED: Final = ("default", "hidden_states", "rejected", "preferences", "hand-off")
 # where more is easier; in all others more is harder

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 
 from factory.errors import JobError, nearest
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
+
 
 class Config(BaseModel):
     """Base of every section: unknown keys are errors and nothing changes after loading."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from factory.dataset.shards import file_digest
 from factory.errors import DatasetError, JobError, one_line
-from factory.job.job import ContaminationConfig
+from factory.job.gates import ContaminationConfig
 from factory.signals import Array
 from factory.tasks.tables import kind_of, known_endings, scan_table
 from factory.texts.texts import every_text, words_of

@@ -20,7 +20,7 @@ import numpy as np
 from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
-from factory.job.job import FiltersConfig
+from factory.job.gates import FiltersConfig
 from factory.quality.samples import canonical_answer
 from factory.records import Outcome, Record
 from factory.signals import Array

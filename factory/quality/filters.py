@@ -14,7 +14,7 @@ import numpy as np
 
 from factory.errors import JobError, redact
 from factory.job.data import PersonalKind
-from factory.job.job import FiltersConfig, LengthConfig, StyleConfig
+from factory.job.gates import FiltersConfig, LengthConfig, StyleConfig
 from factory.quality.contamination import Index
 from factory.quality.validate import MAX_FINDING, finding_code
 from factory.records import Prompt, Record, Rejection

@@ -12,7 +12,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from factory.hashing import content_hash, derive_seed
-from factory.job.job import Job, JudgeConfig
+from factory.job.gates import JudgeConfig
+from factory.job.job import Job
 from factory.quality.parse import parse
 from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling, Verdict
 from factory.tasks.calls import read_scenario

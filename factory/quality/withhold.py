@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from factory.job.data import PersonalKind
-from factory.job.job import FiltersConfig
+from factory.job.gates import FiltersConfig
 from factory.records import Generation, Outcome, Pair, Rejection
 from factory.texts.personal import Known, find_personal, resolve_kinds, scrub, scrub_row
 from factory.texts.texts import every_text

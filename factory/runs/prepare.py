@@ -27,7 +27,8 @@ from factory.dataset.manifest import (
 )
 from factory.errors import JobError, nearest
 from factory.hashing import content_hash
-from factory.job.job import Job, StyleConfig
+from factory.job.gates import StyleConfig
+from factory.job.job import Job
 from factory.quality.contamination import Index, open_index
 from factory.quality.difficulty import Formula, compile_formula, known_names
 from factory.quality.filters import RowFilters, find_contaminated_prompt, open_filters

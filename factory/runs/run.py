@@ -24,7 +24,9 @@ from factory.dataset.manifest import read_manifest, reconcile_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
 from factory.errors import DatasetError
-from factory.job.job import Job, SignalsConfig, StudentConfig
+from factory.job.gates import StudentConfig
+from factory.job.job import Job
+from factory.job.signals import SignalsConfig
 from factory.publish.card import save_card
 from factory.quality.difficulty import measure
 from factory.quality.duplicates import Deduplication

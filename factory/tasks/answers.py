@@ -15,7 +15,7 @@ from pydantic import BaseModel, RootModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from factory.job.job import StyleConfig
+from factory.job.gates import StyleConfig
 
 Schema = dict[str, Any]
 

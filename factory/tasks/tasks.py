@@ -25,8 +25,9 @@ from pydantic import BaseModel, Field
 
 from factory.errors import TaskError, nearest
 from factory.job.config import Config
-from factory.job.job import SamplingConfig, StyleConfig
+from factory.job.gates import StyleConfig
 from factory.job.paths import real_path
+from factory.job.teacher import SamplingConfig
 from factory.records import Sampling
 from factory.tasks.answers import (
     answer_keys,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import TeacherError
-from factory.job.job import AttentionConfig, Job, TeacherConfig
+from factory.job.job import Job
+from factory.job.signals import AttentionConfig
+from factory.job.teacher import TeacherConfig
 from factory.signals import SignalSpec
 from factory.teachers.demo import demo_teacher
 from factory.teachers.model_config import missing_note, read_json, text_fields, window_of

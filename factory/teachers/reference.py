@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from factory.errors import TeacherError
-from factory.job.job import TeacherConfig
+from factory.job.teacher import TeacherConfig
 from factory.signals import Array, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS
 from factory.teachers.digest import digest_model

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from factory.job.job import TeacherConfig
+from factory.job.teacher import TeacherConfig
 from factory.teachers import scripted
 from factory.teachers.models import locate_model
 from factory.teachers.tokens import LocalTokenizer, folder_of

@@ -16,7 +16,8 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from factory.errors import TeacherError, one_line
-from factory.job.job import Job, Markers, TeacherConfig
+from factory.job.job import Job
+from factory.job.teacher import Markers, TeacherConfig
 from factory.records import Message
 from factory.teachers.models import locate_model, read_end_ids
 from factory.teachers.prompt_ids import EncodedPrompt, PromptEncoder, TemplateRefusal

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from factory.job.job import StyleConfig
+from factory.job.gates import StyleConfig
 from factory.texts.texts import texts_at
 
 MOST_PARSED = 20_000  # characters of one text that are looked at for Markdown; its parser is not linear

@@ -148,7 +148,7 @@ def engine_setup(
 
     With the answers' `schemas` a grammar holds the model to them.
     """
-    from factory.job.job import TeacherConfig
+    from factory.job.teacher import TeacherConfig
     from factory.teachers.models import read_end_ids, read_shape
     from factory.teachers.settings import engine_settings
 

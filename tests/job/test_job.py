@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from factory.errors import JobError
-from factory.job.job import Job, SamplingConfig, load_job
+from factory.job.job import Job, load_job
+from factory.job.teacher import SamplingConfig
 from factory.records import Sampling
 
 SMALLEST = 'out = "o"\n[[tasks]]\nname = "adding"\ncount = 5\n'

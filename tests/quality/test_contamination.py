@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import JobError
-from factory.job.job import ContaminationConfig
+from factory.job.gates import ContaminationConfig
 from factory.quality.contamination import COMMON, Index, digest_files, open_index, words_of
 
 LONG = "The old lift in the north wing was replaced by a quiet new one during the last warm week of spring."

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from factory.errors import JobError
-from factory.job.job import DifficultyConfig
+from factory.job.gates import DifficultyConfig
 from factory.quality.difficulty import FUNCTIONS, NAMES, Values, compile_formula, known_names, measure, values
 from factory.records import Generation, Measures, Prompt, Record, SampleStats, Sampling, Verdict
 from factory.signals import Logprobs

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.hashing import content_hash
-from factory.job.job import FiltersConfig
+from factory.job.gates import FiltersConfig
 from factory.quality.duplicates import (
     KEPT_HASHES,
     MISSED,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from factory.errors import JobError
 from factory.hashing import canonical_json
-from factory.job.job import ContaminationConfig, FiltersConfig, StyleConfig
+from factory.job.gates import ContaminationConfig, FiltersConfig, StyleConfig
 from factory.quality.contamination import open_index
 from factory.quality.filters import RowFilters, apply, find_contaminated_prompt, find_loop, open_filters, repeated_share
 from factory.records import Record, Rejection, Verdict

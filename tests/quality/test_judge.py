@@ -10,7 +10,8 @@ from conftest import write_task
 from dataset_support import make_generation, make_prompt, read_table
 
 from factory.errors import JobError
-from factory.job.job import Job, JudgeConfig
+from factory.job.gates import JudgeConfig
+from factory.job.job import Job
 from factory.quality.judge import VERDICT_SCHEMA, Judge, judge_id, open_judges
 from factory.records import Generation, Prompt, Record, Rejection
 from factory.runs.run import run

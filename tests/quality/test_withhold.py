@@ -12,7 +12,8 @@ from dataset_support import make_generation, make_prompt, make_record, read_tabl
 
 from factory.checks.verify import verify
 from factory.forecast.estimate import estimate
-from factory.job.job import FiltersConfig, Job
+from factory.job.gates import FiltersConfig
+from factory.job.job import Job
 from factory.quality.retry import ask_again
 from factory.quality.withhold import HIDDEN, withhold
 from factory.records import Attempt, Record, Rejection, Verdict

@@ -11,7 +11,7 @@ import pytest
 from conftest import SCHEMA, TASK_FILE, write_task
 
 from factory.errors import TaskError
-from factory.job.job import StyleConfig
+from factory.job.gates import StyleConfig
 from factory.records import PlannedRow, Sampling
 from factory.tasks.catalog import list_tasks, scaffold
 from factory.tasks.render import open_renderer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from factory.errors import TeacherError
-from factory.job.job import TeacherConfig
+from factory.job.teacher import TeacherConfig
 from factory.teachers.models import read_shape, shape_of
 
 LLAMA: dict[str, Any] = {

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from factory.errors import TeacherError
-from factory.job.job import Job, TeacherConfig
+from factory.job.job import Job
+from factory.job.teacher import TeacherConfig
 from factory.signals import SignalSpec
 from factory.teachers.models import locate_model, read_shape, require_window, resolve_signals, shape_of
 

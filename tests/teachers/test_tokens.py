@@ -7,7 +7,7 @@ import pytest
 from chat_templates import CASES, Case
 from test_chat_template import RIGHT, USER, conversation, open_encoder
 
-from factory.job.job import TeacherConfig
+from factory.job.teacher import TeacherConfig
 from factory.records import Message
 from factory.teachers.tokens import ExactCounter, LocalTokenizer
 

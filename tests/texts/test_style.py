@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.job.job import StyleConfig
+from factory.job.gates import StyleConfig
 from factory.texts.style import find_emoji, find_markdown, find_style
 from factory.texts.texts import every_text, texts_at
 

@@ -1,0 +1,65 @@
+"""The command line: arguments, printing and exit codes, no logic.
+
+Exit codes: 0 done, 1 `verify`, `tasks`, `test` or a run's fidelity check found faults, or a run accepted no row, 2 bad
+input (one line says what), 130 and 143 stopped by a signal (the same command goes on). Heavy imports stay inside the
+commands, so `--help` is quick.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from factory import __version__
+from factory.cli import datasets, jobs, tasks
+from factory.cli.arguments import Parser
+from factory.errors import FactoryError, Terminated
+from factory.terminal import report, say
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `factory`."""
+    options = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        code = command(options)
+    except FactoryError as error:
+        code = report(error)
+    except BrokenPipeError:
+        # `factory show DIR | head`: no error of anyone's. Python flushes stdout once more as it ends, now into nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        # a disk or a right that is missing in a place that has no better message: the user's to mend, so no traceback
+        say(f"error: {error.filename or 'file system'}: {error.strerror or error}", sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped; committed shards are safe, the same command goes on from them", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _on_sigterm(number: int, frame: object) -> NoReturn:
+    # SystemExit passes through every `finally` and context manager, as Ctrl-C does: the engine is stopped in order
+    print("stopped by SIGTERM; committed shards are safe, the same command goes on from them", file=sys.stderr)
+    raise Terminated(143)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = Parser(
+        prog="factory",
+        description="Make distillation datasets: templates in; validated rows with logprobs and hidden states out.",
+    )
+    parser.add_argument("--version", action="version", version=f"factory {__version__}")
+    parser.add_argument(
+        "--workspace", type=Path, default=Path(), help="folder with your prompts/ and schemas/ (default: here)"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for group in (tasks, jobs, datasets):
+        group.add(commands)
+    return parser

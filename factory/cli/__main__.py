@@ -1,0 +1,5 @@
+"""`python -m factory.cli`, where no script is installed."""
+
+from factory.cli import main
+
+main()

@@ -1,0 +1,96 @@
+"""Commands that take a dataset: status, verify, curriculum, show."""
+
+import argparse
+from pathlib import Path
+
+from factory.cli.arguments import Commands, positive, print_lines
+from factory.terminal import say
+
+
+def add(commands: Commands) -> None:
+    """The group's commands and their arguments."""
+    status = commands.add_parser("status", help="planned, accepted, rejected by reason, errors, left")
+    status.add_argument("dir", type=Path)
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.set_defaults(command=_status)
+
+    verify = commands.add_parser("verify", help="check checksums, counts, columns and alignment of a dataset")
+    verify.add_argument("dir", type=Path)
+    verify.add_argument(
+        "--fidelity", type=positive, metavar="N", help="also run N rows again through transformers and compare"
+    )
+    verify.set_defaults(command=_verify)
+
+    _add_curriculum(commands)
+
+    show = commands.add_parser("show", help="show the first rows, readable, with their signals")
+    show.add_argument("dir", type=Path)
+    show.add_argument("-n", type=positive, default=1, metavar="COUNT", help="how many (default: 1)")
+    show.add_argument("--rejected", action="store_true", help="rows that were not accepted, and why")
+    show.add_argument("--reason", help="of these, the ones with this reason, stage, or STAGE/REASON")
+    show.add_argument("--task", help="rows of this task")
+    show.add_argument("--level", help="rows of this level")
+    show.add_argument("--id", help="rows whose id, or their prompt's, begins so; accepted or not")
+    show.set_defaults(command=_show)
+
+
+def _add_curriculum(commands: Commands) -> None:
+    curriculum = commands.add_parser("curriculum", help="make stages, splits and hand-off labels of a complete dataset")
+    curriculum.add_argument("dir", type=Path)
+    curriculum.add_argument("config", type=Path, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
+    curriculum.set_defaults(command=_curriculum)
+
+
+def _status(options: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from factory.dataset.history import count_runs
+    from factory.publish.show import describe_totals, read_samples, read_totals
+
+    totals = read_totals(options.dir)
+    if options.json:
+        (samples, keep), runs = read_samples(options.dir), asdict(count_runs(options.dir))
+        say(json.dumps(totals.figures() | {"samples": samples, "keep": keep, "runs": runs}))
+    else:
+        print_lines(describe_totals(options.dir, totals))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from factory.checks.verify import verify
+    from factory.publish.show import read_totals
+
+    faults = list(verify(options.dir))
+    print_lines(faults)
+    if not faults:
+        totals = read_totals(options.dir)
+        say(f"{options.dir}: sound: {totals.committed_shards} of {totals.shards} shards, {totals.done:,} rows")
+    return 1 if faults or (options.fidelity and not _verify_fidelity(options)) else 0
+
+
+def _verify_fidelity(options: argparse.Namespace) -> bool:
+    from factory.checks.fidelity import check_dataset, describe
+
+    section = check_dataset(options.dir, options.fidelity)
+    print_lines([describe(section)])
+    return bool(section["verdict"] != "failed")
+
+
+def _curriculum(options: argparse.Namespace) -> int:
+    from factory.curriculum.build import make_curriculum
+    from factory.curriculum.config import load_config
+    from factory.dataset.stages import describe_curriculum
+
+    config = load_config(options.config)
+    summary = make_curriculum(options.dir, config, str(options.config or "curriculum"))
+    print_lines(describe_curriculum(options.dir, summary))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from factory.publish.show import Choice, describe_rows
+
+    choice = Choice(options.rejected, options.reason, options.task, options.level, options.id)
+    print_lines(describe_rows(options.dir, options.n, choice))
+    return 0

@@ -1,0 +1,92 @@
+"""Commands that take a job: plan, run, score."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from factory.cli.arguments import Commands, Parser, positive, print_lines
+from factory.errors import JobError
+from factory.terminal import say
+
+
+def add(commands: Commands) -> None:
+    """The group's commands and their arguments."""
+    plan = commands.add_parser("plan", help="what a job will take: rows, tokens, bytes a token, disk; spends nothing")
+    plan.add_argument("job", type=Path)
+    plan.add_argument("--out", type=Path, help="instead of the job's out")
+    plan.add_argument(
+        "--pilot",
+        type=positive,
+        metavar="N",
+        help="run N rows of each task with the teacher, measure, and discard them",
+    )
+    plan.set_defaults(command=_plan)
+
+    run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
+    run.add_argument("job", type=Path)
+    run.add_argument("--out", type=Path, help="instead of the job's out")
+    score = commands.add_parser("score", help="take the signals of transcripts that exist, or go on with it")
+    score.add_argument("job", type=Path)
+    score.add_argument("--out", type=Path, help="instead of the job's out")
+    for command in (plan, run, score):
+        allow_outside(command)
+    for command in (run, score):
+        command.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
+        command.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
+        command.add_argument("--no-disk-check", action="store_true", help="start even where the disk looks too small")
+        command.set_defaults(command=_run, scores=command is score)
+
+
+def allow_outside(command: Parser) -> None:
+    """Let a command take jobs whose own paths lead anywhere, where its user says so."""
+    command.add_argument(
+        "--allow-outside", action="store_true", help="let the job's own paths lead out of the workspace"
+    )
+
+
+def read_job(options: argparse.Namespace) -> tuple[Any, Path]:
+    """The job, and where its dataset goes; its own paths stay inside unless the options say otherwise."""
+    from factory.dataset.manifest import require_plain_path
+    from factory.job.job import load_job, source_paths
+    from factory.job.paths import require_inside
+
+    job = load_job(options.job)
+    out = options.out or Path(job.out)
+    require_plain_path(out)
+    if not options.allow_outside:
+        # an --out was typed by whoever starts the job; the paths inside it may be anyone's
+        paths = [] if options.out else [("out", out)]
+        require_inside([*paths, *source_paths(job)], [Path(), options.workspace, options.job.parent])
+    return job, out
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from factory.forecast.estimate import estimate
+
+    job, out = read_job(options)
+    print_lines(estimate(job, options.workspace, out, options.pilot))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from factory.forecast.estimate import require_room
+    from factory.publish.show import describe_totals
+    from factory.runs.prepare import prepare
+    from factory.runs.run import run_prepared
+
+    job, out = read_job(options)
+    # which command it is stands in the job too; both must say the same, before an engine is started for nothing
+    if options.scores != (job.transcripts is not None):
+        other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
+        raise JobError(f"{options.job}: has {why}; use factory {other}")
+    prepared = prepare(job, options.workspace)
+    warning = None if options.no_disk_check else require_room(prepared, out)
+    if warning:
+        say(warning, sys.stderr)
+    totals = run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
+    print_lines(describe_totals(out, totals))
+    if totals.accepted:
+        return 0
+    say(f"error: no row of {totals.planned:,} was accepted; the reasons are above", sys.stderr)
+    return 1

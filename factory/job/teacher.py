@@ -1,0 +1,92 @@
+"""`[teacher]` and `[sampling]`: who answers, and how an answer is drawn."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from factory.job.config import Config, Fraction
+from factory.records import Sampling
+
+
+class ScriptedFaults(Config):
+    """Shares of the scripted teacher's answers that go wrong on purpose, in [0, 1]; what is left is right."""
+
+    bad_json: Fraction = 0.0
+    truncated: Fraction = 0.0
+    wrong: Fraction = 0.0
+    no_reasoning: Fraction = 0.0
+    crash: Fraction = 0.0
+    refusal: Fraction = 0.0
+    loop: Fraction = 0.0
+    pii: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "ScriptedFaults":
+        # shares such as 0.1 and 0.7 add up to a little more than they say
+        total = sum(self.model_dump().values())
+        if total > 1 + 1e-9:
+            raise ValueError(f"the shares add up to {total:g}, more than 1")
+        return self
+
+
+class Markers(Config):
+    """The texts a model puts around its reasoning, where it uses others than the known ones."""
+
+    start: Annotated[str, Field(min_length=1, max_length=64)]
+    end: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class TeacherConfig(Config):
+    """`[teacher]`: which model answers, and how the engine is set up."""
+
+    model: Annotated[str, Field(min_length=1)] = "demo"
+    backend: Literal["vllm", "scripted"] = "vllm"
+    # of a hub id: branch, tag or commit; None for its main branch
+    revision: str | None = None
+    # None for the model's own
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantization: str | None = None
+    # tokens of prompt and completion together; None for the model's own window
+    max_model_len: Annotated[int, Field(ge=64)] | None = None
+    # requests in one batch of the engine
+    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 64
+    # requests handed to the engine and not answered; None for `feed_depth`'s choice
+    in_flight: Annotated[int, Field(ge=1, le=65536)] | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    # GiB of the key-value cache; None for 1 on a processor and what is free on a GPU
+    kv_cache_gb: Annotated[float, Field(gt=0)] | None = None
+    reasoning: Literal["auto", "prompted", "off"] | Markers = "auto"
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    # further arguments of `vllm.LLM`: checked by factory.teachers.settings, which knows what each does to signals
+    engine: dict[str, Any] = Field(default_factory=dict)
+    # deaths in a row, without an answer between them
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
+    start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    scripted: ScriptedFaults = ScriptedFaults()
+
+    @property
+    def feed_depth(self) -> int:
+        """Requests kept in flight: enough that the engine's batch never runs dry while a shard is written."""
+        # a batch that runs, and another that takes its place while nobody feeds
+        return self.in_flight or 2 * self.max_num_seqs
+
+
+class SamplingConfig(Config):
+    """`[sampling]`, of a job or of one of its tasks; what is left out comes from task.toml, then from the defaults."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=5)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    thinking_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    def over(self, base: Sampling) -> Sampling:
+        """`base` with every field that is set here replaced."""
+        fields = {name: getattr(base, name) for name in Sampling.__slots__}
+        return Sampling(**(fields | self.model_dump(exclude_none=True)))
