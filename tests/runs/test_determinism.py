@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dataset_support import read_table, read_tree
 
-TASKS = ("photo_edits", "scheduling", "summarization", "travel_booking")
+TASKS = ("photo_edits", "proactive", "questions", "scheduling", "summarization", "travel_booking")
 JOB = """
 out = "out"
 seed = 11
