@@ -55,6 +55,8 @@ class TeacherConfig(Config):
     # requests handed to the engine and not answered; None for `feed_depth`'s choice
     in_flight: Annotated[int, Field(ge=1, le=65536)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    # engines, each on devices of its own; "auto": as many as there are GPUs for
+    replicas: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     # GiB of the key-value cache; None for 1 on a processor and what is free on a GPU
     kv_cache_gb: Annotated[float, Field(gt=0)] | None = None

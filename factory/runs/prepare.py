@@ -54,6 +54,7 @@ HOW_NOT_WHAT = (
     "engine",  # what of it decides numbers is in the teacher's details
     "max_num_seqs",
     "in_flight",
+    "replicas",
     "gpu_memory_utilization",
     "kv_cache_gb",
     "max_restarts",

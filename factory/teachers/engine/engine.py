@@ -65,7 +65,7 @@ class Engine:
         schemas = setup["schemas"] if setup["constrain"] else None
         flat_k = self.signals.top_k if self.flat else 0
         self.parts = Parts(self.encoder, self.window, schemas, flat_k)
-        self.spool = SpoolWriter(Path(setup["spool"]))
+        self.spool = SpoolWriter(Path(setup["spool"]), setup["replica"])
         self.requests: dict[str, Request] = {}
         # the engine's own logprobs are masked by the grammar: a forward without one would differ
         if expected is not None and not self.flat:
