@@ -205,10 +205,7 @@ def test_a_slow_writers_older_segment_is_kept_until_it_has_told_of_all_in_it(
 
 def test_a_segment_of_an_earlier_run_goes_when_all_in_it_is_released_whoever_wrote_it(folder: Path) -> None:
     SpoolWriter(folder, 5).append(make_generation(1))
-    (folder / "000001.gen").write_bytes(
-        (folder / "000000-5.gen").read_bytes()
-    )  # as releases before replicas named them
-    (folder / "000000-5.gen").unlink()
+    (folder / "000000-5.gen").rename(folder / "000001.gen")  # as releases before replicas named them
     SpoolWriter(folder, 5).append(make_generation(2))
     spool = Spool(folder)
     places = spool.recover()
