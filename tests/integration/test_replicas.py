@@ -29,7 +29,7 @@ TWO = {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 4, "replic
 
 
 def engines_of_this_process() -> list[int]:
-    """Process ids of the engines that we have started, in the order of their replicas' logs' first lines."""
+    """Process ids of the engines that this process has started and that are alive."""
     children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
     found = []
     for child in map(int, children):
@@ -48,19 +48,19 @@ def rows_by_id(dataset: Dataset) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset, list[dict[str, Any]]]:
-    """One job by one engine and by two, and what the second one told."""
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+    """One job by one engine and by two."""
     signals = {"top_k": 5, "hidden_layers": [2, -1]}
     made = []
     for replicas in (1, 2):
         folder = tmp_path_factory.mktemp(f"replicas{replicas}")
         job = engine_job(teacher=TWO | {"replicas": replicas}, signals=signals, tasks=[{"name": "adding", "count": 20}])
         made.append(make_dataset(folder, job))
-    return made[0], made[1], []
+    return made[0], made[1]
 
 
 def test_two_replicas_make_the_rows_of_one(both: Any) -> None:
-    one, two, _ = both
+    one, two = both
     assert one.totals.figures() | {"bytes": 0} == two.totals.figures() | {"bytes": 0}
     assert one.totals.accepted > 10
     assert rows_by_id(one) == rows_by_id(two)
@@ -71,7 +71,7 @@ def test_two_replicas_make_the_rows_of_one(both: Any) -> None:
 
 
 def test_both_replicas_had_a_share_of_the_rows(both: Any) -> None:
-    _, two, _ = both
+    _, two = both
     for name in ("engine.log", "engine-1.log"):
         assert "Starting to load model" in (two.out / name).read_text(errors="replace")
     assert not (two.out / "engine-2.log").exists()
@@ -171,10 +171,8 @@ def test_a_replica_that_keeps_dying_is_given_up_and_the_other_makes_all_rows(
     dataset = make_from(tmp_path, job)
     assert (dataset.totals.done, dataset.totals.errors) == (24, 0)
     assert "teacher/engine_crash" not in dataset.totals.reasons
-    told = capsys.readouterr().err
-    assert (
-        "engine 1: given up, 1 left: teacher: the engine keeps dying without an answer between (exit code -9)" in told
-    )
+    why = "teacher: the engine keeps dying without an answer between (exit code -9)"
+    assert f"engine 1: given up, 1 left: {why}" in capsys.readouterr().err
 
 
 def test_when_all_replicas_keep_dying_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,9 +79,7 @@ def test_gpus_that_nobody_names_are_asked_of_the_driver(tmp_path: Path, monkeypa
     program.chmod(0o755)
     assert visible_devices() == ["0", "1", "2", "3"]
     program.write_text("#!/bin/sh\nexit 9\n")
-    with pytest.raises(
-        TeacherError, match=r"nvidia-smi does not say which GPUs there are .*; name them in CUDA_VISIBLE"
-    ):
+    with pytest.raises(TeacherError, match=r"nvidia-smi does not say which GPUs .*; name them in CUDA_VISIBLE_DEVICES"):
         visible_devices()
 
 
@@ -96,9 +94,7 @@ def test_on_a_processor_all_cores_are_shared_out_and_none_twice() -> None:
 
 
 def test_on_a_processor_more_replicas_than_cores_or_with_tensor_parallel_are_refused() -> None:
-    with pytest.raises(
-        TeacherError, match=r"teacher\.replicas 256: there are \d+ cores here, and each replica needs one"
-    ):
+    with pytest.raises(TeacherError, match=r"replicas 256: there are \d+ cores here, and each replica needs one"):
         share_out(teacher(replicas=256), on_cpu=True)
     with pytest.raises(TeacherError, match="tensor_parallel_size 2 shares them out too; set one of the two to 1"):
         share_out(teacher(replicas=2, tensor_parallel_size=2), on_cpu=True)
