@@ -24,10 +24,24 @@ Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "jud
 
 
 @dataclass(frozen=True, slots=True)
+class Repetition:
+    """When an answer is taken for a loop and stopped: its last tokens are one pattern, `min_count` times in a row.
+
+    Patterns of `min_pattern_size` to `max_pattern_size` tokens; names and meanings are those of vLLM's
+    `RepetitionDetectionParams`.
+    """
+
+    max_pattern_size: int = 24
+    min_pattern_size: int = 1
+    min_count: int = 16
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How the teacher samples one answer; the names and meanings are vLLM's `SamplingParams` (`top_k` 0: all ids).
 
-    `thinking_tokens` is ours: after so many tokens of reasoning its end is forced; None where it is not.
+    `thinking_tokens` is ours: after so many tokens of reasoning its end is forced; None where it is not. So is
+    `stop_repetition`, vLLM's `repetition_detection`: None where loops go on until `max_tokens`.
     """
 
     temperature: float = 0.7
@@ -37,6 +51,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_tokens: int = 1024
     thinking_tokens: int | None = None
+    stop_repetition: Repetition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +168,7 @@ class Generation:
     completion_token_ids: Array
     # Index into the completion's ids where the answer begins; T when no answer was begun.
     answer_start: int
-    # "stop" or "length"; "error" where there is a `failure`.
+    # "stop", "length" or "repetition"; "error" where there is a `failure`. A loop that was stopped has no arrays.
     finish_reason: str
     # T entries; None where the job keeps none, as all below.
     logprobs: Logprobs | None = None

@@ -91,7 +91,7 @@ def check(ledger: Ledger, manifest: dict[str, Any], count: int, trust_remote_cod
 
 def digest_files(ledger: Ledger) -> str:
     """One name for all committed files, so that a result is known to be about them."""
-    return content_hash([[f.path, f.sha256] for _, entry in sorted(ledger.entries.items()) for f in entry.files])
+    return content_hash([[f.path, f.digest] for _, entry in sorted(ledger.entries.items()) for f in entry.files])
 
 
 def choose_rows(ledger: Ledger, count: int) -> list[Choice]:

@@ -28,7 +28,7 @@ def verify(out: Path) -> Iterator[str]:
     """Everything that is wrong with a dataset, as lines that name the file; nothing when it is sound.
 
     Checks that manifest and ledger are as they were written, that every committed file is there with its size and
-    SHA-256, that accepted + rejected + errors = planned, that columns are as documented, that lengths agree row by row,
+    digest, that accepted + rejected + errors = planned, that columns are as documented, that lengths agree row by row,
     that no id is there twice, that the tasks' sources are those that the rows were made with, and that a curriculum is
     whole and made from these rows. Raises DatasetError where there
     is no dataset at all.

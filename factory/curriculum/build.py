@@ -8,7 +8,7 @@ A few numbers of every row are held in memory; texts and token ids pass through 
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -255,7 +255,7 @@ def _summarize(
         "without_value": int(np.isnan(decided.rows.value).sum()),
         "groups": int(decided.group_R.max()) + 1,
         "warnings": list(_warnings(decided, config.splits)),
-        "files": [asdict(file) for file in files],
+        "files": [file.told() for file in files],
     }
 
 

@@ -194,7 +194,7 @@ def write_ledger(out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]
 
 
 def _line(value: ShardEntry | dict[str, Any]) -> bytes:
-    body = asdict(value) if isinstance(value, ShardEntry) else value
+    body = asdict(value) | {"files": [f.told() for f in value.files]} if isinstance(value, ShardEntry) else value
     return (canonical_json(seal(body)) + "\n").encode()
 
 

@@ -1,20 +1,22 @@
 """Shards: one shard's outcomes become one Parquet file for each config, each whole or not there at all.
 
 Rows are written in groups of about 12 MB, so memory stays flat at any shard size and a reader's first row comes early.
-While a group is made and written, SHA-256 and the disk work on those before it.
+While a group is made, threads write, hash and bring to the disk those before it.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from factory.dataset.layouts import Layout, config_bytes, layouts
 from factory.errors import DatasetError
@@ -23,7 +25,9 @@ from factory.signals import SignalSpec
 
 # measured: a reader's first row comes after 67 ms instead of 789
 ROW_GROUP_BYTES = 12 * 1024 * 1024
-HASH_BYTES, SYNC_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024
+PART_BYTES, SYNC_BYTES, READ_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024, 8 * 1024 * 1024
+# parts that wait for a thread: one in work and one behind it, so that it never runs dry and memory stays flat
+LANE_DEPTH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,29 @@ class ShardFile:
     path: str
     rows: int
     bytes: int
-    sha256: str
+    # hex, of the whole file; exactly one of the two. Releases before BLAKE3 took SHA-256, and their datasets stay sound
+    blake3: str = ""
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.blake3) == bool(self.sha256):
+            raise ValueError(f"{self.path}: needs blake3 or sha256, one of them")
+
+    @property
+    def digest(self) -> str:
+        """The file's digest, whichever hash it is of."""
+        return self.blake3 or self.sha256
+
+    def told(self) -> dict[str, Any]:
+        """What is written of it: the digest under the name of its hash, the other one not at all."""
+        both = asdict(self)
+        del both["sha256" if self.blake3 else "blake3"]
+        return both
+
+    def matches(self, path: Path) -> bool:
+        """Whether the bytes at `path` are the file's; reads all of them."""
+        found = file_digest(path) if self.blake3 else sha256_digest(path)
+        return found == self.digest
 
 
 def shard_path(folder: str, shard: int) -> str:
@@ -82,10 +108,35 @@ def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome] | 
     return ShardFile(name, len(rows), size, digest)
 
 
-class HashedFile:
-    """A file opened for writing, as pyarrow writes one: from the first byte to the last; SHA-256 goes along.
+class _Lane:
+    """A thread that does one thing after another, with at most LANE_DEPTH of them not done yet."""
 
-    While more is written, a thread hashes the last HASH_BYTES, and another brings SYNC_BYTES at a time to the disk.
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.jobs: deque[Future[None]] = deque()
+
+    def put(self, work: Callable[[list[bytes]], None], parts: list[bytes]) -> None:
+        """Do this too, when there is room. Raises what earlier work has met: every result is awaited, none is lost."""
+        while len(self.jobs) >= LANE_DEPTH:
+            self._await_first()
+        self.jobs.append(self.thread.submit(work, parts))
+
+    def drain(self) -> None:
+        """Wait until all is done. Raises what any of it has met."""
+        while self.jobs:
+            self._await_first()
+
+    def _await_first(self) -> None:
+        # left in its place when it raises: what came after a piece that is missing must never count as written
+        self.jobs[0].result()
+        self.jobs.popleft()
+
+
+class HashedFile:
+    """A file opened for writing, as pyarrow writes one: from the first byte to the last; BLAKE3 goes along.
+
+    Whoever writes only hands bytes over, and goes on to make the next ones. Of PART_BYTES each, one thread writes them,
+    another hashes them, and a third brings SYNC_BYTES at a time to the disk.
     """
 
     # pyarrow asks; it may call `close`, which does nothing, as the file is not its own
@@ -93,42 +144,48 @@ class HashedFile:
 
     def __init__(self, handle: BinaryIO) -> None:
         self.handle = handle
-        self.digest = hashlib.sha256()
-        self.fresh: list[bytes] = []  # not yet with the hasher
-        self.fresh_bytes = self.unsynced_bytes = 0
-        # one thread each, so hashing is in order; every future's result is awaited, so no error is lost in a thread
-        self.hasher, self.syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.hashed: Future[None] | None = None
+        # one thread, and not the library's pool: what is at work beside us needs the other cores more
+        self.digest = blake3()
+        self.fresh: list[bytes] = []  # with neither of the two yet
+        self.fresh_bytes = self.position = 0
+        self.hasher, self.writer = _Lane(), _Lane()
+        # these two are the writing thread's alone
+        self.unsynced_bytes = 0
         self.synced: Future[None] | None = None
+        self.syncer = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.hasher.shutdown()
-        self.syncer.shutdown()
+        # the writing thread first, which gives the syncing one work
+        for thread in (self.writer.thread, self.hasher.thread, self.syncer):
+            thread.shutdown()
 
     def write(self, data: bytes) -> int:
+        """Take bytes over; an error of the disk may come as late as with `finish`."""
         self.fresh.append(data)
         self.fresh_bytes += len(data)
-        self.unsynced_bytes += len(data)
-        if self.fresh_bytes >= HASH_BYTES:
-            self._hash_behind()
-        written = self.handle.write(data)
-        if self.unsynced_bytes >= SYNC_BYTES:
-            self._sync_behind()
-        return written
+        self.position += len(data)
+        if self.fresh_bytes >= PART_BYTES:
+            self._hand_over()
+        return len(data)
 
-    def _hash_behind(self) -> None:
-        """Once the hasher is done with the last bytes, give it the next; so no more than these are held."""
-        if self.hashed is not None:
-            self.hashed.result()
-        self.hashed = self.hasher.submit(self._hash, self.fresh)
+    def _hand_over(self) -> None:
+        self.writer.put(self._write, self.fresh)
+        self.hasher.put(self._hash, self.fresh)
         self.fresh, self.fresh_bytes = [], 0
 
     def _hash(self, parts: list[bytes]) -> None:
         for part in parts:
             self.digest.update(part)
+
+    def _write(self, parts: list[bytes]) -> None:
+        for part in parts:
+            self.handle.write(part)
+            self.unsynced_bytes += len(part)
+        if self.unsynced_bytes >= SYNC_BYTES:
+            self._sync_behind()
 
     def _sync_behind(self) -> None:
         """Begin to bring to the disk what is written, unless the last time still goes on."""
@@ -145,19 +202,19 @@ class HashedFile:
 
     def finish(self) -> str:
         """Bring everything to the disk; the digest, hex."""
+        self._hand_over()
+        self.writer.drain()
         self.handle.flush()
         self._check_sync()
         os.fsync(self.handle.fileno())
-        # waits for what was submitted: the rest comes after it
-        self.hasher.shutdown()
-        self._hash(self.fresh)
+        self.hasher.drain()
         return self.digest.hexdigest()
 
     def tell(self) -> int:
-        return self.handle.tell()
+        return self.position
 
     def flush(self) -> None:
-        self.handle.flush()
+        """Nothing is promised before `finish`."""
 
     def close(self) -> None:
         """Whoever opened the file closes it."""
@@ -178,7 +235,17 @@ def _row_groups(layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> Ite
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hex."""
+    """BLAKE3 of a file, hex: what a committed file is proved by."""
+    digest, buffer = blake3(max_threads=blake3.AUTO), bytearray(READ_BYTES)
+    # read, not mapped: a file that is cut short while it is mapped ends the process
+    with path.open("rb", buffering=0) as handle:
+        while size := handle.readinto(buffer):
+            digest.update(memoryview(buffer)[:size])
+    return digest.hexdigest()
+
+
+def sha256_digest(path: Path) -> str:
+    """SHA-256 of a file, hex: what names a file of the user's, and proves those of datasets before BLAKE3."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -193,7 +260,7 @@ def find_file_damage(out: Path, file: ShardFile, done: str) -> str | None:
         return f"{file.path}: missing"
     if (size := path.stat().st_size) != file.bytes:
         return f"{file.path}: {size} bytes, {done} with {file.bytes}"
-    if file_digest(path) != file.sha256:
+    if not file.matches(path):
         return f"{file.path}: its bytes have changed since it was {done}"
     return None
 

@@ -22,7 +22,7 @@ def dataset_state(ledger: Ledger) -> str:
     """One name for the rows of a dataset as they are: it changes with any byte of any shard."""
     # in shard order: the ledger's own is that of the commits, until the job is finished
     entries = [ledger.entries[shard] for shard in sorted(ledger.entries)]
-    return content_hash([ledger.plan, [[file.path, file.sha256] for entry in entries for file in entry.files]])
+    return content_hash([ledger.plan, [[file.path, file.digest] for entry in entries for file in entry.files]])
 
 
 def summary_text(summary: dict[str, Any]) -> str:

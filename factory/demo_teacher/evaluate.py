@@ -17,7 +17,7 @@ from typing import Any
 
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import read_manifest
-from factory.dataset.shards import file_digest, read_batches, shard_path
+from factory.dataset.shards import read_batches, sha256_digest, shard_path
 from factory.demo_teacher.card import PASS_RATES, WEIGHTS, describe_cells, write_card
 from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED
 from factory.demo_teacher.recipe import TASKS, Recipe
@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> int:
         model = "demo" if options.model is None else str(folder)
         with _kept_or_temporary(options.out) as out:
             result = evaluate(model, options.rows, out, options.backend)
-        result = {"weights_sha256": file_digest(folder / WEIGHTS)} | result
+        result = {"weights_sha256": sha256_digest(folder / WEIGHTS)} | result
         (folder / PASS_RATES).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         write_card(folder)
     except FactoryError as error:

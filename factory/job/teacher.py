@@ -2,10 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 
 from factory.job.config import Config, Fraction
-from factory.records import Sampling
+from factory.records import Repetition, Sampling
+
+
+def _read_replicas(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        return NUMBER.validate_python(value)
+    except ValidationError as error:
+        # told as one error of the key; of a union pydantic tells one for each branch
+        raise ValueError(f'{error.errors()[0]["msg"]}, or "auto"') from None
+
+
+NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=256)])
+Replicas = Annotated[int | Literal["auto"], PlainValidator(_read_replicas)]
 
 
 class ScriptedFaults(Config):
@@ -55,6 +69,8 @@ class TeacherConfig(Config):
     # requests handed to the engine and not answered; None for `feed_depth`'s choice
     in_flight: Annotated[int, Field(ge=1, le=65536)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    # engines, each on devices of its own; "auto": as many as there are GPUs for
+    replicas: Replicas = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     # GiB of the key-value cache; None for 1 on a processor and what is free on a GPU
     kv_cache_gb: Annotated[float, Field(gt=0)] | None = None
@@ -75,6 +91,33 @@ class TeacherConfig(Config):
         return self.in_flight or 2 * self.max_num_seqs
 
 
+class RepetitionConfig(Config):
+    """`stop_repetition` of `[sampling]`: the bounds of a `Repetition`; `max_pattern_size` 0 stops nothing.
+
+    `true` stands for the defaults, `false` for none, in a job whose task stops loops itself.
+    """
+
+    max_pattern_size: Annotated[int, Field(ge=0, le=512)] = Repetition().max_pattern_size
+    min_pattern_size: Annotated[int, Field(ge=1, le=512)] = Repetition().min_pattern_size
+    min_count: Annotated[int, Field(ge=2, le=4096)] = Repetition().min_count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else {"max_pattern_size": 0}
+        return value
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "RepetitionConfig":
+        if 0 < self.max_pattern_size < self.min_pattern_size:
+            raise ValueError(
+                f"max_pattern_size {self.max_pattern_size} is below min_pattern_size {self.min_pattern_size}; "
+                f"raise the one or lower the other"
+            )
+        return self
+
+
 class SamplingConfig(Config):
     """`[sampling]`, of a job or of one of its tasks; what is left out comes from task.toml, then from the defaults."""
 
@@ -85,8 +128,12 @@ class SamplingConfig(Config):
     repetition_penalty: Annotated[float, Field(gt=0, le=5)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     thinking_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_repetition: RepetitionConfig | None = None
 
     def over(self, base: Sampling) -> Sampling:
         """`base` with every field that is set here replaced."""
         fields = {name: getattr(base, name) for name in Sampling.__slots__}
-        return Sampling(**(fields | self.model_dump(exclude_none=True)))
+        asked = self.model_dump(exclude_none=True, exclude={"stop_repetition"})
+        if (loop := self.stop_repetition) is not None:
+            asked["stop_repetition"] = Repetition(**loop.model_dump()) if loop.max_pattern_size else None
+        return Sampling(**(fields | asked))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.dataset.shards import file_digest
+from factory.dataset.shards import sha256_digest
 from factory.errors import DatasetError, JobError, one_line
 from factory.job.gates import ContaminationConfig
 from factory.signals import Array
@@ -124,7 +124,7 @@ def _seen_before(words: Sequence[str], seen: set[bytes]) -> bool:
 
 def digest_files(config: ContaminationConfig) -> dict[str, str]:
     """SHA-256 of each evaluation set: they decide which rows a job keeps."""
-    return {name: file_digest(Path(name)) for name in config.files}
+    return {name: sha256_digest(Path(name)) for name in config.files}
 
 
 def _read(name: str, columns: Sequence[str], n: int, where: str) -> Iterator[Text]:

@@ -26,8 +26,8 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     """The JSON text of a generation's answer, exactly as written, or the rejection that says why there is none.
 
     Stage `prompt` where the prompt was too long to be asked, `filter` where it is too long for the student, `teacher`
-    where the engine gave no whole completion (its own failure, `empty`, `truncated`), `parse` where the text is no
-    answer (`reasoning_not_closed`, `no_answer`, `invalid_json`, `duplicate_keys`, `not_an_object`).
+    where the engine gave no whole completion (its own failure, `empty`, `truncated`, `repetition`), `parse` where the
+    text is no answer (`reasoning_not_closed`, `no_answer`, `invalid_json`, `duplicate_keys`, `not_an_object`).
     """
     tokens = len(generation.completion_token_ids)
     if generation.failure:
@@ -36,6 +36,9 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
         return Rejection(prompt, generation, "teacher", "empty", ("the completion has no tokens",))
     if prompt.transcript is not None:  # it is scored as it stands
         return generation.answer_text
+    if generation.finish_reason == "repetition":
+        finding = f"stopped after {tokens} tokens: it repeated itself as sampling.stop_repetition says"
+        return Rejection(prompt, generation, "teacher", "repetition", (finding,))
     if generation.finish_reason == "length":
         finding = f"cut off after {tokens} tokens; raise sampling.max_tokens or lower sampling.thinking_tokens"
         return Rejection(prompt, generation, "teacher", "truncated", (finding,))

@@ -54,6 +54,7 @@ HOW_NOT_WHAT = (
     "engine",  # what of it decides numbers is in the teacher's details
     "max_num_seqs",
     "in_flight",
+    "replicas",
     "gpu_memory_utilization",
     "kv_cache_gb",
     "max_restarts",
@@ -323,9 +324,15 @@ def _describe_task(prepared: Prepared, task: Task) -> dict[str, Any]:
         "levels": list(task.levels),
         "style": task.style.model_dump(mode="json"),
         "gate": "check" if prepared.gates[task.name].check else "schema",
-        "sampling": asdict(prepared.sampling[task.name]),
+        "sampling": _describe_sampling(prepared.sampling[task.name]),
         "files": {name: digest for name, digest in task.digests.items() if judged or Path(name).name != JUDGE},
     }
+
+
+def _describe_sampling(sampling: Sampling) -> dict[str, Any]:
+    """All of it; without what came later and is off, so that datasets begun before it go on."""
+    told = asdict(sampling)
+    return told if sampling.stop_repetition else {n: v for n, v in told.items() if n != "stop_repetition"}
 
 
 def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:

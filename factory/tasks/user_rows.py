@@ -15,7 +15,7 @@ from typing import Any
 
 from factory.dataset.ledger import LEDGER, read_ledger
 from factory.dataset.manifest import MANIFEST, WILD
-from factory.dataset.shards import file_digest
+from factory.dataset.shards import sha256_digest
 from factory.errors import JobError, nearest, one_line, root_cause
 from factory.job.data import TableConfig
 from factory.job.paths import named_files
@@ -218,7 +218,7 @@ def _load(config: TableConfig, where: str, paths: Sequence[str] | None) -> Rows:
     tables = {
         name: open_table(file, str(kinds[name]), lambda columns: _heads(columns, paths)) for name, file in files.items()
     }
-    digests = {name: file_digest(file) for name, file in files.items()}
+    digests = {name: sha256_digest(file) for name, file in files.items()}
     whole = next(iter(digests.values())) if len(digests) == 1 else _digest(digests)
     rows = Rows(config.path, tables, whole, config.id)
     rows.left_out = left_out
@@ -275,7 +275,7 @@ def _load_dataset(config: TableConfig, where: str) -> Rows:
     rows = load_dataset(config.path, config.config, split=config.split, download_mode=mode)
     # `datasets` gives one name to a directory, whatever becomes of its files
     parts = named_files(config.path) if path.is_dir() else {}
-    digest = _digest({name: file_digest(file) for name, file in parts.items()})
+    digest = _digest({name: sha256_digest(file) for name, file in parts.items()})
     whole = digest if parts else str(getattr(rows, "_fingerprint", ""))
     return Rows(config.path, {path.name: Loaded(rows, list(rows.column_names))}, whole, config.id)
 
@@ -315,11 +315,11 @@ def _load_own(config: TableConfig, where: str, paths: Sequence[str] | None) -> R
         file for _, entry in sorted(ledger.entries.items()) for file in entry.files if file.path.startswith("data/")
     ]
     for file in files:
-        if not (folder / file.path).is_file() or file_digest(folder / file.path) != file.sha256:
+        if not (folder / file.path).is_file() or not file.matches(folder / file.path):
             raise JobError(f"{where}.path: {folder / file.path} is not what was written; `factory verify {folder}`")
     # in shards of their own, for `datasets` makes one table of files only where it converts all of their columns
     tables = {
         file.path: open_parquet(folder / file.path, lambda columns: _heads(columns, [*paths, id_column]))
         for file in files
     }
-    return Rows(config.path, tables, _digest({file.path: file.sha256 for file in files}), id_column)
+    return Rows(config.path, tables, _digest({file.path: file.digest for file in files}), id_column)

@@ -1,5 +1,8 @@
 """Which model it is: one SHA-256 over a local model's configuration and weights, for the manifest.
 
+Not BLAKE3, as for the files of a dataset: the manifests of all datasets there are have this one, and a resumed job is
+held against it. Files are read side by side, a thread for each.
+
 Weights are large and rarely change, so what a file's content hashed to is remembered between runs, beside what the
 file system says of the file. The memory is a convenience and never a reason to fail: a file of it that is missing,
 broken or cannot be written costs a reading of the weights and nothing else.
@@ -9,6 +12,7 @@ import hashlib
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -43,10 +47,12 @@ def digest_model(model: str) -> str | None:
         return None
     before = _recall()
     memory, digest = dict(before), hashlib.sha256()
-    for path in sorted(Path(model).glob("*")):
-        if path.name == "config.json" or path.suffix in (".safetensors", ".bin", ".pt"):
+    files = sorted(Path(model).glob("*"))
+    files = [path for path in files if path.name == "config.json" or path.suffix in (".safetensors", ".bin", ".pt")]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for path, sha256 in zip(files, threads.map(lambda path: _digest_file(path, memory), files), strict=True):
             # names are part of it: two shards that change places are another model
-            digest.update(path.name.encode() + bytes.fromhex(_digest_file(path, memory)))
+            digest.update(path.name.encode() + bytes.fromhex(sha256))
     if memory != before:
         _remember(memory)
     return digest.hexdigest()

@@ -15,12 +15,13 @@ two others changes all that come after it.
 
 import json
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from factory.job.job import Job
-from factory.records import Generation, Prompt, TeacherInfo, Transcript
+from factory.records import Generation, Prompt, Repetition, TeacherInfo, Transcript
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.calls import call_solve, invent_answer, read_scenario
 from factory.tasks.faults import TaskFault
@@ -147,12 +148,16 @@ class ScriptedTeacher:
         most = prompt.sampling.max_tokens
         if fault == "truncated":
             most = min(most, len(ids) // 2)
-        cut = len(ids) > most
+        why = "length" if len(ids) > most else "stop"
+        loop_end = find_loop_end(ids[:most], prompt.sampling.stop_repetition)
+        if loop_end is not None:
+            most, why = loop_end, "repetition"
         ids_T = np.array(ids[:most], np.int32)
         # a cut may fall inside the reasoning: then no answer was begun
         start = min(len(think), len(ids_T))
-        made = _make(prompt, prompt_ids, ids_T, start, reasoning if think else None, "length" if cut else "stop")
-        return self._with_signals(made, rng, self._peak(prompt)) if prompt.keeps else made
+        made = _make(prompt, prompt_ids, ids_T, start, reasoning if think else None, why)
+        kept = prompt.keeps and why != "repetition"
+        return self._with_signals(made, rng, self._peak(prompt)) if kept else made
 
     def _score(self, prompt: Prompt, transcript: Transcript, rng: np.random.Generator) -> Generation:
         """A transcript as it stands, with signals that belong to its ids."""
@@ -246,6 +251,21 @@ class ScriptedTeacher:
 
     def _draw_states(self, rng: np.random.Generator, inputs: int) -> HiddenStates:
         return HiddenStates(self.signals.layers, self.states_MLH[rng.integers(0, BANK, inputs)])
+
+
+def find_loop_end(ids: Sequence[int], rule: Repetition | None) -> int | None:
+    """How many ids there are when the last of them are first taken for a loop, as vLLM would; None where never."""
+    if rule is None:
+        return None
+    # by pattern size: how many of the last ids equal the one that stands a pattern before them
+    same = dict.fromkeys(range(rule.min_pattern_size, rule.max_pattern_size + 1), 0)
+    for end in range(1, len(ids) + 1):
+        for size in same:
+            equal = end > size and ids[end - 1] == ids[end - 1 - size]
+            same[size] = same[size] + 1 if equal else 0
+            if same[size] >= size * (rule.min_count - 1):
+                return end
+    return None
 
 
 def _make(

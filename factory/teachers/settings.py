@@ -4,7 +4,7 @@ What a job keeps is taken inside the worker, at places that some of the engine's
 combination is refused with its reason before anything starts; a job that keeps no signals may have them all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -33,22 +33,26 @@ BUSY_PERCENT: Final = 25.0  # of all cores, by others
 LOOK_S: Final = 0.3
 
 
-def wait_settings(shares: bool) -> dict[str, str]:
+def wait_settings(shares: bool, cores: Sequence[int] = ()) -> dict[str, str]:
     """How the threads of a process that is about to start should wait for each other, as its environment says it.
 
-    Asleep where it `shares` the machine by the job's own doing, or where others are at work on it now. Else they spin
-    for a moment alone: others may come later, and of two that start together each finds a machine at rest.
+    Asleep where it `shares` its cores (all, where none are named) by the job's own doing, or where others are at work
+    on them now. Else they spin for a moment alone: others may come later, and of two that start together each finds a
+    machine at rest.
     """
-    return dict(SLEEPING_THREADS if shares or is_busy() else BRIEFLY_SPINNING)
+    return dict(SLEEPING_THREADS if shares or is_busy(cores) else BRIEFLY_SPINNING)
 
 
-def is_busy() -> bool:
-    """Whether others use the cores now."""
+def is_busy(cores: Sequence[int] = ()) -> bool:
+    """Whether others use the cores now: these, or all."""
     try:
         import psutil
     except ImportError:  # it comes with vLLM; a plain forward alone does without
         return False
-    return bool(psutil.cpu_percent(LOOK_S) > BUSY_PERCENT)
+    percents = psutil.cpu_percent(LOOK_S, percpu=True)
+    # one that is numbered past the end is on a machine with cores taken out: then all speak for it
+    own = [percents[core] for core in cores if core < len(percents)] or percents
+    return bool(sum(own) / len(own) > BUSY_PERCENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ Segment files hold frames one after another: magic, length, CRC-32, then a JSON 
 readable once its bytes are there, so what had finished before a crash is found again and not paid for twice. A segment
 is deleted when every generation in it has been released.
 
-    segment   frame frame frame ...                          000000.gen, 000001.gen, ...
+    segment   frame frame frame ...                          000000-0.gen, 000001-1.gen, ...: number-writer
     frame     magic 4 | length 8 | CRC-32 4 | payload        the length counts the payload alone
     payload   length of head 4 | head (JSON) | arrays, one after another, as the head lists them
 
-One process writes a segment and never goes back in it; each new one begins a segment of its own. The other reads, and
-it alone deletes. Nothing is synced to the disk: the spool is to survive a process, not the machine, and what a power
-cut takes from it is asked again.
+One process writes a segment and never goes back in it; each new one begins a segment of its own, and each replica of a
+teacher is another writer. The supervising process reads, and it alone deletes. Nothing is synced to the disk: the spool
+is to survive a process, not the machine, and what a power cut takes from it is asked again.
 """
 
 import json
@@ -54,10 +54,14 @@ class Place:
 
 
 class SpoolWriter:
-    """The engine's side: appends generations, beginning a new segment when one is full."""
+    """The engine's side: appends generations, beginning a new segment when one is full.
 
-    def __init__(self, folder: Path) -> None:
+    `writer` is the replica's number: of those that are at work at once each needs its own.
+    """
+
+    def __init__(self, folder: Path, writer: int = 0) -> None:
         self.folder = folder
+        self.writer = writer
         self.handle = self._next_segment()
 
     def append(self, generation: Generation) -> Place:
@@ -78,9 +82,10 @@ class SpoolWriter:
         return place
 
     def _next_segment(self) -> Any:
+        # after those of all writers, so that names sort in the order of writing whoever wrote them
+        taken = [int(path.stem.partition("-")[0]) for path in self.folder.glob("*.gen")]
         # "xb": whoever comes second gets an error, not a shared file
-        taken = [int(path.stem) for path in self.folder.glob("*.gen")]
-        return (self.folder / f"{max(taken, default=-1) + 1:06d}.gen").open("xb")
+        return (self.folder / f"{max(taken, default=-1) + 1:06d}-{self.writer}.gen").open("xb")
 
 
 class Spool:
@@ -95,8 +100,10 @@ class Spool:
         self.segments: dict[tuple[str, int], str] = {}
         # by segment: its bytes, mapped
         self.maps: dict[str, Array] = {}
-        # the segment last read from: every frame of an older one has been told of by now
-        self.newest = ""
+        # segments of an earlier run: nobody writes to them any more
+        self.recovered: set[str] = set()
+        # by writer: the segment last read from. Every frame of an older one of the same writer has been told of by now
+        self.newest: dict[str, str] = {}
 
     def recover(self) -> dict[tuple[str, int], Place]:
         """Generations left by an earlier run, by (prompt id, attempt); torn frames end their segment."""
@@ -106,6 +113,7 @@ class Spool:
                 key = head["prompt_id"], head["attempt"]
                 found[key] = Place(path.name, offset)
                 self._hold(key, path.name)
+            self.recovered.add(path.name)
         return found
 
     def read(self, place: Place) -> Generation:
@@ -121,7 +129,8 @@ class Spool:
             data = self.maps[place.segment] = _map(self.folder / place.segment)
         generation = unpack(data[first : first + length])
         self._hold((generation.prompt_id, generation.attempt), place.segment)
-        self.newest = max(self.newest, place.segment)
+        if place.segment not in self.recovered:
+            self._move_on(place.segment)
         return generation
 
     def release(self, prompt_id: str, attempts: int) -> None:
@@ -140,11 +149,25 @@ class Spool:
         self.segments[key] = segment
         self.live[segment] += 1
 
+    def _move_on(self, segment: str) -> None:
+        """A segment was read from: its writer does not write to older ones any more."""
+        before = self.newest.get(writer_of(segment), "")
+        if segment > before:
+            self.newest[writer_of(segment)] = segment
+            # all in it may have been released while it could still grow
+            self._sweep(before)
+
     def _sweep(self, segment: str) -> None:
-        # names sort in the order of writing. In the newest one more frames may stand than have been told of
-        if segment < self.newest and not self.live[segment]:
+        # in a writer's newest one more frames may stand than have been told of
+        over = segment in self.recovered or segment < self.newest.get(writer_of(segment), "")
+        if segment and over and not self.live[segment]:
             self.maps.pop(segment, None)
             (self.folder / segment).unlink(missing_ok=True)
+
+
+def writer_of(segment: str) -> str:
+    """Who wrote a segment, by its name."""
+    return Path(segment).stem.partition("-")[2]
 
 
 def _map(path: Path) -> Array:

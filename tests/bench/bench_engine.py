@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Work = Callable[[list[dict[str, Any]], Path], int]  # requests, folder for what is written -> completion tokens
+OURS = ("thinking_tokens", "stop_repetition")  # of a Sampling, not of vLLM
 
 
 class Ours:
@@ -84,7 +85,7 @@ class Bare:
 
         made = []
         for request in requests:
-            sampling = {name: value for name, value in request["sampling"].items() if name != "thinking_tokens"}
+            sampling = {name: value for name, value in request["sampling"].items() if name not in OURS}
             made.append(SamplingParams(**sampling, seed=request["seed"] if self.seeds else None, **more))
         return made
 

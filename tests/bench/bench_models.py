@@ -170,4 +170,6 @@ def engine_setup(
         "scores": False,
         "end_ids": read_end_ids(model.folder, None),
         "spool": str(spool),
+        "replica": 0,
+        "cores": [],
     }

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from conftest import WITH_WORDS, write_task
 from dataset_support import change_line, flip_byte, held_ledger, read_ledger_lines, write_job
 
@@ -46,7 +47,7 @@ def rewrite(out: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> Non
     path = out / name
     table = change(pq.read_table(path))
     pq.write_table(table, path, compression="zstd")
-    proof = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    proof = {"bytes": path.stat().st_size, "blake3": blake3(path.read_bytes()).hexdigest()}
     shard = int(name[-13:-8])
     proof["rows"] = table.num_rows
 
@@ -385,3 +386,43 @@ def test_a_compact_row_that_cannot_be_decoded_is_named(workspace: Path, make_job
 
     rewrite(out, "data/train-00000.parquet", point_outside)
     assert any("topk_id_places points outside its table" in fault for fault in verify(out))
+
+
+def prove_as_before(out: Path) -> None:
+    """Give every committed file the proof that releases before BLAKE3 gave."""
+    for number in range(1, len(read_ledger_lines(out))):
+
+        def prove(entry: dict[str, Any]) -> None:
+            for file in entry["files"]:
+                del file["blake3"]
+                file["sha256"] = hashlib.sha256((out / file["path"]).read_bytes()).hexdigest()
+
+        change_line(out, number, prove)
+
+
+def test_a_dataset_with_the_digests_of_earlier_releases_is_sound_and_its_damage_is_found(out: Path) -> None:
+    prove_as_before(out)
+    assert list(verify(out)) == []
+    flip_byte(out / "data/train-00001.parquet")
+    told = "data/train-00001.parquet: its bytes have changed since it was committed (shard 1)"
+    assert list(verify(out)) == [told]
+
+
+def test_a_dataset_with_the_digests_of_earlier_releases_goes_on_and_keeps_their_lines(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    job = load_job(write_job(tmp_path, count=20, shard_rows=8))
+    out = tmp_path / "out"
+    run(job, tmp_path, out)
+    prove_as_before(out)
+    lines = (out / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "ledger.jsonl").write_bytes(b"".join(lines[:-1]))
+    assert run(job, tmp_path, out).left == 0
+    assert (out / "ledger.jsonl").read_bytes().startswith(b"".join(lines[:-1]))
+    digests = [entry["files"][0].keys() & {"blake3", "sha256"} for entry in read_ledger_lines(out)[1:]]
+    assert digests == [{"sha256"}, {"sha256"}, {"blake3"}]
+    assert list(verify(out)) == []
+
+
+def test_a_file_without_a_digest_or_with_two_is_no_entry(out: Path) -> None:
+    change_line(out, 1, lambda entry: entry["files"][0].update(sha256="0" * 64))
+    assert "not a shard's entry (data/train-00000.parquet: needs blake3 or sha256, one of them)" in next(verify(out))

@@ -47,7 +47,7 @@ def sealed(value: dict[str, Any]) -> str:
 
 
 def make_entry(shard: int) -> ShardEntry:
-    files = [ShardFile(f"data/train-{shard:05d}.parquet", 3, 1000, "0" * 64)]
+    files = [ShardFile(f"data/train-{shard:05d}.parquet", 3, 1000, blake3="0" * 64)]
     return summarize_shard(shard, some_outcomes(), files)
 
 

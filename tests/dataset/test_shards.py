@@ -1,6 +1,5 @@
 """Shards: a file is whole or not there, and what is written is what was given."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -11,17 +10,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from dataset_support import SIGNALS, make_record, make_rejection, outcomes_by_folder, read_tree, some_outcomes
 
 from factory.dataset.layouts import layouts
 from factory.dataset.shards import (
-    HASH_BYTES,
+    LANE_DEPTH,
+    PART_BYTES,
+    READ_BYTES,
     ROW_GROUP_BYTES,
     SYNC_BYTES,
     HashedFile,
+    ShardFile,
     file_digest,
+    find_file_damage,
     read_batches,
     read_schema,
+    sha256_digest,
     write_shard,
 )
 from factory.dataset.signal_columns import decode_states
@@ -61,7 +66,7 @@ def test_a_shard_is_one_file_for_each_config_and_the_ledger_gets_their_proofs(tm
     assert {file.path.split("/")[0]: file.rows for file in files} == {"data": 3, "rejected": 2, "hidden_states": 3}
     for file in files:
         data = (tmp_path / file.path).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
+        assert (len(data), blake3(data).hexdigest()) == (file.bytes, file.blake3)
     assert [name for name in read_tree(tmp_path) if ".tmp-" in name] == []
 
 
@@ -108,7 +113,7 @@ def test_a_long_file_has_its_digest_and_every_number(tmp_path: Path) -> None:
     records, threads = long_records(), threading.active_count()
     (file,) = (f for f in write_shard(tmp_path, 0, records, SIGNALS) if f.path.startswith("hidden_states/"))
     data = (tmp_path / file.path).read_bytes()
-    assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
+    assert (len(data), blake3(data).hexdigest()) == (file.bytes, file.blake3)
     values = [
         value for batch in read_batches(tmp_path / file.path, ["states"]) for value in batch["states"].to_pylist()
     ]
@@ -146,6 +151,7 @@ def test_an_error_of_the_disk_behind_the_writer_is_raised(tmp_path: Path) -> Non
     thread.start()
     with os.fdopen(pipe, "wb") as handle, HashedFile(handle) as hashed:
         hashed.write(bytes(SYNC_BYTES))
+        hashed.writer.drain()
         assert hashed.synced is not None
         assert isinstance(hashed.synced.exception(timeout=600), OSError)
         with (tmp_path / "file").open("wb") as file:
@@ -159,11 +165,12 @@ def test_the_writer_holds_few_bytes_however_long_the_file(tmp_path: Path) -> Non
     with (tmp_path / "file").open("wb") as handle, HashedFile(handle) as hashed:
         tracemalloc.start()
         for number in range(20):
-            hashed.write(bytes([number]) * HASH_BYTES)
+            hashed.write(bytes([number]) * PART_BYTES)
         held = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert hashed.finish() == file_digest(tmp_path / "file")
-    assert held < 4 * HASH_BYTES
+    # the part that is made, and those at work and in wait
+    assert held < (2 + LANE_DEPTH) * PART_BYTES
 
 
 def test_a_file_where_a_folder_belongs_is_told_and_left_as_it_is(tmp_path: Path) -> None:
@@ -213,9 +220,51 @@ def test_a_schema_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         assert read_schema(tmp_path / layout.folder / "train-00000.parquet") == types, name
 
 
-def test_a_digest_is_sha256(tmp_path: Path) -> None:
+def test_a_digest_is_blake3_and_that_of_a_users_file_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
-    assert file_digest(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_digest(tmp_path / "abc") == "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
+    assert sha256_digest(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("size", [0, 1, READ_BYTES - 1, READ_BYTES, 2 * READ_BYTES + 7])
+def test_a_digest_is_of_every_byte_whatever_is_read_at_once(tmp_path: Path, size: int) -> None:
+    data = np.random.default_rng(0).bytes(size)
+    (tmp_path / "file").write_bytes(data)
+    assert file_digest(tmp_path / "file") == blake3(data).hexdigest()
+    with (tmp_path / "copy").open("wb") as handle, HashedFile(handle) as hashed:
+        for first in range(0, size, 1_000_003):  # in pieces that fit no part
+            hashed.write(data[first : first + 1_000_003])
+            assert hashed.tell() == min(size, first + 1_000_003)
+        assert hashed.finish() == blake3(data).hexdigest()
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_a_file_is_proved_by_the_hash_that_its_proof_names(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    new = ShardFile("file", 1, 3, blake3=file_digest(tmp_path / "file"))
+    old = ShardFile("file", 1, 3, sha256=sha256_digest(tmp_path / "file"))
+    assert new.told() == {"path": "file", "rows": 1, "bytes": 3, "blake3": new.blake3}
+    assert old.told() == {"path": "file", "rows": 1, "bytes": 3, "sha256": old.sha256}
+    assert [find_file_damage(tmp_path, file, "committed") for file in (new, old)] == [None, None]
+    (tmp_path / "file").write_bytes(b"abd")
+    told = "file: its bytes have changed since it was committed"
+    assert [find_file_damage(tmp_path, file, "committed") for file in (new, old)] == [told, told]
+    swapped = ShardFile("file", 1, 3, blake3=sha256_digest(tmp_path / "file"))
+    assert find_file_damage(tmp_path, swapped, "committed") == told
+    for proofs in ({}, {"blake3": "0" * 64, "sha256": "0" * 64}):
+        with pytest.raises(ValueError, match="blake3 or sha256"):
+            ShardFile("file", 1, 3, **proofs)
+
+
+def test_what_a_thread_behind_the_writer_meets_is_raised_and_nothing_after_it_counts(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (tmp_path / "file").open("rb") as handle, HashedFile(handle) as hashed:  # nobody can write to it
+        parts = iter([bytes(PART_BYTES)] * (3 + LANE_DEPTH))
+        with pytest.raises(OSError, match="write"):
+            all(map(hashed.write, parts))
+        for _ in range(2):
+            with pytest.raises(OSError, match="write"):
+                hashed.finish()
 
 
 def _drain(reader: int) -> None:

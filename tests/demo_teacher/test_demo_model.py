@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from factory.dataset.shards import file_digest
+from factory.dataset.shards import sha256_digest
 from factory.demo_teacher.card import count_parameters
 from factory.demo_teacher.recipe import MODEL, TASKS, Recipe
 from factory.demo_teacher.tokenizer import CHAT_TEMPLATE
@@ -76,7 +76,7 @@ def test_its_log_is_that_of_the_whole_recipe() -> None:
 
 def test_its_pass_rates_were_measured_on_these_weights_and_cover_every_task_and_level() -> None:
     rates = read_json("pass_rates.json")
-    assert rates["weights_sha256"] == file_digest(FOLDER / "model.safetensors")
+    assert rates["weights_sha256"] == sha256_digest(FOLDER / "model.safetensors")
     assert rates["settings"]["backend"] == "vllm"
     assert {(cell["task"], cell["level"]) for cell in rates["cells"]} == {
         (task, level) for task in TASKS for level in ("easy", "medium", "hard")

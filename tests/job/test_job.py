@@ -3,13 +3,14 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from factory.errors import JobError
 from factory.job.job import Job, load_job
 from factory.job.teacher import SamplingConfig
-from factory.records import Sampling
+from factory.records import Repetition, Sampling
 
 SMALLEST = 'out = "o"\n[[tasks]]\nname = "adding"\ncount = 5\n'
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").glob("*.toml"))
@@ -122,6 +123,31 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         (SMALLEST + "[teacher]\ngpu_memory_utilization = 0", "teacher.gpu_memory_utilization: Input should be greater"),
         (SMALLEST + "[sampling]\ntemperature = nan", "sampling.temperature: Input should be"),
         (SMALLEST + "[sampling]\nmax_tokens = 0", "sampling.max_tokens: Input should be greater than or equal to 1"),
+        (SMALLEST + "[sampling]\nstop_repetition = 3", "sampling.stop_repetition: Input should be a valid dictionary"),
+        (
+            SMALLEST + "[sampling.stop_repetition]\nmin_count = 1",
+            "sampling.stop_repetition.min_count: Input should be greater than or equal to 2, got 1",
+        ),
+        (
+            SMALLEST + "[sampling.stop_repetition]\nmin_pattern_size = 30",
+            "sampling.stop_repetition: max_pattern_size 24 is below min_pattern_size 30; raise the one or lower",
+        ),
+        (
+            SMALLEST + "[sampling.stop_repetition]\nmax_patern_size = 30",
+            "sampling.stop_repetition.max_patern_size: unknown key (known here: max_pattern_size, min_count",
+        ),
+        (
+            SMALLEST + "[teacher]\nreplicas = 0",
+            'teacher.replicas: Input should be greater than or equal to 1, or "auto", got 0',
+        ),
+        (
+            SMALLEST + '[teacher]\nreplicas = "all"',
+            'teacher.replicas: Input should be a valid integer, unable to parse string as an integer, or "auto", got',
+        ),
+        (
+            SMALLEST + "[teacher]\nreplicas = 1.5",
+            "teacher.replicas: Input should be a valid integer, got a number with",
+        ),
         (SMALLEST + "[teacher.scripted]\ncrash = 0.7\nwrong = 0.7", "teacher.scripted: the shares add up to 1.4, more"),
         (SMALLEST + SMALLEST.split("\n", 1)[1], "file: task named twice: adding; give each task one [[tasks]] table"),
     ],
@@ -139,3 +165,18 @@ def test_sampling_keeps_of_its_base_what_is_not_set() -> None:
     base = Sampling(temperature=0.1, max_tokens=9)
     assert SamplingConfig(top_p=0.5, temperature=0.0).over(base) == Sampling(temperature=0.0, top_p=0.5, max_tokens=9)
     assert math.isclose(base.temperature, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, Repetition(9, 2, 3)),
+        (True, Repetition(24, 1, 16)),
+        (False, None),
+        ({"min_count": 5}, Repetition(24, 1, 5)),
+        ({"max_pattern_size": 0}, None),
+    ],
+)
+def test_a_loops_bounds_are_a_switch_or_a_table_and_the_nearest_one_counts(asked: Any, expected: Any) -> None:
+    base = Sampling(stop_repetition=Repetition(9, 2, 3))
+    assert SamplingConfig(stop_repetition=asked).over(base) == Sampling(stop_repetition=expected)

@@ -611,3 +611,34 @@ def test_totals_of_a_run_are_those_of_the_whole_dataset(workspace: Path, make_jo
     assert isinstance(totals, Totals)
     assert (totals.planned, totals.accepted, totals.left) == (20, 20, 0)
     assert totals.cells == {"adding/easy": [10, 0, 0], "adding/hard": [10, 0, 0]}
+
+
+def test_a_loop_that_was_stopped_is_a_rejected_row_that_says_so_and_may_be_asked_again(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    rule = {"max_pattern_size": 40, "min_pattern_size": 1, "min_count": 5}
+    sections = {
+        "teacher": {"backend": "scripted", "scripted": {"loop": 0.5}},
+        "sampling": {"max_tokens": 4000, "stop_repetition": rule},
+        "tasks": [{"name": "adding", "count": 40}],
+    }
+    totals = run(make_job(**sections), workspace, workspace / "out")
+    rejected = read_table(workspace / "out", "rejected")
+    assert 5 < len(rejected) < 35
+    assert totals.reasons == {"teacher/repetition": len(rejected)}
+    for row in rejected:
+        assert (row["finish_reason"], row["text"].count("once more")) == ("repetition", 5)
+        told = f"stopped after {len(row['completion_token_ids'])} tokens: it repeated itself as"
+        assert row["findings"] == [f"{told} sampling.stop_repetition says"]
+    manifest = json.loads((workspace / "out/manifest.json").read_text())
+    assert manifest["tasks"]["adding"]["sampling"]["stop_repetition"] == rule
+    again = run(make_job(**sections, validation={"retries": 5}), workspace, workspace / "again")
+    assert again.accepted > totals.accepted
+    with pytest.raises(DatasetError, match=r"sampling\.stop_repetition"):
+        run(make_job(**sections | {"sampling": {"max_tokens": 4000}}), workspace, workspace / "out")
+
+
+def test_a_dataset_begun_before_loops_could_be_stopped_goes_on(workspace: Path, make_job: MakeJob) -> None:
+    described = describe_job(prepare(make_job(), workspace))
+    assert "stop_repetition" not in described["tasks"]["adding"]["sampling"]
+    assert "replicas" not in described["job"]["teacher"]

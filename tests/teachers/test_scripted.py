@@ -1,7 +1,9 @@
 """The scripted teacher: deterministic, aligned, and consistent with a whole distribution at every position."""
 
 import json
+import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,22 @@ from conftest import SCHEMA, write_task
 from factory.errors import TeacherError
 from factory.job.job import Job
 from factory.quality.validate import find_damage
-from factory.records import Attempt, Generation, Prompt
+from factory.records import Attempt, Generation, Prompt, Repetition
 from factory.runs.prepare import prepare
 from factory.signals import Logprobs
 from factory.tasks.tasks import load_task
 from factory.teachers import open_teacher
-from factory.teachers.scripted import SHAPE, STOP, THINK_END, VOCAB, ScriptedTeacher, decode, encode, invent_answer
+from factory.teachers.scripted import (
+    SHAPE,
+    STOP,
+    THINK_END,
+    VOCAB,
+    ScriptedTeacher,
+    decode,
+    encode,
+    find_loop_end,
+    invent_answer,
+)
 
 MakeJob = Callable[..., Job]
 
@@ -187,3 +199,49 @@ def test_an_answer_that_cannot_be_invented_is_an_empty_object(workspace: Path) -
     task, problems = load_task(workspace, "adding")
     assert task is not None, problems
     assert invent_answer(task, 1) == "{}"
+
+
+@pytest.mark.parametrize(
+    ("ids", "rule", "end"),
+    [
+        ([1] * 20, (4, 1, 16), 16),
+        ([1] * 15, (4, 1, 16), None),
+        ([5, 1, 2, 1, 2, 1, 2, 9], (4, 1, 3), 7),
+        ([5, 1, 2, 1, 2, 1, 2, 9], (1, 1, 3), None),
+        ([1, 1, 1, 1, 1, 1, 1, 1], (4, 2, 3), 6),
+        ([1, 1, 2, 1, 1, 2, 1, 1, 2], (4, 2, 3), 9),
+        ([], (4, 1, 2), None),
+    ],
+)
+def test_a_loop_ends_where_vllms_own_rule_finds_it(ids: list[int], rule: tuple[int, int, int], end: int | None) -> None:
+    assert find_loop_end(ids, Repetition(*rule)) == end
+    assert find_loop_end(ids, None) is None
+
+
+@pytest.mark.engine  # imports vLLM: not for the fast tests
+def test_loops_are_found_exactly_as_by_vllm() -> None:
+    from vllm.sampling_params import RepetitionDetectionParams
+    from vllm.v1.core.sched.utils import check_sequence_repetition
+
+    rng = random.Random(0)
+    found = 0
+    for _ in range(2000):
+        ids = [rng.randrange(2) for _ in range(rng.randrange(60))]
+        least = rng.randrange(1, 5)
+        rule = Repetition(rng.randrange(least, 8), least, rng.randrange(2, 6))
+        params = RepetitionDetectionParams(**asdict(rule))
+        ends = (end for end in range(1, len(ids) + 1) if check_sequence_repetition(ids[:end], params))
+        expected = next(ends, None)
+        assert find_loop_end(ids, rule) == expected
+        found += expected is not None
+    assert 200 < found < 1900
+
+
+def test_a_loop_is_stopped_where_the_job_says_so_and_has_no_arrays(start: Start) -> None:
+    stop = {"max_pattern_size": 40, "min_count": 5}
+    for sampling, why in (({}, "stop"), ({"stop_repetition": stop}, "repetition")):
+        teacher, prompts = start({"loop": 1.0}, sampling=sampling | {"max_tokens": 4000})
+        generations = [teacher.answer(prompt) for prompt in prompts]
+        assert {generation.finish_reason for generation in generations} == {why}
+        assert all((generation.logprobs is None) == (why == "repetition") for generation in generations)
+    assert all(STOP not in generation.completion_token_ids for generation in generations)

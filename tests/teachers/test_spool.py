@@ -89,14 +89,14 @@ def test_what_an_earlier_run_left_is_found_by_prompt_and_attempt(folder: Path) -
     found = spool.recover()
     assert sorted(found) == [("id3", 0), ("id3", 1), ("id4", 0)]
     assert spool.read(found["id3", 1]).text == "attempt 1"
-    assert {place.segment for place in found.values()} == {"000000.gen", "000001.gen"}
+    assert {place.segment for place in found.values()} == {"000000-0.gen", "000001-0.gen"}
 
 
 @pytest.mark.parametrize("cut", [1, 5, FRAME.size, 100])
 def test_a_torn_frame_ends_its_segment_and_those_before_it_stay(folder: Path, cut: int) -> None:
     writer = SpoolWriter(folder)
     places = [writer.append(make_generation(number)) for number in range(3)]
-    path = folder / "000000.gen"
+    path = folder / "000000-0.gen"
     path.write_bytes(path.read_bytes()[: places[2].offset + cut])
     assert [head["prompt_id"] for _, head in scan(path)] == ["id0", "id1"]
 
@@ -105,7 +105,7 @@ def test_a_torn_frame_ends_its_segment_and_those_before_it_stay(folder: Path, cu
 def test_a_damaged_frame_is_not_read(folder: Path, offset: int) -> None:
     writer = SpoolWriter(folder)
     places = [writer.append(make_generation(number)) for number in range(2)]
-    flip_byte(folder / "000000.gen", places[1].offset + offset)
+    flip_byte(folder / "000000-0.gen", places[1].offset + offset)
     assert sorted(Spool(folder).recover()) == [("id0", 0)]
 
 
@@ -143,7 +143,7 @@ def test_releasing_a_prompt_releases_every_attempt_at_it(folder: Path, monkeypat
     spool.read(writer.append(make_generation(2)))
     assert len(list(folder.iterdir())) == 4
     spool.release("id1", 2)
-    assert [path.name for path in folder.iterdir()] == ["000003.gen"]
+    assert [path.name for path in folder.iterdir()] == ["000003-0.gen"]
     spool.release("id1", 2)
     spool.release("unknown", 0)
 
@@ -170,4 +170,47 @@ def test_arrays_are_views_of_the_file_and_not_copies(folder: Path) -> None:
 def test_a_place_is_where_the_frame_begins(folder: Path) -> None:
     writer = SpoolWriter(folder)
     places = [writer.append(make_generation(number)) for number in range(3)]
-    assert places == [Place("000000.gen", offset) for offset, _ in scan(folder / "000000.gen")]
+    assert places == [Place("000000-0.gen", offset) for offset, _ in scan(folder / "000000-0.gen")]
+
+
+def test_writers_side_by_side_have_segments_of_their_own_and_none_holds_up_anothers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 0)
+    first, second = SpoolWriter(folder, 0), SpoolWriter(folder, 1)
+    spool = Spool(folder)
+    places = [writer.append(make_generation(2 * n + w)) for n in range(3) for w, writer in enumerate((first, second))]
+    assert len({place.segment for place in places}) == 6
+    for number, place in enumerate(places):
+        assert_same(spool.read(place), make_generation(number))
+        spool.release(f"id{number}", 0)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {places[-2].segment, places[-1].segment}, "each writer's last one may still be written to"
+
+
+def test_a_slow_writers_older_segment_is_kept_until_it_has_told_of_all_in_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = SpoolWriter(folder, 0), SpoolWriter(folder, 1)
+    spool = Spool(folder)
+    untold = [slow.append(make_generation(number)) for number in range(2)]
+    spool.read(untold[0])
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 0)
+    for number in range(2, 6):
+        spool.read(quick.append(make_generation(number)))
+        spool.release(f"id{number}", 0)
+    spool.release("id0", 0)
+    assert_same(spool.read(untold[1]), make_generation(1))
+
+
+def test_a_segment_of_an_earlier_run_goes_when_all_in_it_is_released_whoever_wrote_it(folder: Path) -> None:
+    SpoolWriter(folder, 5).append(make_generation(1))
+    (folder / "000000-5.gen").rename(folder / "000001.gen")  # as releases before replicas named them
+    SpoolWriter(folder, 5).append(make_generation(2))
+    spool = Spool(folder)
+    places = spool.recover()
+    assert {place.segment for place in places.values()} == {"000001.gen", "000002-5.gen"}
+    for number in (1, 2):
+        assert_same(spool.read(places[f"id{number}", 0]), make_generation(number))
+        spool.release(f"id{number}", 0)
+    assert list(folder.iterdir()) == []

@@ -65,7 +65,7 @@ class Engine:
         schemas = setup["schemas"] if setup["constrain"] else None
         flat_k = self.signals.top_k if self.flat else 0
         self.parts = Parts(self.encoder, self.window, schemas, flat_k)
-        self.spool = SpoolWriter(Path(setup["spool"]))
+        self.spool = SpoolWriter(Path(setup["spool"]), setup["replica"])
         self.requests: dict[str, Request] = {}
         # the engine's own logprobs are masked by the grammar: a forward without one would differ
         if expected is not None and not self.flat:
@@ -212,6 +212,11 @@ class Engine:
     def _finish(self, output: Any) -> Generation | None:
         request = self.requests.pop(output.request_id)
         prompt, completion = request.prompt, output.outputs[0]
+        if completion.finish_reason == "repetition":
+            # a row that is turned down, in whichever part of it: nothing is kept of it, and nothing more is asked
+            self._tell_worker("factory_drop", request.inner)
+            ids = request.completion_ids + list(completion.token_ids)
+            return self._make(replace(request, completion_ids=ids, finish_reason="repetition"), {})
         # vLLM gave it up itself (an abort, an error): what capture has of it belongs to no row
         if completion.finish_reason not in ("stop", "length"):
             self._tell_worker("factory_drop", request.inner)
@@ -234,14 +239,19 @@ class Engine:
         return self._generation(row, flat)
 
     def _generation(self, request: Request, flat: Logprobs | None = None) -> Generation:
+        tokens = len(request.completion_ids)
+        arrays = self._take(request.inner, tokens, len(request.prompt_ids) + tokens - 1)
+        return keep_chosen(self._make(request, arrays, flat), self.signals)
+
+    def _make(self, request: Request, arrays: dict[str, Any], flat: Logprobs | None = None) -> Generation:
+        """The generation of a row's ids, with what these arrays hold."""
         ids_T, prompt_ids = np.array(request.completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
         split = self._split(request, ids_T)
-        arrays = self._take(request.inner, len(ids_T), len(prompt_ids) + len(ids_T) - 1)
         # those of the prompt come first, where they are kept; the completion's are the last T
         captured = as_logprobs(arrays)
         before = len(captured.sampled_T) - len(ids_T) if captured else 0  # of the prompt's tokens
         all_logprobs = captured or flat
-        made = Generation(
+        return Generation(
             prompt_id=request.prompt["id"],
             attempt=request.prompt["attempt"],
             text=split.text,
@@ -257,7 +267,6 @@ class Engine:
             experts=as_experts(arrays["blocks"].tolist(), arrays) if "blocks" in arrays else None,
             attention=Attention(self.signals.attention, arrays["maps_LHNN"]) if "maps_LHNN" in arrays else None,
         )
-        return keep_chosen(made, self.signals)
 
     def _split(self, request: Request, ids_T: Array) -> SplitCompletion:
         """Reasoning and answer of a completion; those of a transcript's turn as they were given."""

@@ -112,11 +112,13 @@ class Parts:
     def params(self, request: Request) -> Any:
         """vLLM's sampling parameters for a part."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
         prompt, scored = request.prompt, request.part == "scored"
         sampling = prompt["sampling"] | {"seed": prompt["seed"]}  # its own: no row depends on who shares its batch
         del sampling["thinking_tokens"]
+        if loop := sampling.pop("stop_repetition"):
+            sampling["repetition_detection"] = RepetitionDetectionParams(**loop)
         # vLLM has to sample one token after those that are scored, and it is thrown away. Of a cached prefix (a job may
         # have one that keeps the logprobs of completions alone) nothing would be computed
         prefill = {"max_tokens": 1, "temperature": 0.0, "skip_reading_prefix_cache": True}

@@ -72,6 +72,9 @@ def main() -> None:
 
     # read before the thread begins: from then on stdin is the thread's
     setup = json.loads(sys.stdin.readline())
+    # before any thread begins, which keeps the cores that it begins with
+    if setup["cores"]:
+        os.sched_setaffinity(0, setup["cores"])
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     # begun before the engine is built: who started us may be gone before that is done
     threading.Thread(target=read_input, args=(inbox,), daemon=True).start()
