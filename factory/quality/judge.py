@@ -80,6 +80,7 @@ class Judge:
             attempt=0,
             history=(),
             keeps=False,
+            form="json",
         )
 
     def conclude(self, record: Record, prompt: Prompt, generation: Generation) -> Outcome:

@@ -70,6 +70,7 @@ class Renderer:
             sampling=self.sampling,
             sample=row.sample,
             group=group,
+            form=task.form,
         )
 
     def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
@@ -191,7 +192,7 @@ def _try_judge(task: Task, level: str, scenario: BaseModel, prompt: str) -> str 
     if task.judge is None:
         return None
     # an empty answer is enough: what is looked for is a rubric that cannot be filled
-    texts = {"prompt": prompt, "reasoning": "", "answer": "{}"}
+    texts = {"prompt": prompt, "reasoning": "", "answer": "" if task.form == "text" else "{}"}
     try:
         judge_messages(open_environment({JUDGE: task.judge}), task, level, texts, scenario)
     except TaskFault as error:

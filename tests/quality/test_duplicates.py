@@ -53,14 +53,25 @@ def record(
         messages += [{"role": "assistant", "content": "{"}, {"role": "user", "content": "Not accepted."}]
     said = answer if isinstance(answer, str) else json.dumps({} if answer is None else answer)
     made_from = scenario if isinstance(scenario, str) else json.dumps({} if scenario is None else scenario)
-    prompt = Prompt(name, 0, 0, task, "easy", tuple(messages), made_from, 0, Sampling(), group=group or name)
+    prompt = Prompt(
+        name, 0, 0, task, "easy", tuple(messages), made_from, 0, Sampling(), group=group or name, repaired=repaired
+    )
     return Record(prompt, Generation.failed(name, 0, "", ""), said, 1.0)
 
 
 def stored(records: Iterable[Outcome]) -> list[StoredRow]:
     """What a dataset would hold of the records among these outcomes."""
     return [
-        StoredRow(r.prompt.id, r.prompt.group, r.prompt.task, r.prompt.messages, r.prompt.scenario, r.answer)
+        StoredRow(
+            r.prompt.id,
+            r.prompt.group,
+            r.prompt.task,
+            r.prompt.messages,
+            r.prompt.scenario,
+            r.answer,
+            r.prompt.repaired,
+            r.prompt.form,
+        )
         for r in records
         if isinstance(r, Record)
     ]
