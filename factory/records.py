@@ -129,10 +129,11 @@ class Prompt:
     form: Form = "json"
 
     @property
-    def request(self) -> Message:
-        """The user turn that asks for the answer."""
+    def turns(self) -> tuple[Message, ...]:
+        """The conversation that asks for the answer, the user's request last; without the system turn."""
         # behind it a repaired prompt has two turns more
-        return self.messages[-3 if self.repaired else -1]
+        asked = self.messages[:-2] if self.repaired else self.messages
+        return tuple(message for message in asked if message["role"] != "system")
 
     def value(self, answer: str) -> object:
         """An answer as what it says: its JSON value, or the text itself; a transcript's may be either."""
