@@ -11,6 +11,7 @@ Token ids are the truth of a Generation: `text`, `reasoning` and `answer_text` w
 encoded again. How the arrays of a Generation line up with its ids is drawn in `factory.signals`.
 """
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +21,13 @@ from factory.hashing import derive_seed
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
 
 Message = dict[str, str]
+Form = Literal["json", "text"]  # what an answer is: one JSON object, or text as it stands
+KNOWN_MARKERS = (  # texts that models put around their reasoning
+    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, and most others
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+)
 Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "judge", "filter", "samples"]
 
 
@@ -132,12 +140,24 @@ class Prompt:
     source_row: str | None = None
     # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
+    # What an answer to it has to be.
+    form: Form = "json"
 
     @property
-    def request(self) -> Message:
-        """The user turn that asks for the answer."""
+    def turns(self) -> tuple[Message, ...]:
+        """The conversation that asks for the answer, the user's request last; without the system turn."""
         # behind it a repaired prompt has two turns more
-        return self.messages[-3 if self.repaired else -1]
+        asked = self.messages[:-2] if self.repaired else self.messages
+        return tuple(message for message in asked if message["role"] != "system")
+
+    def value(self, answer: str) -> object:
+        """An answer as what it says: its JSON value, or the text itself; a transcript's may be either."""
+        if self.form == "text":
+            return answer
+        try:
+            return json.loads(answer)
+        except (ValueError, RecursionError):
+            return answer
 
     def again(self, attempt: Attempt) -> "Prompt":
         """The same prompt with the next seed; the failed attempt is kept in its history."""
@@ -216,7 +236,8 @@ class SampleStats:
 
     `pass_rate` is the share of the first attempts whose check found nothing, among those that came to a verdict (see
     `Rejection.right`): retries do not raise it, filters and judges do not lower it. `agreement` is the share of the
-    prompt's well-formed answers, after retries, that equal this one.
+    prompt's well-formed answers, after retries, that equal this one; of free texts, how much of their words they share
+    with it in the mean.
     """
 
     pass_rate: float | None = None
@@ -241,9 +262,10 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An accepted row. `answer` is the JSON text that validated, `score` 1 where the check found nothing, else 0.
+    """An accepted row. `answer` is the text that validated (JSON, but for a free text).
 
-    `verdict` is None where nobody judged; `samples` and `measures` are filled in when the whole shard is known.
+    `score` is 1 where the check found nothing, else 0. `verdict` is None where nobody judged; `samples` and `measures`
+    are filled in when the whole shard is known.
     """
 
     prompt: Prompt

@@ -4,6 +4,8 @@ Of texts only ids and labels are kept, so a million rows take some hundred MB.
 """
 
 import tomllib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +33,7 @@ MEASURES: Final = (
     "attempt",
 )
 LABELS: Final = ("id", "task", "level", "kind", "stage", "reason")
+ROLES: Final = "prompt.list.element.role"  # as Parquet calls the roles of the column `prompt` alone
 COUNTS: Final = ("shard", "row", "prompt_tokens", "tokens")
 
 Columns = dict[str, Array]
@@ -47,6 +50,7 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
         path, first = ledger.out / shard_path(folder, shard), 0
         if missing := ", ".join(sorted(set(wanted) - set(read_schema(path)))):
             raise DatasetError(f"{path}: has no column {missing}; an older version made it, run its job anew")
+        conversations = read_conversations(path)
         for batch in read_batches(path, wanted):
             count = batch.num_rows
             parts["shard"].append(np.full(count, shard))
@@ -57,10 +61,34 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
             parts["prompt_tokens"].append(lengths[0])
             parts["tokens"].append(lengths[0].astype(np.int64) + lengths[1])
             texts = (batch.column(name).to_pylist() for name in ("prompt_id", "scenario"))
-            for prompt_id, scenario in zip(*texts, strict=True):
-                links.add(prompt_id, scenario)
+            earlier = conversations[first : first + count] or [[] for _ in range(count)]
+            for prompt_id, scenario, turns in zip(*texts, earlier, strict=True):
+                links.add(prompt_id, scenario, turns)
             first += count
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def read_conversations(path: Path) -> list[list[str]]:
+    """Of each row of a file the turns before its request, from the first to each of the assistant's, as one text each.
+
+    Empty where no row has any: then no prompt is read but for its roles.
+    """
+    roles = (batch.column("prompt") for batch in read_batches(path, [ROLES]))
+    if all(len(prompt) < 3 for column in roles for prompt in column.to_pylist()):
+        return []
+    rows = (row for batch in read_batches(path, ["prompt", "repaired"]) for row in batch.to_pylist())
+    return [list(_earlier(row["prompt"], row["repaired"])) for row in rows]
+
+
+def _earlier(messages: list[dict[str, Any]], repaired: bool) -> Iterator[str]:
+    told = ""
+    # the last turn is the request; behind it a repaired prompt has two turns more
+    for message in messages[: -3 if repaired else -1]:
+        if message["role"] == "system":
+            continue
+        told += f"{message['role']}: {message['content']}\n"
+        if message["role"] == "assistant":
+            yield told
 
 
 def _dtype(name: str) -> Any:

@@ -1,7 +1,8 @@
 """Splits: rows that share a scenario, a prompt or a document stay on one side, and stay there when rows are added.
 
 A document is any string of 200 characters or more inside a scenario, wherever it stands, compared without regard to
-case, spacing and Unicode form. Which side a group falls on depends on its own content and the seed alone.
+case, spacing and Unicode form; and so are the turns before a request, up to each of the assistant's. Which side a group
+falls on depends on its own content and the seed alone.
 
     row 0   prompt p   scenario s   document d        rows that share any key are one group, however long the chain:
     row 1   prompt q   scenario t   document d        0 and 1 by d, 1 and 2 by q. The group's name is the smallest key
@@ -12,7 +13,7 @@ Shares are therefore about right and not exact: exact ones would move old rows w
 
 import json
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from factory.signals import Array
 from factory.texts.texts import leaves, normalize
 
 DOCUMENT: Final = 200  # characters
+CONVERSATION: Final = "conversation"  # what `splits.ignore` calls the turns before a request
 PROMPT_KEY, SCENARIO_KEY, DOCUMENT_KEY = range(3)
 
 
@@ -37,8 +39,12 @@ class Links:
         self.document_fields: set[str] = set()
         self.ignored_fields: set[str] = set()
 
-    def add(self, prompt_id: str, scenario: str) -> None:
-        """Take in the next row."""
+    def add(self, prompt_id: str, scenario: str, earlier: Sequence[str] = ()) -> None:
+        """Take in the next row; `earlier` are the turns before its request, from the first to each of the assistant's.
+
+        So a conversation and the same one some turns later stay together, and two that both begin with a greeting do
+        not have to.
+        """
         self._link(PROMPT_KEY, prompt_id)
         try:
             value = json.loads(scenario)
@@ -47,7 +53,7 @@ class Links:
             value, text = scenario, scenario
         if value not in ({}, [], "", None):  # nothing is shared by rows that say nothing
             self._link(SCENARIO_KEY, text)
-        for document in sorted(self._documents(value)):
+        for document in sorted(self._documents(value) | self._conversations(earlier)):
             self._link(DOCUMENT_KEY, document)
         self.count += 1
 
@@ -60,6 +66,13 @@ class Links:
                 self.document_fields.add(name)
                 documents.add(document)
         return documents
+
+    def _conversations(self, earlier: Sequence[str]) -> set[str]:
+        documents = {text for text in map(normalize, earlier) if len(text) >= DOCUMENT}
+        name, ignored = CONVERSATION, CONVERSATION in self.ignore
+        if documents:
+            (self.ignored_fields if ignored else self.document_fields).add(name)
+        return set() if ignored else documents
 
     def _link(self, kind: int, text: str) -> None:
         self.rows.append(self.count)

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +22,7 @@ from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.job.gates import FiltersConfig
 from factory.quality.samples import canonical_answer
-from factory.records import Outcome, Record
+from factory.records import Form, Outcome, Record
 from factory.signals import Array
 from factory.texts.texts import leaves, normalize, words_of
 
@@ -40,9 +40,11 @@ class StoredRow:
     id: str
     prompt_id: str
     task: str
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Mapping[str, Any]]
     scenario: str
     answer: str
+    repaired: bool = False
+    form: Form = "json"
 
 
 class Duplicates:
@@ -69,7 +71,8 @@ class Duplicates:
     def _decide(self, record: Record) -> Outcome:
         prompt = record.prompt
         group = prompt.group or prompt.id
-        row = StoredRow(prompt.id, group, prompt.task, prompt.messages, prompt.scenario, record.answer)
+        said = prompt.messages, prompt.scenario, record.answer, prompt.repaired, prompt.form
+        row = StoredRow(prompt.id, group, prompt.task, *said)
         digest = b""
         if self._exact is not None:
             digest = digest_row(row)
@@ -96,24 +99,25 @@ class Duplicates:
 class Deduplication:
     """The duplicates of a dataset, with what earlier runs committed."""
 
-    def __init__(self, config: FiltersConfig, ledger: Ledger) -> None:
-        self.duplicates = Duplicates(config)
+    def __init__(self, config: FiltersConfig, ledger: Ledger, forms: Mapping[str, Form]) -> None:
+        self.duplicates, self.forms = Duplicates(config), forms
         self.out = ledger.out
         self.earlier = deque(sorted(ledger.entries))
 
     def check(self, shard: int, outcomes: list[Outcome]) -> list[Outcome]:
         """The outcomes of a shard, with a rejection in place of each row that an earlier row is like."""
         while self.earlier and self.earlier[0] < shard:
-            self.duplicates.remember(stored_rows(self.out, self.earlier.popleft()))
+            self.duplicates.remember(stored_rows(self.out, self.earlier.popleft(), self.forms))
         return self.duplicates.check(outcomes)
 
 
-def stored_rows(out: Path, shard: int) -> Iterator[StoredRow]:
-    """What a committed shard accepted, as far as duplicates are concerned."""
-    columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer"]
+def stored_rows(out: Path, shard: int, forms: Mapping[str, Form] = MappingProxyType({})) -> Iterator[StoredRow]:
+    """What a committed shard accepted, as far as duplicates are concerned; `forms` are those of tasks' answers."""
+    columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer", "repaired"]
     for batch in read_batches(out / shard_path("data", shard), columns):
         for row in batch.to_pylist():
-            yield StoredRow(*(row[name] for name in columns))
+            named = {"messages" if name == "prompt" else name: row[name] for name in columns}
+            yield StoredRow(**named, form=forms.get(row["task"], "json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +179,12 @@ class NearIndex:
 def digest_row(row: StoredRow) -> bytes:
     """16 bytes for a row's task, prompt text (Unicode form, case and spaces aside) and answer (as a JSON value).
 
-    The turns of a repair, from the first of the assistant on, are not part of the prompt.
+    A conversation's earlier turns belong to the prompt; the two turns of a repair do not.
     """
     # a repaired row is like another when its request and its final answer are, however it came to it
-    asked = takewhile(lambda message: message["role"] != "assistant", row.messages)
+    asked = row.messages[:-2] if row.repaired else row.messages
     prompt = [[message["role"], normalize(message["content"])] for message in asked]
-    identity = canonical_json([row.task, prompt, canonical_answer(row.answer)])
+    identity = canonical_json([row.task, prompt, canonical_answer(row.answer, row.form)])
     return blake2b(identity.encode("utf-8", "replace"), digest_size=16).digest()
 
 
@@ -189,7 +193,8 @@ def list_shingles(row: StoredRow) -> list[str]:
 
     Runs go on from one value to the next: that sets apart rows that draw single values from the same small lists.
     """
-    words = [*split_words(row.scenario), *split_words(row.answer)]
+    answer = words_of(row.answer) if row.form == "text" else split_words(row.answer)
+    words = [*split_words(row.scenario), *answer]
     runs = zip(*(words[start:] for start in range(SHINGLE_WORDS)), strict=False)
     return list(dict.fromkeys(map(" ".join, runs))) or ([" ".join(words)] if words else [])
 

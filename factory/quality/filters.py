@@ -196,7 +196,7 @@ def find_pii(kinds: tuple[PersonalKind, ...], record: Record) -> list[str]:
 
 def find_off_style(style: StyleConfig, record: Record) -> list[str]:
     """`style_...`: see factory/texts/style.py."""
-    return find_style(style, record.answer)
+    return find_style(style, record.prompt.value(record.answer))
 
 
 def find_contamination(index: Index, record: Record) -> list[str]:
@@ -216,5 +216,5 @@ def _shared(index: Index, name: str, texts: list[str]) -> list[str]:
 
 
 def answer_texts(record: Record) -> Iterator[str]:
-    """All strings of the answer."""
-    return (text for _, text in every_text(json.loads(record.answer)))
+    """All strings of the answer; a free text is one."""
+    return (text for _, text in every_text(record.prompt.value(record.answer)))

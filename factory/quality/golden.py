@@ -106,7 +106,7 @@ def decide_line(task: Task, line: GoldenLine) -> Outcome:
 
 def decide_text(task: Task, scenario_json: str, level: str, text: str) -> Outcome:
     """What becomes of a text that a reasoning teacher wrote for a scenario."""
-    prompt = Prompt("golden", 0, 0, task.name, level, (), scenario_json, 0, Sampling())
+    prompt = Prompt("golden", 0, 0, task.name, level, (), scenario_json, 0, Sampling(), form=task.form)
     generation = as_generation(text)
     answer = parse(prompt, generation)
     return answer if isinstance(answer, Rejection) else validate(Gate(task, check=True), prompt, generation, answer)

@@ -58,13 +58,13 @@ class Judge:
     def ask(self, record: Record) -> Prompt | Rejection:
         """The prompt that asks about an accepted answer, or the row's error where the rubric cannot be rendered."""
         texts = {
-            "prompt": record.prompt.request["content"],
             "reasoning": record.generation.reasoning or "",
             "answer": record.answer,
         }
         try:
             scenario = read_scenario(self.task, record.prompt.scenario)
-            messages = judge_messages(self.environment, self.task, record.prompt.level, texts, scenario)
+            turns, level = record.prompt.turns, record.prompt.level
+            messages = judge_messages(self.environment, self.task, level, turns, texts, scenario)
         except TaskFault as error:
             return reject(record, error.reason, str(error), "error")
         name = judge_id(record.prompt.id, record.prompt.attempt)
@@ -80,6 +80,7 @@ class Judge:
             attempt=0,
             history=(),
             keeps=False,
+            form="json",
         )
 
     def conclude(self, record: Record, prompt: Prompt, generation: Generation) -> Outcome:

@@ -1,4 +1,4 @@
-"""Parsing: what the teacher wrote becomes the JSON text of an answer, or the reason why it cannot.
+"""Parsing: what the teacher wrote becomes the text of an answer, or the reason why it cannot.
 
 Pure text and id work on a finished generation; whether the JSON is the right shape is for `validate` to say.
 """
@@ -7,10 +7,11 @@ import json
 from collections import Counter
 from typing import Any, Literal
 
-from factory.records import Generation, Prompt, Rejection, Stage
+from factory.records import KNOWN_MARKERS, Generation, Prompt, Rejection, Stage
 
 UNFIT_PROMPTS = ("prompt_too_long", "transcript_too_long", "empty_transcript", "bad_token_id")
 OVER_BUDGET = "over_budget"  # of the student: decided before the teacher is asked where the prompt alone is too long
+REASONING_MARKERS = tuple(marker for pair in KNOWN_MARKERS for marker in pair)
 TASK_FAULTS = ("solve_raised", "answer_not_json", "scenario_not_json")  # the scripted teacher asks the task's own code
 
 
@@ -23,11 +24,14 @@ class ParseError(Exception):
 
 
 def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
-    """The JSON text of a generation's answer, exactly as written, or the rejection that says why there is none.
+    """The answer of a generation as it was written, or the rejection that says why there is none.
+
+    Where the task's answer is JSON, that is the text of one object; else all that follows the reasoning.
 
     Stage `prompt` where the prompt was too long to be asked, `filter` where it is too long for the student, `teacher`
     where the engine gave no whole completion (its own failure, `empty`, `truncated`, `repetition`), `parse` where the
-    text is no answer (`reasoning_not_closed`, `no_answer`, `invalid_json`, `duplicate_keys`, `not_an_object`).
+    text is no answer (`reasoning_not_closed`, `no_answer`, `marker_in_answer`; of JSON `invalid_json`,
+    `duplicate_keys`, `not_an_object`).
     """
     tokens = len(generation.completion_token_ids)
     if generation.failure:
@@ -45,7 +49,7 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     if generation.reasoning is not None and generation.answer_start >= tokens:
         return Rejection(prompt, generation, "parse", "reasoning_not_closed", ("the reasoning never ends",))
     try:
-        return parse_answer(generation.answer_text)
+        return read_text(generation.answer_text) if prompt.form == "text" else parse_answer(generation.answer_text)
     except ParseError as error:
         return Rejection(prompt, generation, "parse", error.reason, (str(error),))
 
@@ -54,6 +58,18 @@ def _reject_failed(prompt: Prompt, generation: Generation, failure: str) -> Reje
     stage: Stage = "prompt" if failure in UNFIT_PROMPTS else "filter" if failure == OVER_BUDGET else "teacher"
     kind: Literal["rejected", "error"] = "error" if failure in TASK_FAULTS else "rejected"
     return Rejection(prompt, generation, stage, failure, (generation.failure_detail,), kind)
+
+
+def read_text(text: str) -> str:
+    """A free text without the white space around it. Raises ParseError."""
+    body = text.strip()
+    if not body:
+        raise ParseError("no_answer", "nothing follows the reasoning")
+    # no grammar forbids a second reasoning, and no check expects one: a student would learn to show it
+    said = next((marker for marker in REASONING_MARKERS if marker in body), None)
+    if said is not None:
+        raise ParseError("marker_in_answer", f"the answer holds the reasoning marker {said}")
+    return body
 
 
 def parse_answer(text: str) -> str:

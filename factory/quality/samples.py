@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from factory.hashing import canonical_json
-from factory.records import Generation, Outcome, Pair, Record, Rejection, SampleStats
+from factory.records import Form, Generation, Outcome, Pair, Record, Rejection, SampleStats
+from factory.texts.texts import normalize, words_of
 
 Keep = Literal["all", "best", "shortest", "pair"]
 NOT_KEPT: Final = {"best": "not_best", "shortest": "not_shortest", "pair": "not_best"}
@@ -39,8 +40,13 @@ def choose(outcomes: Sequence[Outcome], keep: Keep) -> tuple[list[Outcome], Pair
     return decided, (kept, wrong) if wrong else None
 
 
-def canonical_answer(text: str) -> str:
-    """One text for all ways to write the same JSON value (3.0 is 3); the text itself where it is not JSON."""
+def canonical_answer(text: str, form: Form = "json") -> str:
+    """One text for all ways to write the same JSON value (3.0 is 3); the text itself where it is not JSON.
+
+    A free text is told without what two writings of it may differ in: Unicode form, case, spaces.
+    """
+    if form == "text":
+        return normalize(text)
     try:
         return canonical_json(json.loads(text, parse_float=_whole_or_float))
     except (ValueError, RecursionError):
@@ -62,12 +68,38 @@ def _with_stats(outcomes: Sequence[Outcome]) -> list[Outcome]:
     if len(outcomes) < 2:
         return [replace(outcome, samples=SampleStats()) for outcome in outcomes]
     # a wrong answer votes too: agreement is about what the teacher says, not about whether it is right
-    answers = [None if outcome.answer is None else canonical_answer(outcome.answer) for outcome in outcomes]
-    counts = Counter(answer for answer in answers if answer is not None)
+    answers = [None if o.answer is None else canonical_answer(o.answer, o.prompt.form) for o in outcomes]
     right = [verdict for verdict in map(_first_verdict, outcomes) if verdict is not None]
     rate = sum(right) / len(right) if right else None
-    shares = (None if answer is None else counts[answer] / counts.total() for answer in answers)
+    shares = _agree(answers) if outcomes[0].prompt.form == "text" else _count_equal(answers)
     return [replace(o, samples=SampleStats(rate, share)) for o, share in zip(outcomes, shares, strict=True)]
+
+
+def _count_equal(answers: Sequence[str | None]) -> list[float | None]:
+    counts = Counter(answer for answer in answers if answer is not None)
+    return [None if answer is None else counts[answer] / counts.total() for answer in answers]
+
+
+def _agree(texts: Sequence[str | None]) -> list[float | None]:
+    """Of each text the mean of `word_f1` with all of them, itself among them: 1 where all say the same.
+
+    Two sentences are hardly ever equal, so a share of equal ones would say nothing. Texts that never agree come to
+    1 / n, as values that differ do.
+    """
+    held = [text for text in texts if text is not None]
+    means = {text: sum(word_f1(text, other) for other in held) / len(held) for text in dict.fromkeys(held)}
+    return [None if text is None else means[text] for text in texts]
+
+
+def word_f1(one: str, other: str) -> float:
+    """The F1 of two texts' words, as often as each stands there, in any order (SQuAD's measure with our words).
+
+    Texts without words (an emoji, a dash) are 1 where they are equal, else 0.
+    """
+    words, others = Counter(words_of(one)), Counter(words_of(other))
+    if one == other or not (words and others):
+        return float(one == other)
+    return 2 * (words & others).total() / (words.total() + others.total())
 
 
 def _first_verdict(outcome: Outcome) -> bool | None:

@@ -3,9 +3,10 @@
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from factory.records import Generation, Outcome, Prompt, Record, Rejection
 from factory.signals import Array, Experts, HiddenStates, Logprobs, SignalSpec
@@ -63,7 +64,7 @@ def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: st
     return Record(prompt, generation, answer_json, score=0.0 if findings else 1.0, findings=findings)
 
 
-def run_check(task: Task, scenario_json: str, answer: BaseModel) -> tuple[str, ...]:
+def run_check(task: Task, scenario_json: str, answer: Any) -> tuple[str, ...]:
     """The findings of a task's check; empty means that the answer is right. Raises TaskFault."""
     return call_check(task, read_scenario(task, scenario_json), answer)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from factory.job.data import PersonalKind
 from factory.job.gates import FiltersConfig
-from factory.records import Generation, Outcome, Pair, Rejection
+from factory.records import Generation, Outcome, Pair, Prompt, Rejection
 from factory.texts.personal import Known, find_personal, resolve_kinds, scrub, scrub_row
 from factory.texts.texts import every_text
 
@@ -79,7 +79,7 @@ def _cover(rejection: Rejection, kinds: tuple[PersonalKind, ...], drops: bool) -
         rejection,
         prompt=replace(prompt, history=history),
         generation=None if generation is None else _cover_generation(generation, cover),
-        answer=None if rejection.answer is None else cover.json(rejection.answer),
+        answer=None if rejection.answer is None else _cover_answer(prompt, rejection.answer, cover),
         findings=cover.texts(rejection.findings),
         verdict=None if verdict is None else replace(verdict, reasoning=cover.text(verdict.reasoning)),
     )
@@ -87,6 +87,10 @@ def _cover(rejection: Rejection, kinds: tuple[PersonalKind, ...], drops: bool) -
     if not cover.counts and not missed:
         return rejection
     return _drop(covered) if drops or missed else covered
+
+
+def _cover_answer(prompt: Prompt, answer: str, cover: Cover) -> str:
+    return cover.text(answer) if prompt.form == "text" else cover.json(answer)
 
 
 def _cover_generation(generation: Generation, cover: Cover) -> Generation:
@@ -107,7 +111,8 @@ def _told(rejection: Rejection) -> bool:
 
 
 def _still_holds(rejection: Rejection, kinds: tuple[PersonalKind, ...]) -> bool:
-    texts = [] if rejection.answer is None else [text for _, text in every_text(json.loads(rejection.answer))]
+    value = None if rejection.answer is None else rejection.prompt.value(rejection.answer)
+    texts = [text for _, text in every_text(value)]
     return bool(find_personal("\n".join(texts), kinds))
 
 

@@ -367,7 +367,8 @@ def _finish(
 ) -> Iterator[tuple[int, list[Outcome], list[Pair]]]:
     """Whole shards as they are written: what is kept of each prompt's samples, and nothing that was there already."""
     filters = prepared.job.filters
-    deduplication = Deduplication(filters, ledger) if filters.duplicates or filters.near_duplicates else None
+    forms = {name: task.form for name, task in prepared.tasks.items()}
+    deduplication = Deduplication(filters, ledger, forms) if filters.duplicates or filters.near_duplicates else None
     for shard, outcomes in shards if deduplication is None else _in_order(ledger, shards):
         outcomes, pairs = choose_kept(prepared, outcomes)
         if deduplication is not None:

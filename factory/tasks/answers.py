@@ -279,6 +279,9 @@ def check_style(style: StyleConfig, schema: Schema, path: Path) -> Iterator[str]
     """A problem for each of the style's fields that no answer can have."""
     if style.max_words is not None and style.max_words < style.min_words:
         yield f"{path}: style.max_words {style.max_words}: less than style.min_words {style.min_words}; raise it"
+    if style.fields and schema.get("type") == "string":
+        yield f"{path}: style.fields: the answer is one text without fields, and style is of all of it; leave it out"
+        return
     for field_path in style.fields:
         found = [schema]
         for key in field_path.split("."):

@@ -9,13 +9,22 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from factory.hashing import canonical_json
 from factory.job.config import describe_problems
 from factory.tasks.answers import has_sets, sets_in
 from factory.tasks.faults import TaskFault, blamed
 from factory.tasks.tasks import Task
+
+PHRASES = (
+    "I am not sure what to say about that.",
+    "Let us look at it together another time.",
+    "That is a good question, and there is much to say.",
+    "It depends on many things.",
+    "Thank you for telling me.",
+    "Perhaps it is best to wait and see.",
+)
 
 
 def call_sample(task: Task, seed: int, level: str) -> BaseModel:
@@ -61,24 +70,28 @@ def read_scenario(task: Task, text: str) -> BaseModel:
             raise TaskFault("scenario_not_json", describe_problems(error, task.Scenario)) from None
 
 
-def read_answer(task: Task, text: str) -> BaseModel:
-    """The answer in a JSON text, held strictly to its types.
+def read_answer(task: Task, text: str) -> Any:
+    """The answer in a teacher's text, held strictly to its types: the model of a JSON, or the text itself.
 
     Raises ValidationError, which is the teacher's fault, or TaskFault `validator_raised`.
     """
     invalid: ValidationError
     with blamed("validator_raised", task.schema_path):
         try:
+            if task.form == "text":
+                return TypeAdapter(task.Answer).validate_python(text, strict=True)
             return task.Answer.model_validate_json(text, strict=True)
         except ValidationError as error:
             invalid = error
     raise invalid
 
 
-def dump_answer(task: Task, answer: BaseModel) -> str:
+def dump_answer(task: Task, answer: Any) -> str:
     """An answer as a teacher should write it. Raises TaskFault `answer_not_json`."""
+    if task.form == "text":
+        return str(answer)
     with blamed("answer_not_json", task.schema_path):
-        text = answer.model_dump_json(by_alias=True, round_trip=True)
+        text: str = answer.model_dump_json(by_alias=True, round_trip=True)
     return _order_sets(task, text) if has_sets(task.answer_schema) else text
 
 
@@ -89,7 +102,7 @@ def _order_sets(task: Task, text: str) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def call_check(task: Task, scenario: BaseModel, answer: BaseModel) -> tuple[str, ...]:
+def call_check(task: Task, scenario: BaseModel, answer: Any) -> tuple[str, ...]:
     """The findings of a task's check; empty means that the answer is right. Raises TaskFault `check_raised`."""
     with blamed("check_raised", task.schema_path):
         findings: Any = task.check(scenario, answer)
@@ -102,7 +115,7 @@ def call_check(task: Task, scenario: BaseModel, answer: BaseModel) -> tuple[str,
 
 
 def call_solve(task: Task, scenario: BaseModel) -> tuple[str, str]:
-    """Reference reasoning, and the reference answer as JSON. Raises TaskFault `solve_raised`."""
+    """Reference reasoning, and the reference answer as a teacher writes it. Raises TaskFault `solve_raised`."""
     assert task.solve is not None
     with blamed("solve_raised", task.schema_path):
         solved: Any = task.solve(scenario)
@@ -111,23 +124,43 @@ def call_solve(task: Task, scenario: BaseModel) -> tuple[str, str]:
         reasoning, answer = solved
         if not isinstance(reasoning, str):
             raise TypeError(f"solve must return (reasoning, Answer), got {_kind(reasoning)} as the reasoning")
-        if not isinstance(answer, task.Answer):
+        if not isinstance(answer, str if task.form == "text" else task.Answer):
             raise TypeError(f"solve must return (reasoning, Answer), got {_kind(answer)} as the answer")
         return str(reasoning), dump_answer(task, answer)
 
 
 def invent_answer(task: Task, seed: int) -> str:
-    """A schema-valid answer that knows nothing of the scenario, made by polyfactory; `{}` where it finds none."""
+    """A schema-valid answer that knows nothing of the scenario: `{}`, or no text, where none is found.
+
+    A model's values are polyfactory's; a text is one of PHRASES where that fits its bounds.
+    """
     from polyfactory.factories.pydantic_factory import ModelFactory
+
+    if task.form == "text" and (phrase := _find_phrase(task, seed)) is not None:
+        return phrase
 
     try:
         with blamed("none_found", task.schema_path):
-            factory: Any = ModelFactory.create_factory(task.Answer)
+            boxed = create_model("Text", text=(task.Answer, ...)) if task.form == "text" else task.Answer
+            factory: Any = ModelFactory.create_factory(boxed)
             factory.seed_random(seed)
             value = factory.build()
-        return dump_answer(task, value)
+        return dump_answer(task, value.text if task.form == "text" else value)
     except TaskFault:  # a validator of the task may refuse every random value
-        return "{}"
+        return "" if task.form == "text" else "{}"
+
+
+def _find_phrase(task: Task, seed: int) -> str | None:
+    """A text that says nothing and fits the answer's bounds: one phrase, or several where it must be long."""
+    order = random.Random(seed).sample(PHRASES, len(PHRASES))
+    for count in (1, 2, len(PHRASES), 8 * len(PHRASES)):
+        text = " ".join(order[at % len(order)] for at in range(count))
+        try:
+            read_answer(task, text)
+        except (ValidationError, TaskFault):
+            continue
+        return text
+    return None
 
 
 def _kind(value: object) -> str:

@@ -27,7 +27,7 @@ def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_te
             continue
         judged = "  judge: yes" if task.judge is not None else ""
         lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}{judged}")
-        fields = ", ".join(task.keys)
+        fields = ", ".join(task.keys) or "free text"
         lines += [f"    {task.description}", f"    answer: {fields}  ({task.schema_path})"]
         lines += [f"    warning: {warning}" for warning in task.warnings]
     return lines, problems

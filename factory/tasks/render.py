@@ -9,7 +9,7 @@ underscore attributes or a variable that does not exist, and they have so much t
         id and seed    -> the seed that the teacher samples this row with
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,10 @@ from factory.tasks.sandbox import (
     bounds,
 )
 from factory.tasks.tasks import JUDGE, Task
+from factory.tasks.turns import TurnError, TurnTag, find_tags, marking, spell
 
 VARIABLES = ("scenario", "level", "answer_schema", "style")
-JUDGE_VARIABLES = ("scenario", "level", "style", "prompt", "reasoning", "answer")
+JUDGE_VARIABLES = ("scenario", "level", "style", "prompt", "turns", "reasoning", "answer")
 # for a teacher without reasoning of its own; the markers are those of `teacher.reasoning = "prompted"`
 REASON_IN_WORDS = "First think step by step between <think> and </think>. Then give the answer, and nothing else."
 
@@ -70,17 +71,18 @@ class Renderer:
             sampling=self.sampling,
             sample=row.sample,
             group=group,
+            form=task.form,
         )
 
     def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
-        """System turn, where there is one, and user turn."""
+        """The system turn, where there is one, the turns before the request and the user's request."""
         task = self.task
         variables = {"scenario": scenario, "level": level, "answer_schema": task.answer_schema, "style": task.style}
         system = fill(self.environment, "system.j2", variables) if "system.j2" in self.task.templates else ""
         if self.prompted_reasoning:
             system = f"{system}\n\n{REASON_IN_WORDS}".strip()
-        user = {"role": "user", "content": fill(self.environment, phrasing, variables)}
-        return [{"role": "system", "content": system}, user] if system else [user]
+        turns = fill_turns(self.environment, phrasing, variables)
+        return [{"role": "system", "content": system}, *turns] if system else turns
 
     def _draw_phrasing(self, seed: int) -> str:
         names = self.task.phrasings
@@ -100,11 +102,25 @@ def fill(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[
         raise TaskFault("render_too_large", f"{name}: needs more than {MAX_BYTES:,} bytes of memory") from None
     except Terminated:
         raise
+    except TurnError as error:
+        raise TaskFault("render_failed", f"{name}: {error}") from None
     except (Exception, SystemExit) as error:  # a template can raise anything its scenario's methods raise
         raise TaskFault("render_failed", f"{name}: {name_error(error)}") from error
     if len(text) > MAX_CHARACTERS:
         raise TaskFault("render_too_large", f"{name}: {len(text):,} characters (at most {MAX_CHARACTERS:,})")
     return text.strip()
+
+
+def fill_turns(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[str, Any]) -> list[Message]:
+    """The turns of a user template, the request last. Raises TaskFault."""
+    with marking() as marked:
+        text = fill(environment, name, variables)
+    if sum(len(turn["content"]) for turn in marked.turns) > MAX_CHARACTERS:
+        raise TaskFault("render_too_large", f"{name}: turns of more than {MAX_CHARACTERS:,} characters")
+    try:
+        return marked.read(text)
+    except TurnError as error:
+        raise TaskFault("render_failed", f"{name}: {error}") from None
 
 
 def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = False) -> Renderer:
@@ -115,7 +131,11 @@ def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = Fal
 def open_environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment:
     """The sandbox over these templates and no others."""
     environment = TaskEnvironment(
-        loader=DictLoader(templates), undefined=LoudUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=DictLoader(templates),
+        undefined=LoudUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[TurnTag],
     )
     del environment.filters["random"], environment.globals["lipsum"]  # they draw from no seed
     return environment
@@ -155,6 +175,8 @@ def _read_template(task: Task, templates: dict[str, str], name: str, variables: 
             problems.append(
                 f"{path}:{call.lineno}: no filter named {call.name!r}; see Jinja's list of built-in filters"
             )
+    for line in find_tags(tree) if name in ("system.j2", JUDGE) else ():
+        problems.append(f"{path}:{line}: holds a turn; turns stand in user templates alone")
     for other in meta.find_referenced_templates(tree):
         if other not in templates:
             has = ", ".join(sorted(templates))
@@ -180,20 +202,29 @@ def _try_templates(task: Task) -> list[str]:
 
 
 def judge_messages(
-    environment: ImmutableSandboxedEnvironment, task: Task, level: str, texts: dict[str, str], scenario: BaseModel
+    environment: ImmutableSandboxedEnvironment,
+    task: Task,
+    level: str,
+    turns: Sequence[Message],
+    texts: dict[str, str],
+    scenario: BaseModel,
 ) -> list[Message]:
-    """The prompt of a task's judge; `texts` are the user turn (`prompt`), the `reasoning` and the `answer`."""
-    variables = {"scenario": scenario, "level": level, "style": task.style, **texts}
+    """The prompt of a task's judge; `texts` are the `reasoning` and the `answer`, `turns` what was asked.
+
+    `prompt` is the user's request; where turns stand before it, the whole conversation as text.
+    """
+    given = {"turns": [dict(turn) for turn in turns], "prompt": spell(turns)}
+    variables = {"scenario": scenario, "level": level, "style": task.style, **given, **texts}
     return [{"role": "user", "content": fill(environment, JUDGE, variables)}]
 
 
-def _try_judge(task: Task, level: str, scenario: BaseModel, prompt: str) -> str | None:
+def _try_judge(task: Task, level: str, scenario: BaseModel, turns: list[Message]) -> str | None:
     if task.judge is None:
         return None
     # an empty answer is enough: what is looked for is a rubric that cannot be filled
-    texts = {"prompt": prompt, "reasoning": "", "answer": "{}"}
+    texts = {"reasoning": "", "answer": "" if task.form == "text" else "{}"}
     try:
-        judge_messages(open_environment({JUDGE: task.judge}), task, level, texts, scenario)
+        judge_messages(open_environment({JUDGE: task.judge}), task, level, turns, texts, scenario)
     except TaskFault as error:
         return f"{task.folder}/{error}"
     return None
@@ -215,7 +246,7 @@ def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
         return f"{task.folder}/{error}"
     if not messages[-1]["content"]:
         return f"{task.folder / phrasing}: renders to nothing at level {row.level}"
-    return _try_judge(task, row.level, scenario, messages[-1]["content"])
+    return _try_judge(task, row.level, scenario, [turn for turn in messages if turn["role"] != "system"])
 
 
 def require_whole(tasks: list[Task]) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -28,16 +28,10 @@ from factory.job.config import Config
 from factory.job.gates import StyleConfig
 from factory.job.paths import real_path
 from factory.job.teacher import SamplingConfig
-from factory.records import Sampling
-from factory.tasks.answers import (
-    answer_keys,
-    check_style,
-    describe_answer,
-    describe_grammar,
-    find_problems,
-    find_warnings,
-)
+from factory.records import Form, Sampling
+from factory.tasks.answers import answer_keys, check_style
 from factory.tasks.digests import digest_meaning
+from factory.tasks.forms import ALLOWED, describe, form_of, is_model
 from factory.tasks.modules import Loaded, load_module
 from factory.tasks.words import read_checked
 
@@ -65,7 +59,7 @@ class Task:
 
     `sources` are the files that it is made of, and `digests` names what of each decides rows. `judge` is the text of
     the rubric, None where the task has none; it is no phrasing and not among `templates`.
-    `answer_schema` is what prompts show, `grammar` what an engine holds the teacher to.
+    `answer_schema` is what prompts show, `grammar` what an engine holds the teacher to; a free text has none.
     """
 
     name: str
@@ -84,7 +78,9 @@ class Task:
     # text of each .j2 file by its name, but for the rubric's
     templates: dict[str, str]
     Scenario: type[BaseModel]
-    Answer: type[BaseModel]
+    # a model, or str with or without bounds: see `factory.tasks.forms`
+    Answer: Any
+    form: Form
     # (scenario, answer) -> findings; none means right
     check: Callable[[Any, Any], list[str]]
     # (rng, level) -> scenario; None for a task that is made from a source alone
@@ -93,7 +89,7 @@ class Task:
     solve: Callable[[Any], tuple[str, Any]] | None
     # JSON schema of the answer, closed to extra keys: what templates show and the grammar is made of
     answer_schema: dict[str, Any]
-    grammar: dict[str, Any]
+    grammar: dict[str, Any] | None
     digests: dict[str, str]
     warnings: tuple[str, ...] = ()
     style: StyleConfig = field(default_factory=StyleConfig)
@@ -107,7 +103,7 @@ class Task:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of an answer, as a teacher writes them."""
+        """The keys of an answer, as a teacher writes them; none of a free text."""
         return answer_keys(self.answer_schema)
 
 
@@ -184,10 +180,10 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         _check_contract(module, schema_path, problems)
     # it has variables of its own, so it is no phrasing and not to be checked as one
     judge = templates.pop(JUDGE, None)
-    answer_schema, grammar = _describe_answer(module, schema_path, problems)
-    if config is not None and answer_schema:
-        problems += check_style(config.style, answer_schema, folder / "task.toml")
-    if problems or config is None or loaded is None or module is None:
+    described = describe(_defined(module).get("Answer"), schema_path, problems)
+    if config is not None and described is not None:
+        problems += check_style(config.style, described.schema, folder / "task.toml")
+    if problems or config is None or loaded is None or module is None or described is None:
         return None, problems
     sources = (folder / "task.toml", *sorted(folder.glob("*.j2")), *shared, *loaded.files)
     task = Task(
@@ -203,14 +199,15 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         templates=templates,
         Scenario=module.Scenario,
         Answer=module.Answer,
+        form=described.form,
         check=module.check,
         sample=_defined(module).get("sample"),
         solve=_defined(module).get("solve"),
-        answer_schema=answer_schema,
-        grammar=grammar,
+        answer_schema=described.schema,
+        grammar=described.grammar,
         # task.toml is not among them: the manifest has its values, so that a refusal can name the key
         digests={str(p.relative_to(root)): digest_meaning(p) for p in sources[1:]},
-        warnings=tuple(_warn(module, answer_schema, grammar, schema_path)),
+        warnings=described.warnings,
         style=config.style,
         judge=judge,
     )
@@ -293,39 +290,12 @@ def _check_contract(module: ModuleType, path: Path, problems: list[str]) -> None
     for name in REQUIRED:
         if name not in defined:
             problems.append(f"{path}: {name} is missing (needs {', '.join(REQUIRED)}; has {has}); define it")
-    for name in ("Scenario", "Answer"):
-        value = defined.get(name)
-        if value is not None and not _is_model(value):
-            problems.append(f"{path}: {name} must be a pydantic BaseModel, got {value!r}")
+    scenario, answer = defined.get("Scenario"), defined.get("Answer")
+    if scenario is not None and not is_model(scenario):
+        problems.append(f"{path}: Scenario must be a pydantic BaseModel, got {scenario!r}")
+    if answer is not None and form_of(answer) is None:
+        problems.append(f"{path}: Answer must be {ALLOWED}, got {answer!r}")
     for name in ("check", "sample", "solve"):
         value = defined.get(name)
         if value is not None and not callable(value):
             problems.append(f"{path}: {name} must be a function, got {value!r}")
-
-
-def _is_model(value: object) -> TypeGuard[type[BaseModel]]:
-    return isinstance(value, type) and issubclass(value, BaseModel)
-
-
-def _describe_answer(
-    module: ModuleType | None, path: Path, problems: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The JSON schemas of a module's Answer, for prompts and for a grammar; empty where it has none."""
-    answer = _defined(module).get("Answer")
-    if not _is_model(answer):
-        return {}, {}
-    try:
-        schemas = describe_answer(answer), describe_grammar(answer)
-        problems += find_problems(answer, schemas[0], path)
-    except (Exception, SystemExit) as error:  # pydantic refuses types that JSON has no word for, and unknown names
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        problems.append(f"{path}: Answer has no JSON schema: {told}; use types that JSON has")
-        return {}, {}
-    return schemas
-
-
-def _warn(module: ModuleType, answer_schema: dict[str, Any], grammar: dict[str, Any], path: Path) -> list[str]:
-    """What is not wrong and will be paid for."""
-    open_extra = module.Answer.model_config.get("extra") != "forbid"
-    loose = [f'{path}: Answer: has no extra="forbid"; without a grammar a teacher adds keys that no check sees']
-    return [*(loose if open_extra else []), *find_warnings(answer_schema, grammar, path)]

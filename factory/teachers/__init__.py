@@ -71,13 +71,13 @@ def open_teacher(
 ) -> Iterator[Teacher]:
     """Start the job's teacher; it and all its processes are gone when the context ends.
 
-    Prompts name the JSON schema of their answer: a task's, or one of `more_schemas`.
+    Prompts name the JSON schema of their answer: a task's, or one of `more_schemas`; those without one answer freely.
 
     `probes` are a few prompts of each task: where none of a task's fits the model's window, the engine is not started.
     `tell` is given an event's name, a line for people and fields for machines when an engine starts, and what it does.
     Raises TeacherError where the model or the engine cannot serve the job.
     """
-    schemas = {task.name: task.grammar for task in tasks} | dict(more_schemas)
+    schemas = {task.name: task.grammar for task in tasks if task.grammar is not None} | dict(more_schemas)
     # inside the function: neither backend is imported where the other one answers, nor by `factory --help`
     if job.teacher.backend == "scripted":
         from factory.teachers.scripted import ScriptedTeacher

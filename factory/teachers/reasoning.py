@@ -23,14 +23,10 @@ from typing import Protocol
 
 import numpy as np
 
+from factory.records import KNOWN_MARKERS
 from factory.signals import Array
 
-KNOWN_MARKERS = (
-    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, and most others
-    ("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ("[THINK]", "[/THINK]"),  # Magistral
-    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
-)
+__all__ = ["KNOWN_MARKERS", "Markers"]
 
 
 class Tokenizer(Protocol):

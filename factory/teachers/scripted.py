@@ -139,9 +139,9 @@ class ScriptedTeacher:
             return Generation.failed(prompt.id, prompt.attempt, error.reason, str(error), prompt_ids)
         more = {"loop": LOOP, "pii": LEAK}.get(fault)
         reasoning = REFUSAL if fault == "refusal" else f"{reasoning}\n{more}" if more else reasoning
-        # a closing brace less: no JSON, however it is read
+        # a closing brace less: no JSON, however it is read; a text can only be missing
         if fault == "bad_json":
-            answer = answer[:-1] + ","
+            answer = "" if prompt.form == "text" else answer[:-1] + ","
         think = [] if fault == "no_reasoning" else [*encode(reasoning), THINK_END]
         ids = [*think, *encode(answer), STOP]
         # an answer that is too long is cut as the engine would cut it, fault or not

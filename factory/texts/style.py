@@ -1,6 +1,5 @@
 """Style: whether the texts of an answer sound as a task asks: their length, no Markdown, no emoji, a phone's voice."""
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -47,10 +46,13 @@ DESKTOP = re.compile(
 )
 
 
-def find_style(style: StyleConfig, answer_json: str) -> list[str]:
-    """Findings, `code: detail` each, about the texts of an answer; empty where all sound as they should."""
-    texts = texts_at(json.loads(answer_json), style.fields)
-    return [finding for place, text in texts for finding in _findings(style, place, text)]
+def find_style(style: StyleConfig, answer: object) -> list[str]:
+    """Findings, `code: detail` each, about the texts of an answer; empty where all sound as they should.
+
+    `answer` is a JSON value or a text, which is "answer" in what is told.
+    """
+    texts = texts_at(answer, style.fields)
+    return [finding for place, text in texts for finding in _findings(style, place or "answer", text)]
 
 
 def _findings(style: StyleConfig, place: str, text: str) -> Iterator[str]:

@@ -130,3 +130,26 @@ def test_every_string_of_a_scenario_is_found(value: Any) -> None:
         return [text for part in parts for text in walk(part)]
 
     assert sorted(text for _, text in iterate_strings(value)) == sorted(walk(value))
+
+
+def test_rows_that_go_on_from_one_conversation_stay_together() -> None:
+    greeting = "user: Hi\nassistant: Hello, how are you today?\n"
+    first, second = f"{greeting}user: {LONG}\nassistant: Noted.\n", f"{greeting}user: Other {LONG}\nassistant: Noted.\n"
+    rows = [
+        [greeting, first],
+        [greeting, first, f"{first}user: And now?\nassistant: Still noted.\n"],
+        [greeting, second],
+        [greeting],
+        [],
+    ]
+    links = Links()
+    for number, earlier in enumerate(rows):
+        links.add(str(number), json.dumps({"number": number}), earlier)
+    # a greeting alone ties nothing together
+    assert links.group()[0].tolist() == [0, 0, 1, 2, 3]
+    assert links.document_fields == {"conversation"}
+    ignoring = Links(["conversation"])
+    for number, earlier in enumerate(rows):
+        ignoring.add(str(number), json.dumps({"number": number}), earlier)
+    assert ignoring.group()[0].tolist() == [0, 1, 2, 3, 4]
+    assert ignoring.ignored_fields == {"conversation"}

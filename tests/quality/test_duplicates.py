@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from factory.quality.duplicates import (
     shape_bands,
     split_words,
 )
-from factory.records import Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict
+from factory.records import Form, Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict
 from factory.tasks.tasks import discover
 
 ROOT = Path(__file__).parent.parent.parent
@@ -53,14 +54,25 @@ def record(
         messages += [{"role": "assistant", "content": "{"}, {"role": "user", "content": "Not accepted."}]
     said = answer if isinstance(answer, str) else json.dumps({} if answer is None else answer)
     made_from = scenario if isinstance(scenario, str) else json.dumps({} if scenario is None else scenario)
-    prompt = Prompt(name, 0, 0, task, "easy", tuple(messages), made_from, 0, Sampling(), group=group or name)
+    prompt = Prompt(
+        name, 0, 0, task, "easy", tuple(messages), made_from, 0, Sampling(), group=group or name, repaired=repaired
+    )
     return Record(prompt, Generation.failed(name, 0, "", ""), said, 1.0)
 
 
 def stored(records: Iterable[Outcome]) -> list[StoredRow]:
     """What a dataset would hold of the records among these outcomes."""
     return [
-        StoredRow(r.prompt.id, r.prompt.group, r.prompt.task, r.prompt.messages, r.prompt.scenario, r.answer)
+        StoredRow(
+            r.prompt.id,
+            r.prompt.group,
+            r.prompt.task,
+            r.prompt.messages,
+            r.prompt.scenario,
+            r.answer,
+            r.prompt.repaired,
+            r.prompt.form,
+        )
         for r in records
         if isinstance(r, Record)
     ]
@@ -451,3 +463,25 @@ def test_signatures_are_those_that_were_written_down() -> None:
     assert sketch.minhash.digest()[:3] == [3285564981, 3403715582, 3457859180]
     assert sketch.hashes.tolist() == [700526638, 834616074, 2380318904]
     assert RMinHash.ALGORITHM_VERSION == 2
+
+
+def test_earlier_turns_belong_to_the_prompt_and_a_repair_s_do_not() -> None:
+    def talk(name: str, said: str, repaired: bool = False) -> Record:
+        made = record(name, {"x": 1}, repaired=repaired)
+        earlier = ({"role": "user", "content": said}, {"role": "assistant", "content": "Noted."})
+        messages = (made.prompt.messages[0], *earlier, *made.prompt.messages[1:])
+        return replace(made, prompt=replace(made.prompt, messages=messages))
+
+    assert check(EXACT, talk("a", "I like tea."), talk("b", "I like soup.")) == [None, None]
+    assert check(EXACT, talk("a", "I like tea."), talk("b", " i like TEA.", repaired=True)) == [None, "duplicate"]
+
+
+def test_a_free_text_is_compared_as_text() -> None:
+    def text(name: str, answer: str, form: Form = "text") -> Record:
+        made = record(name, answer, group=name)
+        return replace(made, prompt=replace(made.prompt, form=form))
+
+    assert check(EXACT, text("a", "Hello  Ada"), text("b", "hello ada")) == [None, "duplicate"]
+    assert check(EXACT, text("a", "3"), text("b", "3.0")) == [None, None]
+    # its words are shingles although it looks like a JSON object
+    assert list_shingles(stored([text("a", '{"one": "two three"}')])[0]) == ["one two three"]

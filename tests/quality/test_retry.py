@@ -67,7 +67,7 @@ def test_a_repair_shows_the_answer_and_what_is_wrong_with_it() -> None:
     assert answer == {"role": "assistant", "content": '{"total":1}'}
     assert feedback["role"] == "user"
     assert "- wrong_total: got 1" in feedback["content"]
-    assert prompt.request == failed.prompt.messages[-1]
+    assert prompt.turns[-1] == failed.prompt.messages[-1]
 
 
 def test_a_second_repair_replaces_the_first() -> None:
@@ -77,7 +77,7 @@ def test_a_second_repair_replaces_the_first() -> None:
     assert [message["role"] for message in second.messages] == ["system", "user", "assistant", "user"]
     assert second.attempt == 2
     assert len(second.history) == 2
-    assert second.request["content"] == "1 + 1"
+    assert second.turns[-1]["content"] == "1 + 1"
 
 
 def test_what_wrote_no_answer_is_resampled() -> None:

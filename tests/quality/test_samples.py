@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.quality.samples import Keep, canonical_answer, choose, is_right
+from factory.quality.samples import Keep, canonical_answer, choose, is_right, word_f1
 from factory.records import Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict
 from factory.signals import Logprobs
 
@@ -329,3 +329,25 @@ def test_answers_are_the_same_where_their_values_are(one: str, other: str) -> No
 )
 def test_answers_differ_where_their_values_do(one: str, other: str) -> None:
     assert canonical_answer(one) != canonical_answer(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "f1"),
+    [
+        ("You leave at nine.", "you  LEAVE at nine", 1.0),
+        ("The train leaves at nine", "It leaves at nine", 2 * 3 / 9),
+        ("no no no", "no", 2 * 1 / 4),
+        ("yes", "no", 0.0),
+        ("\U0001f600", "\U0001f600", 1.0),
+        ("\U0001f600", "\U0001f601", 0.0),
+        ("yes", "\U0001f600", 0.0),
+        ("\u660e\u5929\u89c1", "\u660e\u5929", 2 * 2 / 5),
+    ],
+)
+def test_two_texts_agree_by_the_words_that_they_share(one: str, other: str, f1: float) -> None:
+    assert word_f1(one, other) == word_f1(other, one) == pytest.approx(f1)
+
+
+def test_a_text_is_no_json_even_where_it_looks_like_it() -> None:
+    assert canonical_answer("3.0", "text") != canonical_answer("3", "text")
+    assert canonical_answer(" Gut  gemacht, STRASSE", "text") == canonical_answer("gut gemacht, Stra\u00dfe", "text")

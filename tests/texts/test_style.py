@@ -1,6 +1,5 @@
 """Style: texts of an answer against a task's `[style]`, where they stand and what is wrong with them."""
 
-import json
 import time
 from typing import Any
 
@@ -16,7 +15,7 @@ ANSWER = {"title": "A short title", "points": ["One two three.", "Four five."], 
 
 
 def findings(answer: object = ANSWER, **style: Any) -> list[str]:
-    return find_style(StyleConfig.model_validate(style), json.dumps(answer))
+    return find_style(StyleConfig.model_validate(style), answer)
 
 
 def codes(text: str, **style: Any) -> list[str]:

@@ -144,8 +144,9 @@ class Parts:
             special["thinking_token_budget"] = self.budget(request)
         if self._is_flat(request):
             special |= {"logprobs": self.flat_k, "flat_logprobs": True}
-        if self.schemas is not None:
-            special["structured_outputs"] = StructuredOutputsParams(json=self.schemas[prompt["task"]])
+        schema = (self.schemas or {}).get(prompt["task"])  # a task whose answer is a free text has none
+        if schema is not None:
+            special["structured_outputs"] = StructuredOutputsParams(json=schema)
         return special
 
     def _reasoning_stops(self) -> dict[str, Any]:
