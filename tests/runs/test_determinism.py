@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from dataset_support import read_table, read_tree
 
-TASKS = ("photo_edits", "proactive", "questions", "scheduling", "summarization", "travel_booking")
+TASKS = (
+    "conversation_memory", "emotional_support", "photo_edits", "proactive", "questions", "scheduling", "stories",
+    "summarization", "travel_booking",
+)  # fmt: skip
 JOB = """
 out = "out"
 seed = 11
