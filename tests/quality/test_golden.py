@@ -35,7 +35,8 @@ for task in discover(Path(sys.argv[1])).get(sys.argv[2:]):
         for seed in range(20):
             scenario = task.sample(random.Random(seed), level)
             reasoning, answer = task.solve(scenario)
-            digest.update((scenario.model_dump_json() + reasoning + answer.model_dump_json()).encode())
+            told = answer if isinstance(answer, str) else answer.model_dump_json()
+            digest.update((scenario.model_dump_json() + reasoning + told).encode())
     digests[task.name] = digest.hexdigest()
 print(json.dumps(digests))
 """
