@@ -32,6 +32,7 @@ from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.tasks import Task, discover
 from factory.teachers.tokens import Counter, open_counter
 from factory.terminal import say
+from factory.texts.calls import spell_answer
 
 LEAST_DISTINCT = 0.9  # of a level's scenarios
 LEAST_GOLDEN = 6
@@ -102,7 +103,7 @@ def _measure(task: Task, level: str, seeds: int, counter: Counter, report: Repor
             failures.setdefault(f"{fault.reason}: {fault}", []).append(seed)
             continue
         found.prompts.append(prompt)
-        found.prompt_tokens.append(len(counter.prompt_ids(prompt.messages)))
+        found.prompt_tokens.append(len(counter.prompt_ids(prompt.messages, prompt.tools)))
         _weigh_solution(task, prompt, counter, found)
     for line, where in failures.items():
         times = f"{len(where)} of {seeds} seeds, first {where[0]}"
@@ -116,7 +117,8 @@ def _weigh_solution(task: Task, prompt: Prompt, counter: Counter, found: Level) 
     if task.solve is None:
         return
     try:
-        think, answer = counter.completion_ids(*call_solve(task, read_scenario(task, prompt.scenario)))
+        reasoning, solved = call_solve(task, read_scenario(task, prompt.scenario))
+        think, answer = counter.completion_ids(reasoning, spell_answer(task.form, solved))
     except TaskFault:  # it is told already
         return
     found.reasoning.append(len(think))

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column
+from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column, storage_of
 from factory.dataset.layouts import Layout
 from factory.dataset.shards import (
     ROW_GROUP_BYTES,
@@ -66,6 +66,7 @@ STAGE_LABELS: Final[Types] = {
     "row": pa.int32(),
     "index": pa.int64(),
 }
+SOMETIMES: Final = ("tools", "images")  # copied where there are any
 PROMPT_COPIED: Final = ("prompt_id", "task", "level", "prompt", "repaired")
 PROMPT_COLUMNS: Final[Types] = {
     "id": pa.string(),
@@ -101,10 +102,10 @@ class Move:
     def of_prompts(self) -> bool:
         return self.config == "hand-off"
 
-    @property
-    def layout(self) -> Layout:
+    def layout(self, found: Types) -> Layout:
+        """What is written, with the types `found` in the sources of what is copied."""
         types = PROMPT_COLUMNS if self.of_prompts else STAGE_COPIED | STAGE_LABELS
-        columns = tuple(Column(name, kind, pa.array) for name, kind in types.items())
+        columns = tuple(Column(name, kind, pa.array) for name, kind in (types | found).items())
         return Layout(self.config, f"curriculum/{self.config}", columns, SignalSpec())
 
 
@@ -129,13 +130,22 @@ def regroup(sources: Sequence[Path], moves: Sequence[Move], folder: Path) -> lis
     if not groups:
         return []
     copied = PROMPT_COPIED if moves[0].of_prompts else tuple(STAGE_COPIED)
+    found = _find_types(sources[0], moves[0].of_prompts)
     spill = folder / ".spill"
     spill.mkdir(parents=True)
-    _scatter(sources, list(copied), groups, spill)
-    files = [_write_file(folder, spill, numbered) for numbered in _by_file(groups)]
+    _scatter(sources, list(dict.fromkeys([*copied, *found])), groups, spill)
+    files = [_write_file(folder, spill, numbered, found) for numbered in _by_file(groups)]
     # empty by now, or a spilled row was never written: then this raises
     spill.rmdir()
     return files
+
+
+def _find_types(source: Path, of_prompts: bool) -> Types:
+    """The types of messages, which follow from what a job shows and calls, and columns that only some jobs have."""
+    with told_as_damage(source):
+        schema = pq.read_schema(source)
+    wanted = (*(("prompt",) if of_prompts else ("prompt", "completion")), *SOMETIMES)
+    return {name: schema.field(name).type for name in wanted if name in schema.names}
 
 
 def _cut_groups(move: Move) -> Iterator[_Group]:
@@ -211,9 +221,9 @@ def _spill(held: list[tuple[Any, Array]], group: Array, place: Array, spill: Pat
             out.write_table(fragment)
 
 
-def _write_file(folder: Path, spill: Path, numbered: Sequence[tuple[int, _Group]]) -> ShardFile:
+def _write_file(folder: Path, spill: Path, numbered: Sequence[tuple[int, _Group]], found: Types) -> ShardFile:
     _, begin = numbered[0]
-    layout = begin.move.layout
+    layout = begin.move.layout(found)
     name = f"{layout.folder}/{begin.move.split}-{begin.part:05d}.parquet"
     path = folder / begin.move.config / Path(name).name
     path.parent.mkdir(exist_ok=True)
@@ -248,7 +258,7 @@ def _first_requests(table: Any) -> Any:
     if not any(repaired):
         return prompts
     cut = [prompt[:-2] if again else prompt for prompt, again in zip(prompts.to_pylist(), repaired, strict=True)]
-    return pa.array(cut, prompts.type)
+    return pa.array(cut, storage_of(prompts.type)).cast(prompts.type)
 
 
 def _read_streams(path: Path) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, SOURCE_ROW, Column
+from factory.dataset.columns import REJECTED, Column, accepted_columns, identity_columns, preference_columns
 from factory.dataset.signal_columns import ATTENTION, EXPERTS, HIDDEN, POSITIONS, logprob_columns
 from factory.hashing import canonical_json
 from factory.records import Outcome
@@ -87,14 +87,14 @@ HALF_LEVEL: Final = 3
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
-    identity = (*IDENTITY, SOURCE_ROW) if signals.sourced else IDENTITY
-    accepted = (*identity, *ACCEPTED, *logprob_columns(signals))
+    identity = identity_columns(signals)
+    accepted = (*identity, *accepted_columns(signals), *logprob_columns(signals))
     configs = {
         "default": Layout("default", "data", accepted, signals),
         "rejected": Layout("rejected", "rejected", (*identity, *REJECTED), signals),
     }
     if signals.pairs:
-        configs["preferences"] = Layout("preferences", "preferences", PREFERENCES, signals)
+        configs["preferences"] = Layout("preferences", "preferences", preference_columns(signals), signals)
     if signals.layers:
         hidden = HIDDEN if signals.hidden_positions == "all" else (*HIDDEN, POSITIONS)
         configs["hidden_states"] = Layout("hidden_states", "hidden_states", hidden, signals)

@@ -215,18 +215,19 @@ def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:
 
 
 def describe_prompt(
-    made: Prompt | Rejection, as_json: bool, encode: Callable[[Sequence[Message]], EncodedPrompt] | None = None
+    made: Prompt | Rejection, as_json: bool, encode: Callable[[Sequence[Message], str], EncodedPrompt] | None = None
 ) -> str:
     """A rendered prompt for people, or as one JSON line; `encode` gives what a model would be given of it.
 
     A row whose prompt cannot be made is told with the reason.
     """
     prompt = made.prompt if isinstance(made, Rejection) else made
-    encoded = encode(prompt.messages) if encode is not None and prompt is made else None
+    encoded = encode(prompt.messages, prompt.tools) if encode is not None and prompt is made else None
     wrong = {"reason": made.reason, "findings": made.findings} if isinstance(made, Rejection) else {}
     if as_json:
         fields = ("id", "task", "level", "messages", "scenario")
         given = {} if encoded is None else {"prompt_text": encoded.text, "prompt_tokens": len(encoded.ids)}
+        given |= {"tools": json.loads(prompt.tools)} if prompt.tools else {}
         given |= {} if prompt.source_row is None else {"source_row": prompt.source_row}
         return canonical_json({name: getattr(prompt, name) for name in fields} | given | wrong)
     source = "" if prompt.source_row is None else f"source {prompt.source_row} · "
@@ -237,4 +238,11 @@ def describe_prompt(
         ends = "its reasoning follows" if encoded.reasons else "its answer follows"
         told = f"── what the model is given: {len(encoded.ids):,} ids, {ends} ".ljust(WIDTH, "─")
         return "\n".join([head, encoded.text, told])
-    return "\n".join([head, *(f"[{m['role']}]\n{m['content']}\n" for m in prompt.messages)])
+    tools = [f"[tools]\n{_name_tools(prompt.tools)}\n"] if prompt.tools else []
+    return "\n".join([head, *tools, *(f"[{m['role']}]\n{m['content']}\n" for m in prompt.messages)])
+
+
+def _name_tools(tools: str) -> str:
+    """Each tool as it would be called."""
+    functions = [tool["function"] for tool in json.loads(tools)]
+    return "\n".join(f"{each['name']}({', '.join(each['parameters']['properties'])})" for each in functions)

@@ -15,10 +15,11 @@ from factory.errors import nearest
 from factory.job.config import Config, describe_problems
 from factory.quality.parse import parse
 from factory.quality.validate import Gate, validate
-from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling
+from factory.records import Form, Generation, Outcome, Prompt, Record, Rejection, Sampling
 from factory.tasks.calls import call_sample, dump_scenario
 from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task
+from factory.texts.calls import read_calls
 
 FILE = "golden.jsonl"
 
@@ -107,7 +108,7 @@ def decide_line(task: Task, line: GoldenLine) -> Outcome:
 def decide_text(task: Task, scenario_json: str, level: str, text: str) -> Outcome:
     """What becomes of a text that a reasoning teacher wrote for a scenario."""
     prompt = Prompt("golden", 0, 0, task.name, level, (), scenario_json, 0, Sampling(), form=task.form)
-    generation = as_generation(text)
+    generation = as_generation(text, task.form)
     answer = parse(prompt, generation)
     return answer if isinstance(answer, Rejection) else validate(Gate(task, check=True), prompt, generation, answer)
 
@@ -118,10 +119,14 @@ def end_of(outcome: Outcome) -> str:
     return _ending("rejected" if outcome.kind == "rejected" else "an error", outcome.stage, outcome.reason)
 
 
-def as_generation(text: str) -> Generation:
-    """What a reasoning teacher's text is to the factory: all before the first </think> is reasoning."""
+def as_generation(text: str, form: Form = "json") -> Generation:
+    """What a reasoning teacher's text is to the factory: all before the first </think> is reasoning.
+
+    Calls are spelt as in `factory.texts.calls`, whatever the format of the model that will be asked.
+    """
     reasoning, closed, answer = text.partition("</think>")
     tokens = len(text.encode("utf-8", "replace"))
+    content, calls = read_calls(answer) if form == "calls" else ("", ())
     return Generation(
         prompt_id="golden",
         attempt=0,
@@ -132,4 +137,6 @@ def as_generation(text: str) -> Generation:
         completion_token_ids=np.zeros(tokens, np.int32),
         answer_start=tokens - len(answer.encode("utf-8", "replace")) if closed else tokens,
         finish_reason="stop",
+        content=content,
+        calls=calls,
     )

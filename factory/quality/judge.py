@@ -81,6 +81,7 @@ class Judge:
             history=(),
             keeps=False,
             form="json",
+            tools="",
         )
 
     def conclude(self, record: Record, prompt: Prompt, generation: Generation) -> Outcome:

@@ -13,6 +13,7 @@ from factory.quality.golden import decide_text, end_of, try_golden
 from factory.quality.grammar import allows, find_grammar_problems
 from factory.records import Record
 from factory.tasks.calls import (
+    UnknownTool,
     call_check,
     call_sample,
     call_solve,
@@ -24,6 +25,7 @@ from factory.tasks.calls import (
 from factory.tasks.faults import TaskFault
 from factory.tasks.render import check_templates
 from factory.tasks.tasks import Task
+from factory.texts.calls import spell_answer
 
 SEEDS = 2  # for each level: a fault of the code shows in the first, a rare one in `factory test`
 
@@ -67,7 +69,7 @@ def try_scenario(task: Task, level: str, scenario_json: str) -> Iterator[str]:
     if task.solve is None:
         return
     reasoning, answer = call_solve(task, read_scenario(task, scenario_json))
-    outcome = decide_text(task, scenario_json, level, f"{reasoning}\n</think>\n{answer}")
+    outcome = decide_text(task, scenario_json, level, f"{reasoning}\n</think>\n{spell_answer(task.form, answer)}")
     if "</think>" in reasoning:
         yield "solve: its reasoning holds </think>, which would end it there"
     elif not isinstance(outcome, Record):
@@ -87,6 +89,6 @@ def try_check(task: Task, scenario_json: str, seed: int) -> tuple[str, ...] | No
         return None
     try:
         answer = read_answer(task, invented)
-    except ValidationError:
+    except (ValidationError, UnknownTool):
         return None
     return call_check(task, read_scenario(task, scenario_json), answer)

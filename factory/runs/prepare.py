@@ -296,6 +296,8 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     for teacher in filter(None, (job["teacher"], (job["judge"] or {}).get("teacher"))):
         for name in HOW_NOT_WHAT:
             del teacher[name]
+        if teacher["tool_parser"] is None:  # came later: a job without one is the job that it was
+            del teacher["tool_parser"]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
     # what a task's rows are sampled and gated with stands in `tasks`, whichever of three places it was said in
     for said in (job, *job["tasks"]):

@@ -148,7 +148,7 @@ def _open_desk(prepared: Prepared, manifest: dict[str, Any], out: Path, stack: E
     tasks, probes = prepared.tasks.values(), prepared.probes()
     teacher = stack.enter_context(open_teacher(prepared.job, tasks, probes, out, verdicts, reporter.tell))
     judge = _open_judge(prepared, stack, out, verdicts, reporter) or teacher
-    described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
+    described = {"teacher": asdict(teacher.info), "signals": teacher.signals.as_manifest()}
     described |= {"judge": asdict(judge.info)} if prepared.judges else {}
     reconcile_manifest(out, manifest | described)
     # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that

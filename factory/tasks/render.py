@@ -56,6 +56,7 @@ class Renderer:
         scenario_json = dump_scenario(task, scenario)  # before any template has had it: what `check` will be given
         messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed))
         identity = [self.task.name, self.task.version, row.level, row.number, messages]
+        identity += [task.tools_json] if task.tools_json else []
         group = content_hash(identity)
         # the first sample is the one that the group is named after
         prompt_id = content_hash([group, row.sample]) if row.sample else group
@@ -72,6 +73,7 @@ class Renderer:
             sample=row.sample,
             group=group,
             form=task.form,
+            tools=task.tools_json,
         )
 
     def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:

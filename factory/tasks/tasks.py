@@ -33,6 +33,7 @@ from factory.tasks.answers import answer_keys, check_style
 from factory.tasks.digests import digest_meaning
 from factory.tasks.forms import ALLOWED, describe, form_of, is_model
 from factory.tasks.modules import Loaded, load_module
+from factory.tasks.replies import describe_tools
 from factory.tasks.words import read_checked
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
@@ -95,6 +96,10 @@ class Task:
     style: StyleConfig = field(default_factory=StyleConfig)
     # text of the rubric; None where the task has none
     judge: str | None = None
+    # models of the tools that an answer may call
+    tools: tuple[type[BaseModel], ...] = ()
+    # JSON of them, as chat templates and trainers take it; empty where there are none
+    tools_json: str = ""
 
     @property
     def phrasings(self) -> list[str]:
@@ -180,7 +185,8 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         _check_contract(module, schema_path, problems)
     # it has variables of its own, so it is no phrasing and not to be checked as one
     judge = templates.pop(JUDGE, None)
-    described = describe(_defined(module).get("Answer"), schema_path, problems)
+    defined = _defined(module)
+    described = describe(defined.get("Answer"), defined.get("TOOLS"), schema_path, problems)
     if config is not None and described is not None:
         problems += check_style(config.style, described.schema, folder / "task.toml")
     if problems or config is None or loaded is None or module is None or described is None:
@@ -200,6 +206,8 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         Scenario=module.Scenario,
         Answer=module.Answer,
         form=described.form,
+        tools=tuple(defined.get("TOOLS", ())),
+        tools_json=describe_tools(defined.get("TOOLS", ())),
         check=module.check,
         sample=_defined(module).get("sample"),
         solve=_defined(module).get("solve"),

@@ -153,8 +153,11 @@ def _kv_values(text: dict[str, Any]) -> int:
     return int(2 * own * head_size) * layers
 
 
-def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
-    """The job's signals against model and engine: layers made positive, everything in range. Raises TeacherError."""
+def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bool = False) -> SignalSpec:
+    """The job's signals against model and engine: layers made positive, everything in range. Raises TeacherError.
+
+    `tools` and `images`: some of its tasks have them, and so its rows have columns for them.
+    """
     require_sound(job, has_cpu_engine())
     top_k = job.signals.top_k
     if top_k > shape.vocab_size:
@@ -177,6 +180,8 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
         asked.final_norm,
         pairs=job.samples.keep == "pair",
         sourced=job.transcripts is not None or any(task.source is not None for task in job.tasks),
+        tools=tools,
+        images=images,
         compact=job.storage.logprobs == "compact",
         keep=asked.keep,
         top_p=asked.top_p or 1.0,

@@ -172,7 +172,7 @@ class Replica:
             self.heard = time.monotonic()  # it was silent because nobody asked
         self.in_engine[prompt.id, prompt.attempt] = prompt
         # what the engine's process needs of a prompt; the row's scenario and history stay here
-        names = ("id", "attempt", "task", "messages", "seed", "keeps")
+        names = ("id", "attempt", "task", "messages", "seed", "keeps", "form", "tools")
         told = {name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)}
         transcript = None if prompt.transcript is None else asdict(prompt.transcript)
         self.engine.send(told | {"transcript": transcript})

@@ -288,7 +288,7 @@ def make_setup(
     """What the engine's process is told first. Raises TeacherError where the job does not fit the model's config."""
     model = locate_model(job.teacher)
     shape = read_shape(model, job.teacher)
-    signals = resolve_signals(job, shape)
+    signals = resolve_signals(job, shape, any(probe.tools for probe in probes))
     setup = {
         "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},
         "schemas": schemas,
@@ -302,7 +302,7 @@ def make_setup(
         "vocab": shape.vocab_size,
         "routes": shape.experts > 0,
         "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
-        "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
+        "probes": [{"task": p.task, "messages": p.messages, "tools": p.tools} for p in probes],
         "scores": job.transcripts is not None,
         "end_ids": read_end_ids(model, job.teacher.revision),
         "spool": str(out / ".spool"),

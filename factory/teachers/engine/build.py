@@ -64,8 +64,8 @@ def require_some_fit(encoder: PromptEncoder, setup: dict[str, Any]) -> None:
     for number, probe in enumerate(setup["probes"], 1):
         try:
             if not scores:
-                encoder.template.require_header(tuple(message["role"] for message in probe["messages"]))
-            length = len(encoder.encode(probe["messages"]))
+                encoder.showing(probe["tools"]).require_header(tuple(m["role"] for m in probe["messages"]))
+            length = len(encoder.encode(probe["messages"], probe["tools"]))
         except TemplateRefusal as error:
             if scores and (shortest or number < len(setup["probes"])):
                 continue

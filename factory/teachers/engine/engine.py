@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from factory.errors import one_line
-from factory.records import Generation
+from factory.records import Generation, ToolCall
 from factory.signals import Array, Attention, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
@@ -25,6 +25,7 @@ from factory.teachers.engine.build import (
     require_some_fit,
     tokenizer_hash,
 )
+from factory.teachers.engine.calls import CallReader
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.engine.grammars import watch_grammars
 from factory.teachers.engine.parts import Parts, Request
@@ -57,6 +58,7 @@ class Engine:
         tell("importing vLLM")
         end_grammars_in(sorted(self.encoder.end_ids))
         self.refused = watch_grammars()
+        self.reader = self._open_reader(setup)
         self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k, tell)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.vocab = int(self.llm.llm_engine.model_config.get_vocab_size())
@@ -78,8 +80,17 @@ class Engine:
             return None
         tell("a plain forward of a short text")
         probes, vocab, window = setup["probes"], setup["vocab"], setup["window"]
-        ids = choose_ids(self.tokenizer, lambda: self.encoder.encode(probes[0]["messages"]), vocab, window)
+        ids = choose_ids(
+            self.tokenizer, lambda: self.encoder.encode(probes[0]["messages"], probes[0]["tools"]), vocab, window
+        )
         return expect(self.teacher, self.signals, ids, setup["routes"])
+
+    def _open_reader(self, setup: dict[str, Any]) -> CallReader | None:
+        """What reads tool calls, where some prompt has tools. Raises Unfit."""
+        shown = next((probe["tools"] for probe in setup["probes"] if probe["tools"]), "")
+        if not shown:
+            return None
+        return CallReader(self.tokenizer, self.encoder.showing(shown), self.teacher["tool_parser"])
 
     def _install(self) -> bool:
         """Begin to capture; true where the engine's own logprobs must do. Raises Unfit where they would not."""
@@ -117,6 +128,7 @@ class Engine:
             "tokenizer_sha256": tokenizer_hash(self.tokenizer),
             "settings": self._settings(),
             **({"distribution": TOLD} if self.flat else {}),
+            **({"tool_parser": self.reader.name} if self.reader is not None else {}),
             "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
             **({"reasoning_closing_ids": self.encoder.closing_ids} if self._is_spelt() else {}),
             "end_token_ids": sorted(self.encoder.end_ids),
@@ -141,7 +153,7 @@ class Engine:
                 ids, completion_ids = self.encoder.encode_transcript(prompt["messages"], prompt["transcript"])
                 row = Request(prompt, ids, "scored", completion_ids, "stop", reasons=self.markers is not None)
                 return self._score(row)
-            encoded = self.encoder.encode_prompt(prompt["messages"])
+            encoded = self.encoder.encode_prompt(prompt["messages"], prompt["tools"])
         except TemplateRefusal as error:
             return failed(prompt, [], "refused_by_template", str(error))
         ids = encoded.ids
@@ -247,6 +259,9 @@ class Engine:
         """The generation of a row's ids, with what these arrays hold."""
         ids_T, prompt_ids = np.array(request.completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
         split = self._split(request, ids_T)
+        content, calls = "", tuple[ToolCall, ...]()
+        if request.prompt["form"] == "calls" and self.reader is not None:
+            content, calls = self.reader.read(split.answer, request.prompt["tools"])
         # those of the prompt come first, where they are kept; the completion's are the last T
         captured = as_logprobs(arrays)
         before = len(captured.sampled_T) - len(ids_T) if captured else 0  # of the prompt's tokens
@@ -261,6 +276,8 @@ class Engine:
             completion_token_ids=ids_T,
             answer_start=split.answer_start,
             finish_reason=request.finish_reason,
+            content=content,
+            calls=calls,
             logprobs=all_logprobs and all_logprobs.part(slice(before, None)),
             prompt_logprobs=all_logprobs.part(slice(before)) if all_logprobs and self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
