@@ -23,7 +23,7 @@ from factory.dataset.ledger import SPOOL, Ledger, Totals, hold, open_ledger, req
 from factory.dataset.manifest import read_manifest, reconcile_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
-from factory.errors import DatasetError
+from factory.errors import DatasetError, TeacherError
 from factory.job.gates import StudentConfig
 from factory.job.job import Job
 from factory.job.signals import SignalsConfig
@@ -39,6 +39,7 @@ from factory.quality.validate import Gate, validate
 from factory.quality.withhold import withhold
 from factory.records import Generation, Outcome, Pair, PlannedRow, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
+from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import Progress, Reporter
 from factory.runs.room import Room
 from factory.runs.watch import Watch
@@ -145,7 +146,7 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, r
 def _open_desk(prepared: Prepared, manifest: dict[str, Any], out: Path, stack: ExitStack, reporter: Reporter) -> "Desk":
     """The desk with teacher and judge ready behind it; what they say of themselves is in the manifest."""
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
-    tasks, probes = prepared.tasks.values(), prepared.probes()
+    tasks, probes = prepared.tasks.values(), teacher_probes(prepared)
     teacher = stack.enter_context(open_teacher(prepared.job, tasks, probes, out, verdicts, reporter.tell))
     judge = _open_judge(prepared, stack, out, verdicts, reporter) or teacher
     described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
@@ -193,7 +194,10 @@ def _open_judge(
     folder = out / JUDGE_FOLDER
     folder.mkdir(exist_ok=True)
     own = job.model_copy(update={"teacher": job.judge.teacher, "signals": SignalsConfig(top_k=0)})
-    return stack.enter_context(open_teacher(own, [], [], folder, verdicts, reporter.tell))
+    try:
+        return stack.enter_context(open_teacher(own, [], judge_probes(prepared), folder, verdicts, reporter.tell))
+    except TeacherError as error:  # its keys are those of `judge.teacher`
+        raise TeacherError(f"judge.{error}") from None
 
 
 def gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
