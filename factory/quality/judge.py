@@ -119,7 +119,7 @@ def open_judges(job: Job, tasks: dict[str, Task]) -> dict[str, Judge]:
     if job.judge is None:
         return {}
     return {
-        name: Judge(task, open_environment({JUDGE: task.judge}), job.judge)
+        name: Judge(task, open_environment({JUDGE: task.judge} | task.judge_parts), job.judge)
         for name, task in tasks.items()
         if task.judge is not None
     }

@@ -43,7 +43,7 @@ from factory.tasks.faults import TaskFault
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.sources import NO_LEVEL, Source, open_source
 from factory.tasks.tables import BadRow
-from factory.tasks.tasks import JUDGE, Task, discover
+from factory.tasks.tasks import Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
 from factory.tasks.user_rows import require_sound
 
@@ -310,7 +310,7 @@ def _describe_task(prepared: Prepared, task: Task) -> dict[str, Any]:
         "style": task.style.model_dump(mode="json"),
         "gate": "check" if prepared.gates[task.name].check else "schema",
         "sampling": _describe_sampling(prepared.sampling[task.name]),
-        "files": {name: digest for name, digest in task.digests.items() if judged or Path(name).name != JUDGE},
+        "files": {name: digest for name, digest in task.digests.items() if judged or not task.is_of_rubric(name)},
     }
 
 
