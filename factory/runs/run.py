@@ -46,6 +46,7 @@ from factory.runs.watch import Watch
 from factory.teachers import Teacher, open_teacher
 from factory.teachers.fit import refuse_for_student
 
+MOST_HELD = 16  # whole shards that wait while a task is in doubt, for one that has few rows may be so for long
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
 
@@ -291,7 +292,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
     rows = (row for shard in ledger.pending() for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
     held: deque[tuple[int, list[Outcome]]] = deque()
-    watch = Watch(in_doubt=not ledger.totals.accepted)
+    watch = Watch(cell.partition("/")[0] for cell, (accepted, *_) in ledger.totals.cells.items() if accepted)
     while True:
         decided: list[Outcome] = []
         # while the disk is short nothing more is asked, until what is asked is committed
@@ -307,6 +308,8 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         generations = [] if decided else desk.collect()
         # nothing asked, nothing under way: all rows are decided, or the disk is short and all that was asked is in
         if not decided and not generations:
+            for failed, told in watch.failed(prepared.plan.rows_of_tasks()):
+                progress.reporter.tell("task_failed", told, task=failed.prompt.task, reason=failed.reason)
             yield from held
             return
         for generation in generations:
@@ -317,13 +320,13 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
             room.saw(outcome)
-            watch.saw(outcome)
+            watch.saw(outcome, ledger.totals.done)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
             # shards are whole in any order; only duplicates need them in theirs, see `_in_order`
             if draft.put(outcome):
                 held.append((shard, drafts.pop(shard).whole()))
-        while held and not watch.in_doubt:
+        while held and (not watch.in_doubt or len(held) > MOST_HELD):
             yield held.popleft()
 
 
