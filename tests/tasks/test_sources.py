@@ -264,6 +264,44 @@ class FreeForm(BaseModel):
         return {"body": str(data)}
 
 
+class Either(BaseModel):
+    """Takes `total`, or the `parts` of it: no field, and read all the same."""
+
+    total: int
+    note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_up(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return data if "total" in data else data | {"total": sum(data["parts"])}
+
+
+@pytest.mark.parametrize(
+    ("fields", "constants", "says"),
+    [
+        ({"parts": "p", "note": "n"}, {}, None),
+        ({"parts": "p"}, {"note": "x"}, None),
+        ({"parts": "p", "nte": "n"}, {}, r"fields: Scenario does nothing with 'nte' .*did you mean 'note'\?$"),
+        ({"parts": "p"}, {"colour": "red"}, r"constants: Scenario does nothing with 'colour' \(has: total, note\)$"),
+        ({"total": "t", "parts": "p"}, {}, r"fields: Scenario does nothing with 'parts'"),
+        ({"parts": "p", "nte": "empty"}, {}, None),  # no row has it, so nothing is lost
+    ],
+)
+def test_what_a_scenario_with_a_validator_of_its_own_ignores_is_found_by_trying(
+    tmp_path: Path, fields: dict[str, str], constants: dict[str, Any], says: str | None
+) -> None:
+    path = write(
+        tmp_path / "rows.jsonl", [{"p": [1, 2], "n": "hi", "t": 4, "empty": None}, {"p": [3], "n": "ho", "t": 5}]
+    )
+    config = SourceConfig(path=str(path), fields=fields, constants=constants)
+    if says is None:
+        assert len(open_source(config, "tasks.0.source", 0, 2, Either)) == 2
+        return
+    with pytest.raises(JobError, match=says) as caught:
+        open_source(config, "tasks.0.source", 0, 2, Either)
+    assert "\n" not in str(caught.value)
+
+
 def open_letters(path: Path, scenario: type[BaseModel], columns: list[str], **config: Any) -> Source:
     write(path, [dict.fromkeys(columns, "x")])
     return open_source(SourceConfig(path=str(path), **config), "tasks.0.source", 0, 1, scenario)
