@@ -10,8 +10,9 @@ from typing import Any
 from factory.dataset.ledger import SPOOL, require_resumable
 from factory.errors import DatasetError, TeacherError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
-from factory.job.job import Job, TeacherConfig
+from factory.job.job import Job
 from factory.job.paths import real_path
+from factory.job.teacher import TeacherConfig
 from factory.records import Prompt
 from factory.runs.prepare import Prepared, describe_job, prepare
 from factory.runs.probes import judge_probes, teacher_probes

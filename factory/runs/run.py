@@ -308,8 +308,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         generations = [] if decided else desk.collect()
         # nothing asked, nothing under way: all rows are decided, or the disk is short and all that was asked is in
         if not decided and not generations:
-            for failed, told in watch.failed(prepared.plan.rows_of_tasks()):
-                progress.reporter.tell("task_failed", told, task=failed.prompt.task, reason=failed.reason)
+            watch.tell_failed(prepared.plan.rows_of_tasks(), progress.reporter.tell)
             yield from held
             return
         for generation in generations:

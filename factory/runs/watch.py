@@ -1,6 +1,6 @@
 """A watch over each task's first rows: where all fail for one reason that no teacher can mend, the run stops."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from factory.errors import TaskError
@@ -54,11 +54,12 @@ class Watch:
             step = told if committed else "nothing was committed, mend it and run again"
             raise TaskError(f"{describe_failure(doubt.first, f'the first {doubt.seen}')}; {step}")
 
-    def failed(self, planned: Mapping[str, int]) -> Iterator[tuple[Rejection, str]]:
-        """Of each task whose every planned row has failed so: the first of them, and a line about it."""
+    def tell_failed(self, planned: Mapping[str, int], tell: Callable[..., None]) -> None:
+        """An event for each task whose every planned row has failed so; those are too few to stop a run."""
         for task, doubt in self.doubts.items():
             if doubt.seen == planned.get(task):
-                yield doubt.first, describe_failure(doubt.first, f"all {doubt.seen}")
+                told = describe_failure(doubt.first, f"all {doubt.seen}")
+                tell("task_failed", told, task=task, reason=doubt.first.reason)
 
 
 def _differs(doubt: Doubt | None, outcome: Rejection) -> bool:

@@ -25,6 +25,12 @@ def rejection(task: str = "adding", stage: Any = "prompt", reason: str = "sample
     return Rejection(make_prompt(0, task=task), None, stage, reason, ("KeyError: 'b'",), **more)
 
 
+def told_of(watch: Watch, planned: dict[str, int]) -> list[tuple[str, str, dict[str, str]]]:
+    told: list[tuple[str, str, dict[str, str]]] = []
+    watch.tell_failed(planned, lambda event, text, **fields: told.append((event, text, fields)))
+    return told
+
+
 def record(task: str = "adding") -> Record:
     return Record(make_prompt(0, task=task), make_generation(1), "{}", 1.0)
 
@@ -74,7 +80,7 @@ def test_one_row_that_ends_otherwise_ends_the_watch(other: Record | Rejection) -
     for number in range(2 * FIRST_ROWS):
         watch.saw(other if number == FIRST_ROWS // 2 else rejection())
     assert not watch.in_doubt
-    assert list(watch.failed({"adding": 2 * FIRST_ROWS})) == []
+    assert told_of(watch, {"adding": 2 * FIRST_ROWS}) == []
 
 
 def test_a_task_with_accepted_rows_is_not_watched() -> None:
@@ -88,10 +94,10 @@ def test_a_small_task_is_told_of_when_all_its_rows_are_in() -> None:
     watch = Watch()
     for _ in range(3):
         watch.saw(rejection())
-    assert list(watch.failed({"adding": 4, "other": 9})) == []
-    ((first, told),) = watch.failed({"adding": 3, "other": 9})
-    assert first.prompt.task == "adding"
-    assert told.startswith("all 3 rows of task 'adding' fail for one reason (stage prompt, ")
+    assert told_of(watch, {"adding": 4, "other": 9}) == []
+    (event,) = told_of(watch, {"adding": 3, "other": 9})
+    told = "all 3 rows of task 'adding' fail for one reason (stage prompt, reason sample_raised): KeyError: 'b'"
+    assert event == ("task_failed", told, {"task": "adding", "reason": "sample_raised"})
 
 
 def failing_job(make_job: MakeJob, folder: Path, rows: int, beside: int = 0) -> Job:
