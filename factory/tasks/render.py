@@ -218,15 +218,15 @@ def _try_templates(task: Task) -> list[str]:
     if task.sample is None:
         return []
     renderer = open_renderer(task, Sampling())
-    # a dict for its keys, in order: levels and phrasings often have the same fault
-    problems: dict[str, None] = {}
+    # by all but the level's name: levels and phrasings often have the same fault
+    problems: dict[str, str] = {}
     for level in task.levels:
         row = PlannedRow(0, 0, task.name, level, 0, seed=0)
         for phrasing in task.phrasings:
             problem = _try_one(renderer, row, phrasing)
             if problem:
-                problems[problem] = None
-    return list(problems)
+                problems.setdefault(problem.replace(level, ""), problem)
+    return list(problems.values())
 
 
 def judge_messages(
