@@ -144,8 +144,16 @@ def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_a_dataset_that_is_not_there_is_told(tmp_path: Path) -> None:
-    said = fault(tmp_path / "nowhere")
+    said = fault(tmp_path / "nowhere", format="datasets")
     assert said.startswith(f"tasks.0.source.path: {tmp_path / 'nowhere'} cannot be loaded: ")
+
+
+def test_a_mistyped_path_asks_no_hub(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    assert fault(tmp_path / "leters") == (
+        f"tasks.0.source.path: {tmp_path}/leters: no such file or folder; did you mean '{tmp_path}/letters'?; "
+        f'of the hub it needs format = "datasets"'
+    )
 
 
 def test_a_file_of_another_kind_asks_for_its_format(tmp_path: Path) -> None:
