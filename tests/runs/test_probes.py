@@ -48,7 +48,7 @@ def test_a_judge_is_asked_about_the_reference_solution(judged: Path, make_job: M
     assert [probe.task for probe in asked] == ["adding"] * PROBES_PER_TASK + ["adding.judge"] * PROBES_PER_TASK
     scenario = json.loads(asked[0].scenario)
     total = scenario["a"] + scenario["b"]
-    told = f'Grade {{"total":{total},"words":"done"}} to {asked[0].request["content"]}: {scenario["a"]} and'
+    told = f'Grade {{"total":{total},"words":"done"}} to {asked[0].messages[-1]["content"]}: {scenario["a"]} and'
     assert questions[0].messages[0]["content"].startswith(told)
 
 
