@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import SPOOL, require_resumable
-from factory.errors import DatasetError
+from factory.errors import DatasetError, TeacherError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.job.job import Job
 from factory.job.paths import real_path
+from factory.job.teacher import TeacherConfig
 from factory.records import Prompt
 from factory.runs.prepare import Prepared, describe_job, prepare
+from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import tell_clock
 from factory.runs.room import FILE_BYTES
 from factory.teachers.models import require_window, resolve_signals
 from factory.teachers.spool import SEGMENT_BYTES
+from factory.teachers.tokens import open_exact
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
@@ -32,6 +35,7 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     """
     prepared = prepare(job, workspace)
     state_bytes(job)  # refuses what the model cannot do, before any work
+    require_templates(prepared)
     plan, manifest = prepared.plan, describe_job(prepared)
     size = plan.shard_prompts * plan.samples
     lines = [f"job {manifest['digest']}: {plan.planned:,} rows in {plan.shards:,} shards of {size:,}"]
@@ -50,6 +54,28 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     lines += _rejected_pii_lines(job)
     forecast = make_forecast(prepared, out, pilot)
     return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+
+
+def require_templates(prepared: Prepared) -> None:
+    """Raise TeacherError where a model's chat template does not take what the job will ask; the model of the teacher
+    and that of a judge of its own, where their tokenizers are on this machine."""
+    job = prepared.job
+    if job.transcripts is not None:  # one that the template does not take is a row of its own
+        return
+    _require_template(job.teacher, teacher_probes(prepared))
+    if job.judge is not None and job.judge.teacher is not None:
+        try:
+            _require_template(job.judge.teacher, judge_probes(prepared))
+        except TeacherError as error:
+            raise TeacherError(f"judge.{error}") from None
+
+
+def _require_template(teacher: TeacherConfig, probes: list[Prompt]) -> None:
+    counter = None if teacher.backend == "scripted" else open_exact(teacher)
+    if counter is None:
+        return
+    for probe in probes:
+        counter.encode_prompt(probe.messages)
 
 
 def _tell_bad(bad: Iterator[str]) -> str:

@@ -67,6 +67,16 @@ def read_samples(out: Path) -> tuple[int, str]:
     return int(samples.get("n", 1)), str(samples.get("keep", "all"))
 
 
+def describe_nothing(out: Path, totals: Totals) -> str:
+    """Why a dataset has no accepted row: the one reason there is, in the words of the first row that has it."""
+    if len(totals.reasons) != 1:
+        return "the reasons are above"
+    (reason,) = totals.reasons
+    row = next(chosen_rows(out, Choice(reason=reason)), None)
+    why = f": {row['findings'][0]}" if row is not None and row["findings"] else ""
+    return f"all for one reason, {reason}{why}"
+
+
 def read_totals(out: Path) -> Totals:
     """Totals of a dataset, from its ledger alone."""
     return read_ledger(out).totals

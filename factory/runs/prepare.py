@@ -43,11 +43,10 @@ from factory.tasks.faults import TaskFault
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.sources import NO_LEVEL, Source, open_source
 from factory.tasks.tables import BadRow
-from factory.tasks.tasks import JUDGE, Task, discover
+from factory.tasks.tasks import Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
 from factory.tasks.user_rows import require_sound
 
-PROBES_PER_TASK = 8
 LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
 # how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
 HOW_NOT_WHAT = (
@@ -149,20 +148,6 @@ class Prepared:
             sample=row.sample,
             group=name,
         )
-
-    def probes(self) -> list[Prompt]:
-        """A few prompts of each task, to see before the engine starts whether any fits the model's window; of
-        transcripts those that the model's chat template has to render."""
-        found: list[Prompt] = []
-        if self.transcripts is not None:
-            prompts = map(self.render, islice(self.plan.rows(0), PROBES_PER_TASK))
-            readable = (prompt for prompt in prompts if isinstance(prompt, Prompt))
-            return [prompt for prompt in readable if prompt.transcript is not None and prompt.transcript.turn]
-        for name in self.tasks:
-            rows = (row for row in self.plan.rows(0) if row.task == name and not row.sample)
-            prompts = map(self.render, islice(rows, PROBES_PER_TASK))
-            found += [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-        return found
 
     def bad_rows(self, task: str) -> Iterator[str]:
         """Each planned row of a task's source that cannot become a prompt, and why."""
@@ -327,7 +312,7 @@ def _describe_task(prepared: Prepared, task: Task) -> dict[str, Any]:
         "style": task.style.model_dump(mode="json"),
         "gate": "check" if prepared.gates[task.name].check else "schema",
         "sampling": _describe_sampling(prepared.sampling[task.name]),
-        "files": {name: digest for name, digest in task.digests.items() if judged or Path(name).name != JUDGE},
+        "files": {name: digest for name, digest in task.digests.items() if judged or not task.is_of_rubric(name)},
     }
 
 

@@ -23,7 +23,7 @@ from factory.dataset.ledger import SPOOL, Ledger, Totals, hold, open_ledger, req
 from factory.dataset.manifest import read_manifest, reconcile_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
-from factory.errors import DatasetError
+from factory.errors import DatasetError, TeacherError
 from factory.job.gates import StudentConfig
 from factory.job.job import Job
 from factory.job.signals import SignalsConfig
@@ -39,12 +39,14 @@ from factory.quality.validate import Gate, validate
 from factory.quality.withhold import withhold
 from factory.records import Generation, Outcome, Pair, PlannedRow, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
+from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import Progress, Reporter
 from factory.runs.room import Room
 from factory.runs.watch import Watch
 from factory.teachers import Teacher, open_teacher
 from factory.teachers.fit import refuse_for_student
 
+MOST_HELD = 16  # whole shards that wait while a task is in doubt, for one that has few rows may be so for long
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
 
@@ -145,7 +147,7 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, r
 def _open_desk(prepared: Prepared, manifest: dict[str, Any], out: Path, stack: ExitStack, reporter: Reporter) -> "Desk":
     """The desk with teacher and judge ready behind it; what they say of themselves is in the manifest."""
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
-    tasks, probes = prepared.tasks.values(), prepared.probes()
+    tasks, probes = prepared.tasks.values(), teacher_probes(prepared)
     teacher = stack.enter_context(open_teacher(prepared.job, tasks, probes, out, verdicts, reporter.tell))
     judge = _open_judge(prepared, stack, out, verdicts, reporter) or teacher
     described = {"teacher": asdict(teacher.info), "signals": teacher.signals.as_manifest()}
@@ -193,7 +195,10 @@ def _open_judge(
     folder = out / JUDGE_FOLDER
     folder.mkdir(exist_ok=True)
     own = job.model_copy(update={"teacher": job.judge.teacher, "signals": SignalsConfig(top_k=0)})
-    return stack.enter_context(open_teacher(own, [], [], folder, verdicts, reporter.tell))
+    try:
+        return stack.enter_context(open_teacher(own, [], judge_probes(prepared), folder, verdicts, reporter.tell))
+    except TeacherError as error:  # its keys are those of `judge.teacher`
+        raise TeacherError(f"judge.{error}") from None
 
 
 def gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
@@ -287,7 +292,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
     rows = (row for shard in ledger.pending() for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
     held: deque[tuple[int, list[Outcome]]] = deque()
-    watch = Watch(in_doubt=not ledger.totals.accepted)
+    watch = Watch(cell.partition("/")[0] for cell, (accepted, *_) in ledger.totals.cells.items() if accepted)
     while True:
         decided: list[Outcome] = []
         # while the disk is short nothing more is asked, until what is asked is committed
@@ -303,6 +308,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         generations = [] if decided else desk.collect()
         # nothing asked, nothing under way: all rows are decided, or the disk is short and all that was asked is in
         if not decided and not generations:
+            watch.tell_failed(prepared.plan.rows_of_tasks(), progress.reporter.tell)
             yield from held
             return
         for generation in generations:
@@ -313,13 +319,13 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
             room.saw(outcome)
-            watch.saw(outcome)
+            watch.saw(outcome, ledger.totals.done)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
             # shards are whole in any order; only duplicates need them in theirs, see `_in_order`
             if draft.put(outcome):
                 held.append((shard, drafts.pop(shard).whole()))
-        while held and not watch.in_doubt:
+        while held and (not watch.in_doubt or len(held) > MOST_HELD):
             yield held.popleft()
 
 

@@ -158,7 +158,7 @@ def open_exact(teacher: TeacherConfig, strict: bool = True) -> ExactCounter | No
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     try:
-        return ExactCounter(LocalTokenizer(folder), teacher, read_end_ids(model, teacher.revision), strict)
+        return ExactCounter(LocalTokenizer(folder), teacher, read_end_ids(model, teacher), strict)
     except (OSError, ValueError, TemplateError) as error:
         told = one_line(error, 200)
         raise TeacherError(f"teacher.model {teacher.model!r}: its tokenizer cannot be used: {told}") from None

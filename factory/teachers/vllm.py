@@ -304,7 +304,7 @@ def make_setup(
         "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
         "probes": [{"task": p.task, "messages": p.messages, "tools": p.tools} for p in probes],
         "scores": job.transcripts is not None,
-        "end_ids": read_end_ids(model, job.teacher.revision),
+        "end_ids": read_end_ids(model, job.teacher),
         "spool": str(out / ".spool"),
     }
     return setup, signals

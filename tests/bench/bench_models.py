@@ -168,7 +168,7 @@ def engine_setup(
         "probes": [],
         "student": None,
         "scores": False,
-        "end_ids": read_end_ids(model.folder, None),
+        "end_ids": read_end_ids(model.folder, teacher),
         "spool": str(spool),
         "replica": 0,
         "cores": [],
