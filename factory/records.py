@@ -350,6 +350,8 @@ class Rejection:
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()
     passed: bool | None = None
+    # Filled in when the whole shard is known, as those of a record; `difficulty` is none of a row that nobody trains on.
+    measures: Measures = Measures()
 
     @property
     def right(self) -> bool | None:
