@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 LEAST: Final = 12  # characters: shorter pieces may stand in any text
-TOLD: Final = 0.5  # of a template's pieces, by length: conditions leave some out
+TOLD: Final = 0.1  # of a template's pieces, by length: conditions leave most of them out
+CLEAR: Final = 2  # times as much as of any other
 PIECE: Final = re.compile(r"[^\n]+")
 UNKNOWN: Final = "unknown"
 
@@ -24,8 +25,8 @@ class Phrasings:
     def name(self, prompt: str) -> str:
         """The phrasing of a prompt; "unknown" where none is told."""
         shares = {name: _share(pieces, prompt) for name, pieces in self.pieces.items()}
-        best = max(shares, key=lambda name: shares[name])
-        return best if shares[best] >= TOLD else UNKNOWN
+        first, second, *_ = sorted(shares, key=lambda name: (-shares[name], name))
+        return first if shares[first] >= max(TOLD, CLEAR * shares[second]) else UNKNOWN
 
 
 def read_phrasings(out: Path, task: str) -> Phrasings | None:

@@ -8,7 +8,8 @@ would take minutes: what needs them is counted on the part, and says so.
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -33,7 +34,7 @@ WHERE: Final = "split_part(split_part(filename, 'train-', -1), '.', 1)::INTEGER 
 
 
 class Store:
-    """A connection of its own to one dataset's tables; `part` says which share of the rows the part has."""
+    """A connection of its own to the tables of one dataset, of which a shard at least is committed."""
 
     def __init__(self, ledger: Ledger) -> None:
         import duckdb
@@ -46,7 +47,7 @@ class Store:
         self.connection = duckdb.connect(":memory:", config=options)
         self.failure: tuple[type[Exception], ...] = (duckdb.IOException, duckdb.InvalidInputException)
         self.failure += (duckdb.ConversionException, duckdb.InternalException, duckdb.SerializationException)
-        self.part = choose_part(ledger)
+        self.part = choose_part(ledger)  # shards, as many as the part has
         for name, folder in FOLDERS.items():
             self._make(name, folder)
 
@@ -76,14 +77,17 @@ class Store:
         """Whether the files behind a table have a column."""
         return column in self.known[FOLDERS[table]]
 
-    @property
+    @cached_property
     def known(self) -> dict[str, dict[str, str]]:
         """Columns of the files in `data` and `rejected`; all files of a dataset have the same."""
-        shard = min(self.ledger.entries, default=None)
-        return {
-            folder: {} if shard is None else read_schema(self.ledger.out / shard_path(folder, shard))
-            for folder in FOLDERS.values()
-        }
+        shard = min(self.ledger.entries)
+        return {folder: read_schema(self.ledger.out / shard_path(folder, shard)) for folder in FOLDERS.values()}
+
+    def source(self, table: str, shards: Sequence[int] | None = None) -> str:
+        """What SQL reads a table's files by: of some shards, or of all that are committed; there must be one."""
+        chosen = sorted(self.ledger.entries) if shards is None else shards
+        paths = [self.ledger.out / shard_path(FOLDERS[table], shard) for shard in chosen]
+        return f"read_parquet([{', '.join(literal(str(p)) for p in paths)}], filename = true, file_row_number = true)"
 
     def _make(self, name: str, folder: str) -> None:
         known = self.known[folder]
@@ -91,19 +95,8 @@ class Store:
             column if column in known else f"NULL::{'VARCHAR' if column in TEXTS else 'DOUBLE'} AS {column}"
             for column in COLUMNS[name]
         ]
-        source = self._source(folder, sorted(self.ledger.entries))
-        if source is None:
-            typed = [f"NULL::{'VARCHAR' if column in TEXTS else 'DOUBLE'} AS {column}" for column in COLUMNS[name]]
-            nothing = f"SELECT {', '.join(typed)}, NULL::INTEGER AS shard, NULL::BIGINT AS number WHERE false"
-            self.rows(f"CREATE TABLE {name} AS {nothing}")
-            return
-        self.rows(f"CREATE TABLE {name} AS SELECT {', '.join(chosen)}, {WHERE} FROM {source}")
-        self.rows(f"CREATE VIEW {name}_part AS SELECT *, {WHERE} FROM {self._source(folder, self.part)}")
-
-    def _source(self, folder: str, shards: Sequence[int]) -> str | None:
-        paths = [str(self.ledger.out / shard_path(folder, shard)) for shard in shards]
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        return f"read_parquet([{listed}], filename = true, file_row_number = true)" if paths else None
+        self.rows(f"CREATE TABLE {name} AS SELECT {', '.join(chosen)}, {WHERE} FROM {self.source(name)}")
+        self.rows(f"CREATE VIEW {name}_part AS SELECT *, {WHERE} FROM {self.source(name, self.part)}")
 
 
 def choose_part(ledger: Ledger, most: int = PART_ROWS) -> list[int]:
@@ -117,8 +110,3 @@ def choose_part(ledger: Ledger, most: int = PART_ROWS) -> list[int]:
 def literal(text: str) -> str:
     """A text as SQL writes it."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def listed(values: Iterable[Any]) -> str:
-    """Numbers as a list in SQL."""
-    return ", ".join(str(int(value)) for value in values)
