@@ -350,7 +350,7 @@ class Rejection:
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()
     passed: bool | None = None
-    # Filled in when the whole shard is known, as those of a record; `difficulty` is none of a row that nobody trains on.
+    # Filled in when the whole shard is known, as a record's; `difficulty` is None: nobody trains on the row.
     measures: Measures = Measures()
 
     @property

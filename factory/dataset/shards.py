@@ -303,7 +303,9 @@ def read_rows(path: Path, numbers: Iterable[int], columns: list[str] | None = No
             here = [number - first for number in wanted if first <= number < first + size]
             first += size
             # one batch of the whole group: a row that is cut out of it keeps its own bytes alone
-            table = file.read_row_group(group, columns=columns) if here else None
+            if not here:
+                continue
+            table = file.read_row_group(group, columns=columns)
             for number in here:
                 yield table.slice(number, 1).combine_chunks().to_batches()[0]
 

@@ -4,11 +4,12 @@ Colours are variables of the page's style sheet, so a chart follows it from ligh
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Final
 
 from factory.errors import JobError
 
-INSTALL: Final = 'factory report needs Altair and DuckDB: pip install "distillation-factory[report]"'
+INSTALL: Final = 'pip install "distillation-factory[report]" brings what it needs'
 ONE, TWO, BAND, RULE = "var(--one)", "var(--two)", "var(--band)", "var(--muted)"
 ORDER: Final = ["prompt", "reasoning", "answer"]
 Spec = dict[str, Any]
@@ -16,11 +17,11 @@ Spec = dict[str, Any]
 
 def require_extra() -> None:
     """Raise JobError where the extra `report` is not installed."""
-    try:
-        import altair
-        import duckdb  # noqa: F401
-    except ImportError as error:
-        raise JobError(f"{INSTALL} ({error})") from None
+    missing = [name for name in ("altair", "duckdb") if find_spec(name) is None]
+    if missing:
+        raise JobError(f"factory report: {' and '.join(missing)} not installed; {INSTALL}")
+    import altair
+
     # rows are counted long before they come here; the limit is for those who plot raw data
     altair.data_transformers.disable_max_rows()
 
@@ -63,7 +64,7 @@ def draw_difficulty(rows: Sequence[dict[str, Any]], levels: Sequence[str]) -> Sp
     outer = base.mark_rule(color=RULE, strokeWidth=1.5).encode(x=axis, x2="high:Q")
     inner = base.mark_bar(color=BAND, height=12, cornerRadius=2).encode(x="q25:Q", x2="q75:Q")
     middle = base.mark_tick(color=ONE, thickness=3, height=16).encode(x="median:Q")
-    chart = alt.layer(outer, inner, middle).properties(width="container", height=alt.Step(24))
+    chart = alt.layer(outer, inner, middle).properties(height=alt.Step(24))
     return _facet(chart, "task", [str(row["task"]) for row in rows])
 
 
@@ -90,7 +91,9 @@ def draw_entropy(rows: Sequence[dict[str, Any]]) -> Spec:
     import altair as alt
 
     base = alt.Chart(alt.Data(values=list(rows))).encode(
-        x=alt.X("at:Q", title="way through the part", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
+        x=alt.X(
+            "at:Q", title="way through the part", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)
+        ),
         tooltip=[
             alt.Tooltip("part:N"),
             alt.Tooltip("at:Q", title="at", format=".0%"),
@@ -104,7 +107,7 @@ def draw_entropy(rows: Sequence[dict[str, Any]]) -> Spec:
     mean = base.mark_line(color=TWO, strokeDash=[5, 3]).encode(y="mean:Q")
     median = base.mark_line(color=ONE, strokeWidth=2.5).encode(y="median:Q")
     dots = base.mark_point(color=ONE, filled=True, size=70, opacity=0).encode(y="median:Q")
-    chart = alt.layer(band, mean, median, dots).properties(width="container", height=200)
+    chart = alt.layer(band, mean, median, dots).properties(height=200)
     return _facet(chart, "part", [str(row["part"]) for row in rows])
 
 
@@ -116,12 +119,11 @@ def draw_tail(rows: Sequence[dict[str, Any]]) -> Spec:
     values = [{"k": row["k"], "what": told, "mass": row[name]} for row in rows for name, told in names.items()]
     chart = (
         alt.Chart(alt.Data(values=values))
-        .mark_line(point=True)
+        .mark_line(point={"size": 45})
         .encode(
             x=alt.X("k:O", title="ids kept, k", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("mass:Q", title="mass outside", axis=alt.Axis(format="%"), scale=alt.Scale(type="sqrt")),
             color=_colour("what", list(names.values())),
-            strokeDash=alt.StrokeDash("what:N", sort=list(names.values()), legend=None),
             tooltip=[alt.Tooltip("what:N"), alt.Tooltip("k:O"), alt.Tooltip("mass:Q", format=".4%")],
         )
     )
@@ -145,7 +147,7 @@ def draw_lengths(rows: Sequence[dict[str, Any]]) -> Spec:
     )
     parts = [name for name in ORDER if any(row["what"] == name for row in rows)]
     columns = [
-        chart.properties(width=250, height=150, title=name, data=alt.Data(values=[v for v in values if v["what"] == name]))
+        chart.properties(height=150, title=name, data=alt.Data(values=[v for v in values if v["what"] == name]))
         for name in parts
     ]
     spec: Spec = alt.hconcat(*columns, spacing=28).to_dict()
@@ -171,7 +173,7 @@ def draw_speed(runs: Sequence[dict[str, Any]]) -> Spec:
                 alt.Tooltip("tokens_per_second:Q", format=",.0f"),
             ],
         )
-        .properties(width="container", height=alt.Step(22))
+        .properties(height=alt.Step(22))
     )
     return _plain(chart.to_dict())
 
@@ -181,11 +183,18 @@ def draw_both(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
     import altair as alt
 
     values = [
-        {"cell": f"{row['task']} · {row['level']}", "dataset": name, "share": row[key] / row["rows"], "rows": row["rows"]}
+        {
+            "cell": f"{row['task']} · {row['level']}",
+            "dataset": name,
+            "share": row[key] / row["rows"],
+            "rows": row["rows"],
+        }
         for row in rows
         for key, name in zip(("a", "b"), names, strict=True)
     ]
-    base = alt.Chart(alt.Data(values=values)).encode(y=alt.Y("cell:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)))
+    base = alt.Chart(alt.Data(values=values)).encode(
+        y=alt.Y("cell:N", title=None, sort=None, axis=alt.Axis(labelLimit=220))
+    )
     line = base.mark_line(color=RULE).encode(x="share:Q", detail="cell:N")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         x=alt.X("share:Q", title="accepted", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
@@ -198,7 +207,7 @@ def draw_both(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Spec:
             alt.Tooltip("rows:Q", title="rows in both"),
         ],
     )
-    return _plain(alt.layer(line, points).properties(width="container", height=alt.Step(24)).to_dict())
+    return _plain(alt.layer(line, points).properties(height=alt.Step(24)).to_dict())
 
 
 def _colour(name: str, values: Sequence[str]) -> Any:
@@ -216,7 +225,7 @@ def _facet(chart: Any, by: str, values: Sequence[str]) -> Spec:
     data = chart.data.values
     across = len(chosen) <= 2
     parts = [
-        chart.properties(width=400, title=value, data=alt.Data(values=[row for row in data if row[by] == value]))
+        chart.properties(title=value, data=alt.Data(values=[row for row in data if row[by] == value]))
         for value in chosen
     ]
     joined = alt.hconcat(*parts, spacing=30) if across else alt.concat(*parts, columns=2, spacing=30)
@@ -224,7 +233,7 @@ def _facet(chart: Any, by: str, values: Sequence[str]) -> Spec:
 
 
 def _finish(chart: Any, height: int) -> Spec:
-    return _plain(chart.properties(width="container", height=height).to_dict())
+    return _plain(chart.properties(height=height).to_dict())
 
 
 def _plain(spec: Spec) -> Spec:

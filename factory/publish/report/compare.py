@@ -90,5 +90,11 @@ def choose_pairs(one: Store, count: int) -> list[tuple[Place, Place]]:
 
 
 def _place(row: dict[str, Any], key: str) -> Place:
-    why = "kept by both" if row["kept_a"] and row["kept_b"] else "kept by one" if row["kept_a"] or row["kept_b"] else "kept by none"
+    why = (
+        "kept by both"
+        if row["kept_a"] and row["kept_b"]
+        else "kept by one"
+        if row["kept_a"] or row["kept_b"]
+        else "kept by none"
+    )
     return Place("accepted" if row[f"kept_{key}"] else "rejected", row[f"shard_{key}"], row[f"number_{key}"], why)

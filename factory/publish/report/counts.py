@@ -1,4 +1,4 @@
-"""What became of the planned rows, what it took, and which stages a curriculum made of them: from ledger and manifest."""
+"""What became of the planned rows, what it took, and which stages a curriculum made of them."""
 
 from typing import Any, Final
 
@@ -65,7 +65,8 @@ def describe_head(ledger: Ledger, manifest: dict[str, Any]) -> dict[str, Any]:
 def describe_flow(store: Store) -> dict[str, Any]:
     """Where rows ended: how many are left after each stage, and the reasons by task."""
     reasons = store.rows(
-        "SELECT task, kind, stage, reason, count(*) AS rows FROM rejected GROUP BY ALL ORDER BY rows DESC, task, stage, reason"
+        "SELECT task, kind, stage, reason, count(*) AS rows FROM rejected"
+        " GROUP BY ALL ORDER BY rows DESC, task, stage, reason"
     )
     left = store.ledger.totals.done
     steps = []

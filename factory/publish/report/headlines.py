@@ -1,5 +1,6 @@
 """The answer to each block's question in a sentence, made of its numbers: what a reader needs who reads no more."""
 
+from collections import Counter
 from typing import Any
 
 Facts = dict[str, Any]
@@ -21,30 +22,46 @@ def write_headlines(facts: Facts) -> dict[str, str]:
 
 def _tell_flow(facts: Facts) -> str:
     head, flow = facts["head"], facts["flow"]
-    done = head["planned"] - head["left"]
-    told = f"{count(head['accepted'], 'row')} of {done:,} {'is' if head['accepted'] == 1 else 'are'} kept"
-    losses = sorted(flow["steps"], key=lambda step: -step["lost"])
-    if losses[0]["lost"]:
-        totals: dict[str, int] = {}
+    kept, rows = _rows_kept(facts)
+    one = head["accepted"] == 1
+    done = f"{'has' if one else 'have'} a kept answer" if is_chosen(head) else f"{'is' if one else 'are'} kept"
+    told = f"{kept} of {rows} {done}"
+    worst = max(flow["steps"], key=lambda step: step["lost"])
+    if worst["lost"]:
+        reasons: Counter[str] = Counter()
         for reason in flow["reasons"]:
-            name = f"{reason['stage']}/{reason['reason']}"
-            totals[name] = totals.get(name, 0) + reason["rows"]
-        first = max(totals, key=lambda name: totals[name])
-        told += f"; most of the others end at {losses[0]['stage']} ({losses[0]['lost']:,}), most often as {first} ({totals[first]:,})"
+            reasons[reason["reason"]] += reason["rows"] if reason["stage"] == worst["stage"] else 0
+        name, rows_lost = reasons.most_common(1)[0]
+        told += (
+            f". Most are lost at the stage {worst['stage']} ({worst['lost']:,}), most often as {name} ({rows_lost:,})"
+        )
     if flow["retried"]:
-        told += f". {count(flow['retried'], 'row')} {_were(flow['retried'])} asked again, which saved {flow['saved_by_retry']:,}"
+        told += f". {flow['retried']:,} rows were asked again, which saved {flow['saved_by_retry']:,}"
     return f"{told}."
 
 
+def is_chosen(head: Facts) -> bool:
+    """Whether one sample of a prompt is kept at most: then shares are of prompts, not of rows."""
+    return bool(head["samples"] > 1 and head["keep"] != "all")
+
+
+def _rows_kept(facts: Facts) -> tuple[str, str]:
+    head = facts["head"]
+    prompts, done = sum(cell["prompts"] for cell in facts["cells"]), head["planned"] - head["left"]
+    return f"{head['accepted']:,}", f"{prompts:,} prompts" if is_chosen(head) else f"{done:,} rows"
+
+
 def _tell_teaching(facts: Facts) -> str:
-    cells = [cell for cell in facts["cells"] if cell["rows"]]
+    of = "prompts" if is_chosen(facts["head"]) else "rows"
+    cells = [(cell["accepted"] / cell[of], cell["task"], cell["level"]) for cell in facts["cells"]]
     if not facts["head"]["accepted"]:
         return "No row was accepted, so there is nothing to learn from yet."
     if len(cells) < 2:
         return f"{count(facts['head']['accepted'], 'row')} of one task and level."
-    best, worst = (choose(cells, key=lambda cell: cell["accepted"] / cell["rows"]) for choose in (max, min))
-    told = f"The most is kept of {best['task']} {best['level']} ({best['accepted'] / best['rows']:.0%})"
-    return f"{told}, the least of {worst['task']} {worst['level']} ({worst['accepted'] / worst['rows']:.0%})."
+    (best, task, level), (worst, worst_task, worst_level) = max(cells), min(cells)
+    if best == worst:
+        return f"As much is kept of every task and level: {best:.0%} of their {of}."
+    return f"The most is kept of {task}, {level} ({best:.0%}); the least of {worst_task}, {worst_level} ({worst:.0%})."
 
 
 def _tell_calibration(facts: Facts) -> str:
@@ -66,9 +83,10 @@ def _tell_sureness(facts: Facts) -> str:
         return "This dataset keeps no distributions, or has no accepted row: nothing tells how sure the teacher was."
     shares = ", ".join(f"{part['sure']:.0%} of the {part['part']}" for part in found["parts"])
     told = f"The teacher is sure (below {found['sure_below']} nats) of {shares}"
-    saved = [choice for choice in found["savings"][1:] if f"min_entropy = {found['sure_below']}" == choice["choice"]]
-    if saved and found["savings"][0]["bytes"]:
-        told += f"; to keep distributions only where it is not would save {saved[0]['saved'] / found['savings'][0]['bytes']:.0%}"
+    whole = found["savings"][0]["bytes"]
+    for choice in found["savings"][1:] if whole else ():
+        if choice["choice"] == f"min_entropy = {found['sure_below']}":
+            told += f"; to keep distributions only where it is not would save {choice['saved'] / whole:.0%}"
     return f"{told}."
 
 
@@ -79,7 +97,8 @@ def _tell_lengths(facts: Facts) -> str:
     cut = sum(task["cut"] for task in found["truncated"])
     told = f"The longest row has {found['longest']:,} tokens; {count(cut, 'answer')} {_were(cut)} cut off at a limit"
     if found["over_student"] is not None:
-        told += f"; {found['over_student']:,} of {found['rows']:,} are over the student's {facts['head']['student_tokens']:,}"
+        over, most = found["over_student"], facts["head"]["student_tokens"]
+        told += f"; {over:,} of {found['rows']:,} are over the student's {most:,}"
     return f"{told}."
 
 
@@ -88,7 +107,8 @@ def _tell_coverage(facts: Facts) -> str:
     if not found["rows"]:
         return "No accepted row, so nothing to say of what they are about."
     twice = found["same"]["rows"] - found["same"]["distinct"]
-    told = f"{count(twice, 'row')} of {found['rows']:,} {'has' if twice == 1 else 'have'} the request and answer of another"
+    have = "has" if twice == 1 else "have"
+    told = f"{count(twice, 'row')} of {found['rows']:,} {have} the request and answer of another"
     return f"{told}; {found['alike']['found']:,} of {found['alike']['rows']:,} have a row much like them."
 
 
@@ -99,7 +119,8 @@ def _tell_time(facts: Facts) -> str:
     seconds, tokens = (sum(run[name] for run in ended) for name in ("seconds", "completion_tokens"))
     told = f"{count(len(ended), 'run')}, {clock(seconds)} with a teacher ready"
     told += f", {tokens / seconds:,.0f} completion tokens a second" if seconds else ""
-    return f"{told}." + (f" {count(facts['runs']['open'], 'run')} without an end: killed, or at work." if facts["runs"]["open"] else "")
+    begun = facts["runs"]["open"]
+    return f"{told}." + (f" {count(begun, 'run')} told of no end: killed, or at work." if begun else "")
 
 
 def _tell_stages(facts: Facts) -> str:

@@ -14,19 +14,21 @@ RIGHT: Final = """
     UNION ALL
     SELECT confidence, task, agreement, CASE
         WHEN kind = 'rejected' AND stage IN ('parse', 'schema', 'check') THEN 0
-        WHEN kind = 'rejected' AND stage IN ('filter', 'judge', 'samples') AND task IN ({checked}) THEN 1 END FROM rejected
+        WHEN kind = 'rejected' AND stage IN ('filter', 'judge', 'samples') AND task IN ({checked}) THEN 1 END
+    FROM rejected
 """
 
 
 def describe_cells(store: Store) -> list[dict[str, Any]]:
     """By task and level: rows, accepted ones, and the means of the measures that there are."""
     return store.rows("""
-        SELECT task, level, count(*) AS rows, count(*) FILTER (ok) AS accepted, avg(pass_rate) AS pass_rate,
+        SELECT task, level, count(*) AS rows, count(*) FILTER (ok) AS accepted,
+            greatest(count(*) FILTER (coalesce(sample, 0) = 0), 1) AS prompts, avg(pass_rate) AS pass_rate,
             avg(agreement) AS agreement, avg(confidence) FILTER (ok) AS confidence, avg(difficulty) AS difficulty,
             avg(judge_score) AS judge_score
-        FROM (SELECT task, level, true AS ok, pass_rate, agreement, confidence, difficulty, judge_score FROM accepted
-            UNION ALL
-            SELECT task, level, false, pass_rate, agreement, confidence, NULL, judge_score FROM rejected)
+        FROM (SELECT task, level, sample, true AS ok, pass_rate, agreement, confidence, difficulty, judge_score
+            FROM accepted UNION ALL
+            SELECT task, level, sample, false, pass_rate, agreement, confidence, NULL, judge_score FROM rejected)
         GROUP BY task, level ORDER BY task, level
     """)
 
@@ -69,7 +71,7 @@ def describe_calibration(store: Store, checked: list[str]) -> dict[str, Any]:
     there are no right or no wrong answers among them.
     """
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in checked) or "NULL"
-    source = f"(SELECT * FROM ({RIGHT.format(checked=names)}) WHERE confidence IS NOT NULL AND \"right\" IS NOT NULL)"
+    source = f'(SELECT * FROM ({RIGHT.format(checked=names)}) WHERE confidence IS NOT NULL AND "right" IS NOT NULL)'
     parts = store.rows(f"""
         SELECT part, count(*) AS rows, avg(confidence) AS confidence, min(confidence) AS low, max(confidence) AS high,
             sum("right") AS "right"
@@ -83,8 +85,10 @@ def describe_calibration(store: Store, checked: list[str]) -> dict[str, Any]:
     ranks = None
     if 0 < right < rows:
         # Mann-Whitney: ties share their mean rank
-        ranked = f"(SELECT \"right\", rank() OVER (ORDER BY confidence) AS first, count(*) OVER (PARTITION BY confidence) AS tied FROM {source})"
-        total = store.one(f'SELECT sum(first + (tied - 1) / 2) AS ranks FROM {ranked} WHERE "right" = 1')["ranks"]
+        total = store.one(f"""
+            SELECT sum(first + (tied - 1) / 2) AS ranks FROM (
+                SELECT "right", rank() OVER (ORDER BY confidence) AS first, count(*) OVER (PARTITION BY confidence) AS tied FROM {source}) WHERE "right" = 1
+        """)["ranks"]
         ranks = (float(total) - right * (right + 1) / 2) / (right * (rows - right))
     return {"parts": parts, "rows": rows, "right": right, "gap": gap, "ranks": ranks}
 
@@ -106,8 +110,8 @@ def describe_lengths(store: Store) -> dict[str, Any]:
     quantiles, bins = [], []
     for name in ("prompt", "reasoning", "answer"):
         quantiles += store.rows(f"""
-            SELECT task, '{name}' AS what, count(*) AS rows, quantile_disc({name}, {QUANTILES}) AS at, max({name}) AS most
-            FROM {lengths} GROUP BY task ORDER BY task
+            SELECT task, '{name}' AS what, count(*) AS rows, quantile_disc({name}, {QUANTILES}) AS at,
+                max({name}) AS most FROM {lengths} GROUP BY task ORDER BY task
         """)
         top = store.one(f"SELECT coalesce(max({name}), 0) AS top FROM {lengths}")["top"]
         width = max(1, math.ceil((top + 1) / LENGTH_BINS))
@@ -121,7 +125,7 @@ def describe_lengths(store: Store) -> dict[str, Any]:
             (SELECT task, finish_reason FROM accepted UNION ALL SELECT task, finish_reason FROM rejected)
         GROUP BY task ORDER BY task
     """)
-    return {"rows": top["rows"], "quantiles": quantiles, "bins": bins, "longest": top["longest"], "truncated": truncated}
+    return top | {"quantiles": quantiles, "bins": bins, "truncated": truncated}
 
 
 def count_over(store: Store, tokens: int) -> int:

@@ -23,7 +23,7 @@ IMPORT: Final = "import { ascending, isString, DisallowedObjectProperties } from
 EXPORT: Final = "export { expression as expressionInterpreter };"
 IMPORTED: Final = "const { ascending, isString, DisallowedObjectProperties } = vega;"
 EXPORTED: Final = "vega.expressionInterpreter = expression;"
-BLOCKS: Final = (
+BLOCKS: Final[tuple[tuple[str, str], ...]] = (
     ("flow", "Flow"),
     ("teaches", "Teaches"),
     ("sure", "Sureness"),
@@ -39,7 +39,7 @@ UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The rows of a page: what the list needs of each, each row packed, and which row has a twin in the other dataset."""
+    """The rows of a page: what the list needs of each, each packed, and which has a twin in the other dataset."""
 
     rows: list[dict[str, Any]]
     packed: list[str]
@@ -160,7 +160,12 @@ def _group(values: Sequence[Facts]) -> list[Facts]:
 def _tell_rows(facts: Facts, shown: Shown) -> str:
     head = facts["head"]
     done = head["planned"] - head["left"]
-    told = f"{count(len(shown.twins) or len(shown.rows), 'row')} of {done:,}: some of every task, level and reason, and those at the ends"
+    told = f"{count(len(shown.twins) or len(shown.rows), 'row')} of {done:,}"
+    told += (
+        ", most of them such as ended otherwise in the other"
+        if shown.twins
+        else (": some of every task, level and reason, and those at the ends")
+    )
     return f"{told}. factory show --id opens any other."
 
 
@@ -177,4 +182,4 @@ def _tell_hours(hours: float) -> str:
 
 
 def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "\u2013" if value is None else f"{value:.4g}"

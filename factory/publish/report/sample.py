@@ -18,7 +18,7 @@ ENDS: Final = (
 )
 OF_EACH_END: Final = 2
 DRAWN: Final = "drawn"
-NAMES: Final = (
+NAMES: Final[tuple[str, ...]] = (
     *("id", "prompt_id", "sample", "task", "level", "prompt", "scenario", "source_row", "text", "finish_reason"),
     *("findings", "seed", "attempt", "repaired", "answer", "pass_rate", "agreement", "judge_score", "judge_reasoning"),
     *("completion", "reasoning", "score", "answer_start", "entropy_mean", "surprise", "confidence", "difficulty"),
@@ -37,7 +37,7 @@ class Place:
 
 
 def choose_rows(store: Store, count: int) -> list[Place]:
-    """Up to `count` rows, half of them rejected where there are as many: some of each reason, of each task and level."""
+    """Up to `count` rows, half of them rejected where there are as many: some of each kind."""
     totals = store.ledger.totals
     turned_down = totals.rejected + totals.errors
     rejected = min(turned_down, max(count // 2, count - totals.accepted))

@@ -1,7 +1,7 @@
 """A dataset's rows as tables for SQL: what the report counts is counted by DuckDB, in bounded memory.
 
-    accepted, rejected            every committed row, its numbers and labels alone: held in memory, some 100 bytes a row
-    accepted_part, rejected_part  every column of the rows of some shards, spread evenly: read from the files at each query
+    accepted, rejected            every committed row, its numbers and labels alone: in memory, some 100 bytes a row
+    accepted_part, rejected_part  every column of some shards' rows, spread evenly: read from the files at each query
 
 Only shards that the ledger names are read, so a run may be at work meanwhile. Texts and token ids of a million rows
 would take minutes: what needs them is counted on the part, and says so.
@@ -10,7 +10,6 @@ would take minutes: what needs them is counted on the part, and says so.
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 

@@ -73,7 +73,7 @@ def make_strip(row: dict[str, Any], top_k: int, decode: Decode | None, limits: L
     return Strip(
         tokens=[speller.place(token) for token in ids[:most]],
         ids=list(ids[:most]),
-        surprise=_hundredths(-sampled),
+        surprise=_hundredths(0 - sampled),
         entropy=_hundredths(flat["entropy"][:most]),
         candidates=candidates,
         tail=np.rint(1e4 * np.where(held, np.exp(tail) + shown, 1.0)).astype(int).tolist(),

@@ -147,10 +147,11 @@ def _describe_part(name: str, entropy: Array, sure: Array, tokens: int) -> dict[
 
 
 def _describe_tail(outside: Array, sizes: list[int]) -> list[dict[str, Any]]:
-    quantiles = np.percentile(outside, (50, 90, 99), axis=0)
+    quantiles = np.percentile(outside, (50, 90, 99), axis=0).T.tolist()
+    means = outside.mean(0).tolist()
     return [
-        {"k": size, "mean": float(outside[:, i].mean()), **dict(zip(("p50", "p90", "p99"), quantiles[:, i].tolist(), strict=True))}
-        for i, size in enumerate(sizes)
+        {"k": size, "mean": mean, **dict(zip(("p50", "p90", "p99"), at, strict=True))}
+        for size, mean, at in zip(sizes, means, quantiles, strict=True)
     ]
 
 
@@ -162,7 +163,9 @@ def _describe_savings(
     sizes = [column_bytes(path) for path in paths]
     held = sum(size for one in sizes for name, size in one.items() if name in (*OF_IDS, *OF_IDS_COMPACT))
     share = held / max(sum(sum(one.values()) for one in sizes), 1)
-    whole = sum(file.bytes for entry in ledger.entries.values() for file in entry.files if file.path.startswith("data/"))
+    whole = sum(
+        file.bytes for entry in ledger.entries.values() for file in entry.files if file.path.startswith("data/")
+    )
     ids = int(whole * share)
     yield {"choice": "as it is", "kept": float(kept.mean()), "bytes": whole, "saved": 0}
     if not ids:

@@ -54,7 +54,7 @@ const config = {
     tickColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, labelLimit: 190 },
   legend: { labelColor: "var(--text)", titleColor: "var(--muted)", labelFontSize: 12, labelLimit: 260, symbolStrokeWidth: 2 },
   title: { color: "var(--text)", fontSize: 13, fontWeight: 600, anchor: "start", offset: 8 },
-  bar: { discreteBandSize: 16 }, concat: { spacing: 26 },
+  bar: { discreteBandSize: { band: 0.6 } },
 };
 function showTip(handler, event, item, value) {
   const tip = $("tip");
@@ -70,8 +70,18 @@ function showTip(handler, event, item, value) {
 const views = [];
 async function draw(place) {
   const spec = { ...data.charts[place.dataset.chart], config };
-  if (spec.width === "container") spec.width = Math.max(240, Math.floor(place.clientWidth) - 4);
-  spec.autosize = { type: spec.hconcat || spec.concat ? "pad" : "fit-x", contains: "padding" };
+  const room = Math.max(260, Math.floor(place.clientWidth) - 4), parts = spec.hconcat || spec.concat;
+  if (parts) {
+    // as many side by side as there is room for; each needs some beside it for its labels
+    const across = Math.min(spec.hconcat ? parts.length : spec.columns || parts.length, Math.max(1, Math.floor(room / 330)));
+    const width = Math.floor((room - (across - 1) * spec.spacing) / across) - 72;
+    spec.concat = parts.map((part) => ({ ...part, width }));
+    spec.columns = across;
+    delete spec.hconcat;
+  } else {
+    spec.width = room;
+    spec.autosize = { type: "fit-x", contains: "padding" };
+  }
   const parsed = vega.parse(vegaLite.compile(spec).spec, null, { ast: true });
   const view = new vega.View(parsed, { expr: vega.expressionInterpreter, renderer: "svg", container: place, hover: true,
     loader: vega.loader({ mode: "http", baseURL: "none:" }) });
@@ -145,10 +155,17 @@ function markCurrent() {
 function reasonRows(task, reason) {
   for (const name of filters) if ($("f-" + name)) $("f-" + name).value = "";
   $("f-text").value = "";
-  $("f-reason").value = reason;
-  if (task) $("f-task").value = task;
+  const ended = firsts.filter((number) => rows[number].reason === reason);
+  if (ended.length) $("f-reason").value = reason;
+  // of a rare reason the shown rows may be of another task
+  if (ended.some((number) => rows[number].task === task)) $("f-task").value = task;
   current = -1;
   applyFilter(true);
+  if (!ended.length) {
+    order = [];
+    $("list").replaceChildren(el("li", { class: "empty" }, "No shown row ended so; ", el("code", {}, `factory show --reason ${reason}`), " finds them."));
+    $("row").replaceChildren(el("p", { class: "empty" }, "No row is chosen."));
+  }
   $("rows").scrollIntoView();
   // the heading takes the focus, so that whoever cannot see the jump is told of it
   $("rows-title").focus({ preventScroll: true });
@@ -197,6 +214,7 @@ function describe(about, row) {
   const nodes = [el("h3", { tabindex: -1 }, ...safely(`${about.task} · ${about.level}`), " ", el("span", { class: "mark " + about.outcome }, ...safely(about.reason || about.outcome)))];
   if (about.side) nodes.push(el("p", { class: "note" }, ...safely("of " + about.side)));
   nodes.push(el("ul", { class: "chips" }, ...chips(about, row).map(([name, value]) => el("li", {}, name + " ", el("b", {}, ...safely(String(value)))))));
+  if (row.findings.length) nodes.push(turn("", about.outcome === "accepted" ? "findings" : "why not", el("ul", { class: "findings" }, ...row.findings.map((text) => el("li", {}, ...cutText(text))))));
   if (row.strip) nodes.push(...strip(row));
   for (const [role, ...text] of row.prompt) nodes.push(turn(role, role, role === "system" && row.prompt.length > 1
     ? el("details", {}, el("summary", {}, "system prompt"), block("system", text)) : block(role, text)));
@@ -204,7 +222,6 @@ function describe(about, row) {
     el("details", {}, el("summary", {}, `${(row.reasoning[0].length + row.reasoning[1]).toLocaleString("en")} characters`), block("reasoning", row.reasoning))));
   if (row.text) nodes.push(turn("answer", "what it wrote", block("what it wrote", row.text)));
   else if (row.answer) nodes.push(turn("answer", "answer", block("answer", pretty(row.answer))));
-  if (row.findings.length) nodes.push(turn("", about.outcome === "accepted" ? "findings" : "why not", el("ul", { class: "findings" }, ...row.findings.map((text) => el("li", {}, ...cutText(text))))));
   if (row.judge) nodes.push(turn("", "judge", block("judge", row.judge)));
   row.history.forEach((attempt, number) => nodes.push(turn("", `attempt ${number + 1}`, el("details", {}, el("summary", {}, ...safely(attempt.reason)),
     el("ul", { class: "findings" }, ...attempt.findings.map((text) => el("li", {}, ...cutText(text)))), block("attempt", attempt.text)))));
@@ -279,8 +296,9 @@ function strip(row) {
     el("span", { class: "scale" }, (() => { const box = el("i"); box.style.boxShadow = "0 0 0 1.6px var(--ring)"; return box; })(), " set by a grammar or a budget, or a rare draw"));
   paint();
   relink();
-  select(least[0] ?? 0, false);
-  const nodes = [tools, shape, inspect, el("p", { class: "note" }, "Least certain tokens by " , "the chosen colour:"), links];
+  // once it stands in the page and has a height
+  requestAnimationFrame(() => select(least[0] ?? 0, true));
+  const nodes = [tools, inspect, shape, el("p", { class: "note" }, "Least certain tokens by the chosen colour:"), links];
   if (!s.spelt) nodes.unshift(el("p", { class: "note" }, "The teacher's tokenizer is not at hand, or is another one: tokens are shown by their ids."));
   if (row.least > 0) nodes.push(el("p", { class: "note" }, `To keep this row small, ids below ${percent(row.least, 2)} stand in the tail here; the dataset has them all.`));
   return nodes;
@@ -292,7 +310,8 @@ function tell(row, s, t, forced) {
   const add = (key, value) => facts.append(el("dt", {}, key), el("dd", {}, value));
   add("token", `${t + 1} of ${s.whole.toLocaleString("en")}, ${t < s.answer_start ? "reasoning" : "answer"}`);
   add("id", String(s.ids[t]));
-  add("probability", s.surprise[t] >= 9999 ? "0" : percent(Math.exp(-s.surprise[t] / 100), 2));
+  const found = s.ranks[t] && s.candidates[t].length >= 2 * s.ranks[t] ? s.candidates[t][2 * s.ranks[t] - 1] / 1e4 : null;
+  add("probability", s.surprise[t] >= 9999 ? "0" : percent(found ?? Math.exp(-s.surprise[t] / 100), 2));
   add("surprise", nats(s.surprise[t]) + " nats");
   add("entropy", nats(s.entropy[t]) + " nats");
   add("rank", !s.candidates[t].length ? "not kept" : s.ranks[t] ? String(s.ranks[t]) : `not among the ${row.top_k}`);
@@ -307,7 +326,12 @@ function tell(row, s, t, forced) {
     bars.append(el("code", { class: kind }, ...safely(label)), el("div", { class: "track " + kind }, fill), el("span", { class: "p " + kind }, percent(tenThousandths / 1e4, 2)));
   };
   const candidates = s.candidates[t];
-  for (let i = 0; i < candidates.length; i += 2) bar(name(candidates[i]), candidates[i + 1], candidates[i] === s.tokens[t] ? "sampled" : "");
+  let tiny = 0;
+  for (let i = 0; i < candidates.length; i += 2) {
+    const sampled = candidates[i] === s.tokens[t] && i / 2 + 1 === s.ranks[t];
+    if (candidates[i + 1] || sampled || !i) bar(name(candidates[i]), candidates[i + 1], sampled ? "sampled" : ""); else tiny++;
+  }
+  if (tiny) bars.append(el("span", { class: "tiny" }, `${tiny} more kept ids, each below 0.01 %`));
   if (candidates.length) bar("all others", s.tail[t], "tail");
   return [left, candidates.length ? bars : el("p", { class: "note" }, "Its distribution is not kept: this dataset keeps some positions only.")];
 }
