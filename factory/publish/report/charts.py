@@ -19,7 +19,8 @@ def require_extra() -> None:
     """Raise JobError where the extra `report` is not installed."""
     missing = [name for name in ("altair", "duckdb") if find_spec(name) is None]
     if missing:
-        raise JobError(f"factory report: {' and '.join(missing)} not installed; {INSTALL}")
+        told = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+        raise JobError(f"factory report: {told}; {INSTALL}")
     import altair
 
     # rows are counted long before they come here; the limit is for those who plot raw data

@@ -85,10 +85,9 @@ def describe_calibration(store: Store, checked: list[str]) -> dict[str, Any]:
     ranks = None
     if 0 < right < rows:
         # Mann-Whitney: ties share their mean rank
-        total = store.one(f"""
-            SELECT sum(first + (tied - 1) / 2) AS ranks FROM (
-                SELECT "right", rank() OVER (ORDER BY confidence) AS first, count(*) OVER (PARTITION BY confidence) AS tied FROM {source}) WHERE "right" = 1
-        """)["ranks"]
+        ranked = "rank() OVER (ORDER BY confidence) AS first, count(*) OVER (PARTITION BY confidence) AS tied"
+        summed = f'SELECT sum(first + (tied - 1) / 2) AS ranks FROM (SELECT "right", {ranked} FROM {source})'
+        total = store.one(f'{summed} WHERE "right" = 1')["ranks"]
         ranks = (float(total) - right * (right + 1) / 2) / (right * (rows - right))
     return {"parts": parts, "rows": rows, "right": right, "gap": gap, "ranks": ranks}
 

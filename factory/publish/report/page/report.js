@@ -82,7 +82,7 @@ async function draw(place) {
     spec.width = room;
     spec.autosize = { type: "fit-x", contains: "padding" };
   }
-  const parsed = vega.parse(vegaLite.compile(spec).spec, null, { ast: true });
+  const parsed = vega.parse(vegaLite.compile(spec, { logger: vega.logger(vega.Error) }).spec, null, { ast: true });
   const view = new vega.View(parsed, { expr: vega.expressionInterpreter, renderer: "svg", container: place, hover: true,
     loader: vega.loader({ mode: "http", baseURL: "none:" }) });
   view.tooltip(showTip);
@@ -250,7 +250,8 @@ function strip(row) {
   const spans = s.tokens.map((place, t) => {
     const raw = s.texts[place];
     const text = s.spelt ? raw : `⟨${raw}⟩`;
-    const span = el("span", { id: prefix + t, role: "option", "aria-selected": "false" }, ...(text ? safely(visible(text)) : ["␀"]));
+    const span = el("span", { id: prefix + t, role: "option", "aria-selected": "false",
+      "aria-label": text.trim() ? null : JSON.stringify(text) }, ...(text ? safely(visible(text)) : ["␀"]));
     if (forced.has(t)) span.classList.add("forced");
     if (!s.candidates[t].length) span.classList.add("mute");
     return span;
@@ -319,7 +320,7 @@ function tell(row, s, t, forced) {
   if (forced.has(t)) left.append(el("p", { class: "note" }, t < s.answer_start && t >= s.answer_start - 3
     ? "Ends the reasoning; the teacher alone would hardly have done so here: perhaps its budget was spent."
     : "The teacher alone would hardly have written this: a grammar set it, or it was a rare draw."));
-  const bars = el("div", { class: "bars" });
+  const bars = el("div", { class: "bars", tabindex: 0, role: "group", "aria-label": "likeliest tokens and all others" });
   const bar = (label, tenThousandths, kind) => {
     const fill = el("i");
     fill.style.width = Math.min(100, tenThousandths / 100) + "%";
