@@ -54,6 +54,7 @@ def write_page(facts: Facts, shown: Shown, version: str, both: Facts | None = No
     blocks = [("both", "Both"), *blocks] if both else blocks
     title = f"{both['names'][0]} and {both['names'][1]}" if both else head["name"]
     data = {"charts": drawn, "rows": shown.rows, "packed": shown.packed, "twins": shown.twins}
+    data["reasons"] = [[reason["task"], f"{reason['stage']}/{reason['reason']}"] for reason in facts["flow"]["reasons"]]
     levels = order_levels({cell["level"] for cell in facts["cells"]})
     page: str = _template().render(
         facts=facts,

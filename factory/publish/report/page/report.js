@@ -172,7 +172,7 @@ function reasonRows(task, reason) {
 }
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-reason]");
-  if (button) reasonRows(button.dataset.task, button.dataset.reason);
+  if (button) reasonRows(...data.reasons[Number(button.dataset.reason)]);
 });
 $("list").addEventListener("keydown", (event) => {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
