@@ -9,6 +9,7 @@ from factory import __version__
 from factory.dataset.manifest import read_signals, write_atomically
 from factory.publish.report.charts import require_extra
 from factory.publish.report.compare import choose_pairs, compare, name_both
+from factory.publish.report.counts import describe_head
 from factory.publish.report.facts import gather, open_dataset
 from factory.publish.report.page import Shown, write_page
 from factory.publish.report.payload import describe_row, pack_row
@@ -49,7 +50,7 @@ def write_report(out: Path, other: Path | None = None, target: Path | None = Non
         else:
             second, its_manifest = _open(other, stack)
             names = name_both(facts["head"]["name"], other.resolve().name)
-            both = compare(store, second, names)
+            both = compare(store, second, names) | {"model": describe_head(second.ledger, its_manifest)["model"]}
             shown = _show_both((store, second), (manifest, its_manifest), names, max(1, rows // 2))
     path = target or out / (FILE if other is None else BOTH_FILE)
     write_atomically(path, write_page(facts, shown, __version__, both).encode("utf-8", "replace"))

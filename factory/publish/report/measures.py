@@ -104,8 +104,8 @@ def describe_lengths(store: Store) -> dict[str, Any]:
     """Tokens of prompts, reasonings and answers of the part's accepted rows; truncated rows of all."""
     if not store.part:
         return {"rows": 0, "quantiles": [], "bins": [], "longest": 0, "truncated": []}
-    lengths = """(SELECT task, len(prompt_token_ids) AS prompt, reasoning_tokens AS reasoning,
-        len(completion_token_ids) - reasoning_tokens AS answer FROM accepted_part)"""
+    lengths = """(SELECT task, len(prompt_token_ids) AS prompt, coalesce(reasoning_tokens, 0) AS reasoning,
+        len(completion_token_ids) - coalesce(reasoning_tokens, 0) AS answer FROM accepted_part)"""
     quantiles, bins = [], []
     for name in ("prompt", "reasoning", "answer"):
         quantiles += store.rows(f"""

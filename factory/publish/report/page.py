@@ -48,6 +48,9 @@ class Shown:
 
 def write_page(facts: Facts, shown: Shown, version: str, both: Facts | None = None) -> str:
     """The whole text of report.html; `both` is what a comparison found."""
+    levels = order_levels({cell["level"] for cell in facts["cells"]})
+    facts = facts | {"cells": sort_cells(facts["cells"], levels), "difficulty": sort_cells(facts["difficulty"], levels)}
+    both = both and both | {"cells": sort_cells(both["cells"], levels)}
     drawn = draw_charts(facts, both)
     scripts = [*_read_vega(), _read("report.js")]
     head, blocks = facts["head"], [block for block in BLOCKS if block[0] != "stages" or facts["stages"]]
@@ -55,7 +58,6 @@ def write_page(facts: Facts, shown: Shown, version: str, both: Facts | None = No
     title = f"{both['names'][0]} and {both['names'][1]}" if both else head["name"]
     data = {"charts": drawn, "rows": shown.rows, "packed": shown.packed, "twins": shown.twins}
     data["reasons"] = [[reason["task"], f"{reason['stage']}/{reason['reason']}"] for reason in facts["flow"]["reasons"]]
-    levels = order_levels({cell["level"] for cell in facts["cells"]})
     page: str = _template().render(
         facts=facts,
         both=both,
@@ -122,13 +124,23 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"visible": _visible, "size": tell_size, "short": _short, "hours": _tell_hours}
+    environment.filters |= {
+        "visible": _visible,
+        "size": tell_size,
+        "short": _short,
+        "hours": _tell_hours,
+        "plain": _plain,
+    }
     return environment.from_string(_read("report.html.j2"))
 
 
 def _visible(text: Any) -> str:
     """Text whose control characters and marks of direction are seen, and do nothing."""
     return printable(str(text))
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _read(name: str) -> str:
@@ -145,6 +157,11 @@ def _read_vega() -> list[str]:
 def order_levels(levels: set[str]) -> list[str]:
     """Levels from easy to hard where they have the usual names, the others by name behind them."""
     return sorted(levels, key=lambda level: (LEVELS.index(level) if level in LEVELS else len(LEVELS), level))
+
+
+def sort_cells(cells: Sequence[Facts], levels: Sequence[str]) -> list[Facts]:
+    """What is told by task and level, levels in their order."""
+    return sorted(cells, key=lambda cell: (cell["task"], levels.index(cell["level"])))
 
 
 def _grid(cells: Sequence[Facts], levels: Sequence[str]) -> list[Facts]:

@@ -85,6 +85,8 @@ def _describe(row: dict[str, Any], top_k: int, decode: Decode | None, limits: Li
     }
     facts = ("finish_reason", "seed", "attempt", "repaired", "source_row", "sample", "score", "reasoning_tokens")
     shown["facts"] = {name: row[name] for name in facts if row.get(name) is not None}
+    if "source_row" in shown["facts"]:
+        shown["facts"]["source_row"] = row["source_row"][:100]
     return shown | {"prompt_tokens": len(row["prompt_token_ids"]), "top_k": top_k}
 
 

@@ -39,7 +39,7 @@ class Opened:
     """A page with all that it asked for and all that it complained of."""
 
     def __init__(self, browser: Any, path: Path, **context: Any) -> None:
-        self.page = browser.new_page(viewport={"width": 1280, "height": 900}, **context)
+        self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | context)
         self.page.set_default_timeout(TIMEOUT)
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -90,6 +90,19 @@ def test_the_token_under_the_pointer_shows_its_candidates_and_all_others(browser
     page.close()
 
 
+def test_a_token_of_an_answer_says_its_place_in_the_json(browser: Any, tmp_path: Path) -> None:
+    text = 'ab{"a":{"b":[1,22],"c d":"x,\\"}"}, "e": null}'
+    page = Opened(browser, write_report(write_dataset(tmp_path / "out", [[make_record(0, text)]]))).page
+    tokens = page.locator(".strip [role=option]")
+    # by pieces of the text, one of whose characters is pointed at
+    for piece, place in {"1": "a.b.0", "22": "a.b.1", "x": "a.c d", ',\\"}': "a.c d", "null": "e"}.items():
+        tokens.nth(text.index(piece)).hover()
+        assert f"place\n{place}\n" in page.locator(".inspect dl").inner_text()
+    tokens.nth(0).hover()
+    assert "place" not in page.locator(".inspect dl").inner_text()
+    page.close()
+
+
 def test_arrow_keys_go_from_token_to_token(browser: Any, report: Path) -> None:
     page = Opened(browser, report).page
     strip = page.locator(".strip")
@@ -135,12 +148,10 @@ def test_the_theme_button_goes_round(browser: Any, report: Path) -> None:
 
 
 def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Any, report: Path) -> None:
-    page = Opened(browser, report).page
-    page.set_viewport_size({"width": 390, "height": 800})
-    page.reload()
-    page.wait_for_selector("html[data-ready]")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.close()
+    opened = Opened(browser, report, viewport={"width": 390, "height": 800})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert opened.violations() == []
+    opened.page.close()
 
 
 def test_hostile_rows_run_nothing_and_are_seen_as_they_are(browser: Any, tmp_path: Path) -> None:

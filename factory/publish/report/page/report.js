@@ -246,7 +246,7 @@ function strip(row) {
   const s = row.strip, prefix = `t${strips++}-`, count = s.tokens.length;
   const shape = el("div", { class: "strip", role: "listbox", tabindex: 0, "aria-label": "completion tokens; arrow keys go from token to token" });
   const inspect = el("div", { class: "inspect", "aria-live": "polite" });
-  const forced = new Set(s.forced);
+  const forced = new Set(s.forced), places = placesOfTokens(s);
   const spans = s.tokens.map((place, t) => {
     const raw = s.texts[place];
     const text = s.spelt ? raw : `⟨${raw}⟩`;
@@ -268,7 +268,7 @@ function strip(row) {
     spans[t].classList.add("at");
     spans[t].setAttribute("aria-selected", "true");
     shape.setAttribute("aria-activedescendant", prefix + t);
-    inspect.replaceChildren(...tell(row, s, t, forced));
+    inspect.replaceChildren(...tell(row, s, t, forced, places[t]));
     if (scroll) {
       const box = spans[t].offsetTop - shape.offsetTop;
       if (box < shape.scrollTop + 20 || box > shape.scrollTop + shape.clientHeight - 40) shape.scrollTop = box - shape.clientHeight / 3;
@@ -304,12 +304,39 @@ function strip(row) {
   if (row.least > 0) nodes.push(el("p", { class: "note" }, `To keep this row small, ids below ${percent(row.least, 2)} stand in the tail here; the dataset has them all.`));
   return nodes;
 }
+// the place in a JSON text (`attendees.0.name`) of each of its characters
+function placesOf(text) {
+  const places = [], stack = [];
+  let begun = -1, escaped = false;
+  for (let i = 0; i < text.length; i++) {
+    const c = text[i], top = stack.at(-1);
+    places.push(stack.map((one) => one.at).filter((at) => at !== null).join("."));
+    if (begun >= 0) {
+      if (escaped) escaped = false;
+      else if (c === "\\") escaped = true;
+      else if (c === '"') { if (top && top.key) top.at = text.slice(begun + 1, i); begun = -1; }
+    } else if (c === '"') begun = i;
+    else if (c === "{") stack.push({ at: null, key: true });
+    else if (c === "[") stack.push({ at: 0, key: false });
+    else if (c === "}" || c === "]") stack.pop();
+    else if (c === ":" && top) top.key = false;
+    else if (c === "," && top) { if (typeof top.at === "number") top.at++; else { top.at = null; top.key = true; } }
+  }
+  return places;
+}
+function placesOfTokens(s) {
+  const texts = s.tokens.map((place, t) => (t < s.answer_start ? "" : s.texts[place]));
+  const places = s.spelt ? placesOf(texts.join("")) : [];
+  let end = 0;
+  return texts.map((text) => { end += text.length; return text.trim() ? places[end - 1] || "" : ""; });
+}
 const visible = (text) => text.replaceAll("\n", "↵\n").replaceAll("\t", "→\t");
-function tell(row, s, t, forced) {
+function tell(row, s, t, forced, place) {
   const name = (place) => (s.spelt ? visible(s.texts[place]).replace(/\n$/, "") || "␀" : `⟨${s.texts[place]}⟩`);
   const facts = el("dl");
   const add = (key, value) => facts.append(el("dt", {}, key), el("dd", {}, value));
   add("token", `${t + 1} of ${s.whole.toLocaleString("en")}, ${t < s.answer_start ? "reasoning" : "answer"}`);
+  if (place) facts.append(el("dt", {}, "place"), el("dd", {}, ...safely(place)));
   add("id", String(s.ids[t]));
   const found = s.ranks[t] && s.candidates[t].length >= 2 * s.ranks[t] ? s.candidates[t][2 * s.ranks[t] - 1] / 1e4 : null;
   add("probability", s.surprise[t] >= 9999 ? "0" : percent(found ?? Math.exp(-s.surprise[t] / 100), 2));
@@ -337,10 +364,26 @@ function tell(row, s, t, forced) {
   return [left, candidates.length ? bars : el("p", { class: "note" }, "Its distribution is not kept: this dataset keeps some positions only.")];
 }
 
+// ---- what is wider than the screen can be scrolled with the keyboard too
+function makeReachable() {
+  for (const box of document.querySelectorAll(".scroll, .chart")) {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    const title = box.closest(".card")?.querySelector("h3")?.textContent || "table";
+    for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", title]]) {
+      if (wide) box.setAttribute(name, value); else box.removeAttribute(name);
+    }
+  }
+}
+addEventListener("resize", makeReachable);
+document.addEventListener("toggle", makeReachable, true);
+
 // ---- begin
 fillFilters();
 for (const name of [...filters, "order"]) if ($("f-" + name)) $("f-" + name).addEventListener("change", () => applyFilter(true));
 $("f-text").addEventListener("input", () => applyFilter(true));
 applyFilter(firsts.length > 0);
-Promise.all([...document.querySelectorAll("[data-chart]")].map(draw)).then(() => { document.documentElement.dataset.ready = "yes"; });
+Promise.all([...document.querySelectorAll("[data-chart]")].map(draw)).then(() => {
+  makeReachable();
+  document.documentElement.dataset.ready = "yes";
+});
 })();
