@@ -47,7 +47,9 @@ def describe_row(place: Place, row: dict[str, Any]) -> dict[str, Any]:
 
 def _request(row: dict[str, Any]) -> str:
     users = [message["content"] or "" for message in row["prompt"] if message["role"] == "user"]
-    return " ".join((users or [""])[0][:400].split())
+    # a repaired prompt ends with what was wrong with an earlier answer, behind the request itself
+    asked = users[:-1] if row.get("repaired") and len(users) > 1 else users
+    return " ".join((asked or [""])[-1][:400].split())
 
 
 def pack_row(row: dict[str, Any], top_k: int, decode: Decode | None) -> str:

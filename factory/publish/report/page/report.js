@@ -326,7 +326,9 @@ function placesOf(text) {
 }
 function placesOfTokens(s) {
   const texts = s.tokens.map((place, t) => (t < s.answer_start ? "" : s.texts[place]));
-  const places = s.spelt ? placesOf(texts.join("")) : [];
+  const whole = texts.join("");
+  // an answer may be free text: quotes and braces mean nothing there
+  const places = s.spelt && /^\s*[{[]/.test(whole) ? placesOf(whole) : [];
   let end = 0;
   return texts.map((text) => { end += text.length; return text.trim() ? places[end - 1] || "" : ""; });
 }
