@@ -4,15 +4,17 @@ Chromium comes with the system (Debian's package `chromium`); where there is non
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report_support import make_record, make_rejection, write_dataset
+from test_every_dataset import make_dataset
 from test_report_build import HOSTILE, some_dataset
 
+from factory.job.job import Job
 from factory.publish.report.build import write_report
 
 CHROMIUM = next(
@@ -173,6 +175,20 @@ def test_hostile_rows_run_nothing_and_are_seen_as_they_are(browser: Any, tmp_pat
     page.locator("#row", has_text="</script><script>window.broken = 1").wait_for()
     assert opened.violations() == []
     page.close()
+
+
+@pytest.mark.parametrize(
+    "kind", ["no_signals", "nothing_uncertain", "only_rejects", "only_errors", "scored", "curriculum"]
+)
+def test_a_report_of_any_kind_of_dataset_is_as_quiet(
+    browser: Any, kind: str, workspace: Path, make_job: Callable[..., Job]
+) -> None:
+    opened = Opened(browser, write_report(make_dataset(kind, workspace, make_job)))
+    assert opened.complaints == []
+    assert len(opened.requests) == 1
+    assert opened.violations() == []
+    assert ("stages" in opened.page.locator("nav").inner_html()) == (kind == "curriculum")
+    opened.page.close()
 
 
 def test_two_datasets_show_a_row_of_each_below_the_other(browser: Any, tmp_path: Path) -> None:
