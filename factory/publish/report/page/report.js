@@ -205,7 +205,7 @@ async function open(number, focus) {
 // of two datasets the row of the same id stands below
 const sides = (number) => (number in data.twins ? [number, data.twins[number]] : [number]);
 function turn(kind, who, ...content) { return el("div", { class: "turn " + kind }, el("div", { class: "who" }, ...safely(who)), el("div", {}, ...content)); }
-function block(name, text) { return el("pre", { tabindex: 0, role: "region", "aria-label": name }, ...cutText(text)); }
+function block(name, text) { return el("pre", { tabindex: 0, role: "group", "aria-label": name }, ...cutText(text)); }
 function pretty(text) {
   if (text[1]) return text;
   try { return [JSON.stringify(JSON.parse(text[0]), null, 2), 0, 0]; } catch { return text; }
@@ -371,7 +371,7 @@ function makeReachable() {
   for (const box of document.querySelectorAll(".scroll, .chart")) {
     const wide = box.scrollWidth > box.clientWidth + 1;
     const title = box.closest(".card")?.querySelector("h3")?.textContent || "table";
-    for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", title]]) {
+    for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", title]]) {
       if (wide) box.setAttribute(name, value); else box.removeAttribute(name);
     }
   }
