@@ -350,6 +350,8 @@ class Rejection:
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()
     passed: bool | None = None
+    # Filled in when the whole shard is known, as a record's; `difficulty` is None: nobody trains on the row.
+    measures: Measures = Measures()
 
     @property
     def right(self) -> bool | None:

@@ -136,6 +136,8 @@ class SignalSpec:
     attention: tuple[int, ...] = ()
     attention_share: float = 0.0
     attention_tokens: int = 0
+    # Whether rows that were not accepted say how sure the teacher was of them; no signal, but columns of `rejected`.
+    rejected_measures: bool = False
 
     def as_manifest(self) -> dict[str, Any]:
         """The section `signals` of a manifest; what came later than it is told where it is not as it ever was."""

@@ -264,6 +264,11 @@ REJECTED: Final = (
     array_column("prompt_token_ids", _rejected_ids("prompt_token_ids"), np.int32),
     array_column("completion_token_ids", _rejected_ids("completion_token_ids"), np.int32),
 )
+# of the last attempt: with those of accepted rows they tell whether a sure answer is a right one
+REJECTED_MEASURES: Final = (
+    *(float_column(name, _measure(name)) for name in MEASURES if name != "difficulty"),
+    Column("reasoning_tokens", pa.int32(), take_values(pa.int32(), lambda o: o.measures.reasoning_tokens)),
+)
 
 
 def preference_columns(signals: SignalSpec) -> tuple[Column, ...]:

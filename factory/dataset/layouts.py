@@ -11,7 +11,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from factory.dataset.columns import REJECTED, Column, accepted_columns, identity_columns, preference_columns
+from factory.dataset.columns import (
+    REJECTED,
+    REJECTED_MEASURES,
+    Column,
+    accepted_columns,
+    identity_columns,
+    preference_columns,
+)
 from factory.dataset.signal_columns import ATTENTION, EXPERTS, HIDDEN, POSITIONS, logprob_columns
 from factory.hashing import canonical_json
 from factory.records import Outcome
@@ -89,9 +96,10 @@ def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
     identity = identity_columns(signals)
     accepted = (*identity, *accepted_columns(signals), *logprob_columns(signals))
+    rejected = (*REJECTED, *REJECTED_MEASURES) if signals.rejected_measures else REJECTED
     configs = {
         "default": Layout("default", "data", accepted, signals),
-        "rejected": Layout("rejected", "rejected", (*identity, *REJECTED), signals),
+        "rejected": Layout("rejected", "rejected", (*identity, *rejected), signals),
     }
     if signals.pairs:
         configs["preferences"] = Layout("preferences", "preferences", preference_columns(signals), signals)

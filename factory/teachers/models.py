@@ -198,6 +198,7 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
         min_entropy=asked.min_entropy,
         hidden_positions=asked.hidden_positions,
         experts=asked.experts,
+        rejected_measures=top_k > 0,
         **_resolve_attention(asked.attention, shape),
     )
 
