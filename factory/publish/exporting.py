@@ -239,7 +239,7 @@ def _finish(written: Written, form: Format, plan: dict[str, Any]) -> list[str]:
 def _told(written: Written, form: Format) -> list[str]:
     kinds = ", ".join(f"{count:,} {name}" for name, count in written.counts.items())
     lines = [f"{written.out}: {written.rows:,} rows for {form.trainer}" + (f" ({kinds})" if kinds else "")]
-    if form.arrays != "none" and written.positions:
+    if form.holds_ids(written.asked) and written.positions:
         lines[0] += f", {written.positions:,} positions"
     lines += [f"  left out  {count:>7,}  {reason}" for reason, count in written.left.items()]
     return [*lines, *(f"  next: {line}" for line in form.usage(written).splitlines())]

@@ -51,6 +51,7 @@ FORMAT = Format(
     columns=("prompt", "chosen", "rejected"),
     arrays="none",
     options=("reasoning", "student"),
+    writes_ids=False,
     beside=lambda written: {"train.py": SCRIPT},
     usage=lambda written: "python train.py            # after `pip install trl`, with your student in place of STUDENT",
 )

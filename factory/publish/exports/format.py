@@ -54,6 +54,7 @@ class Format:
     columns: tuple[str, ...] = ()
     arrays: Literal["none", "ids", "logprobs", "states"] = "ids"
     options: tuple[str, ...] = ()
+    writes_ids: bool = True
     form: Form = "parquet"
     # Rows of a part put together or padded, before they are written.
     gather: Callable[[Iterator[Values], Asked], Iterator[Values]] | None = None
@@ -64,4 +65,4 @@ class Format:
 
     def holds_ids(self, asked: Asked) -> bool:
         """Whether what it writes holds token ids, which a student must understand as the teacher does."""
-        return self.arrays != "none" and asked.rows != "messages"
+        return self.writes_ids and asked.rows != "messages"

@@ -21,7 +21,7 @@ DEFAULT = "apart"
 AGAINST: Final = ("parse", "schema", "check", "judge")
 FILTERED: Final = ("refusal", "repetition")
 SCRIPT = """from datasets import load_dataset
-from trl.experimental.kto import KTOConfig, KTOTrainer
+from trl import KTOConfig, KTOTrainer
 
 rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
 # weights that let both kinds count alike: {desirable} desirable rows, {undesirable} undesirable ones
@@ -108,6 +108,7 @@ FORMAT = Format(
     configs=("default", "rejected"),
     columns=("prompt", "completion", "score", "findings", "text", "kind", "stage", "reason"),
     options=("reasoning", "student"),
+    writes_ids=False,
     beside=lambda written: {"train.py": _script(written)},
     usage=lambda written: "python train.py            # after `pip install trl`, with your student in place of STUDENT",
 )

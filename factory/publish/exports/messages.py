@@ -59,6 +59,7 @@ FORMAT = Format(
     columns=("prompt", "completion"),
     arrays="none",
     options=("reasoning", "student"),
+    writes_ids=False,
     beside=_beside,
     usage=_usage,
 )

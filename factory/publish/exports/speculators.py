@@ -16,7 +16,7 @@ from factory.publish.exports.format import Files, Format, Left, Values, Written
 from factory.publish.exports.positions import all_ids, why_left
 from factory.publish.exports.refusals import last_layer, refuse_states
 from factory.publish.exports.source import Given, Source
-from factory.publish.exports.torch_files import safetensors_bytes, torch_bytes
+from factory.publish.exports.torch_files import bfloat16_tensor, int_tensor, safetensors_bytes, torch_bytes
 
 
 def _refuse(source: Source, asked: Asked) -> str | None:
@@ -52,7 +52,7 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
 
 
 def _row_files(number: int, values: Values) -> Files:
-    tensors = {"token_ids": ("int64", values["input_ids"]), "hidden_states": ("bfloat16", values["_bits"])}
+    tensors = {"token_ids": int_tensor(values["input_ids"]), "hidden_states": bfloat16_tensor(values["_bits"])}
     yield f"hidden_states/hs_{number}.safetensors", safetensors_bytes(tensors)
 
 

@@ -30,6 +30,7 @@ FORMAT = Format(
     convert=_convert,
     columns=(*TEXTS, "prompt", "score"),
     arrays="none",
+    writes_ids=False,
     beside=lambda written: {},
     usage=lambda written: "python -c 'import pandas; print(pandas.read_parquet(\"data\"))'",
 )

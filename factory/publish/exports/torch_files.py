@@ -18,8 +18,8 @@ def torch_bytes(value: Any) -> bytes:
 def bfloat16_tensor(bits: Array) -> Any:
     """A bfloat16 tensor of its bits, uint16 of any shape."""
     torch = import_torch()
-    # a copy: the bits may lie in a read-only file map, and tensors may be written to
-    return torch.from_numpy(bits.astype("<u2", copy=True)).view(torch.bfloat16)
+    # a copy in C order: layers may have been picked in another, and bits in a read-only file map must not be written
+    return torch.from_numpy(bits.astype("<u2", order="C", copy=True)).view(torch.bfloat16)
 
 
 def int_tensor(values: Array) -> Any:
@@ -27,17 +27,11 @@ def int_tensor(values: Array) -> Any:
     return import_torch().from_numpy(values.astype("<i8", copy=True))
 
 
-def safetensors_bytes(bits: dict[str, tuple[str, Array]]) -> bytes:
-    """A safetensors file: for each tensor its dtype's name and its values (for bfloat16 the bits as uint16)."""
+def safetensors_bytes(tensors: dict[str, Any]) -> bytes:
+    """A safetensors file of these tensors."""
     try:
-        from safetensors import serialize
+        from safetensors.torch import save
     except ModuleNotFoundError as error:
-        raise DatasetError(
-            "this format needs safetensors, which is not installed; `pip install safetensors`"
-        ) from error
-    tensors: Any = {
-        name: {"dtype": dtype, "shape": list(values.shape), "data": values.tobytes()}
-        for name, (dtype, values) in bits.items()
-    }
-    made: bytes = serialize(tensors, None)
+        raise DatasetError("this needs safetensors, which is not installed; `pip install safetensors`") from error
+    made: bytes = save(tensors)
     return made

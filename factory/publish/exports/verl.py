@@ -89,6 +89,7 @@ FORMAT = Format(
     configs=("default", "rejected"),
     columns=("prompt", "prompt_id", "sample", "task", "level", "scenario", "repaired", "kind", "stage"),
     arrays="none",
+    writes_ids=False,
     beside=lambda written: {"reward.py": REWARD, "data.yaml": YAML},
     usage=lambda written: (
         "python -m verl.trainer.main_ppo data.train_files=$PWD/data/*.parquet "
