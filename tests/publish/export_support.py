@@ -59,13 +59,11 @@ def kl_renormalised(row: dict[str, Any], student_SV: np.ndarray[Any, Any], shift
     return float((np.exp(logprobs[kept]) * (logprobs[kept] - student[kept])).sum() / kept.sum())
 
 
-def kl_symmetric(row: dict[str, Any], student_SV: np.ndarray[Any, Any], eps: float = 1e-8) -> float:
-    """DistillKit's sparse KL with `symmetric_uniform`: the mass outside is one more outcome on both sides."""
+def kl_zero(row: dict[str, Any], student_SV: np.ndarray[Any, Any]) -> float:
+    """DistillKit's sparse KL with `zero`: the teacher renormalised over the k ids, the student as it is."""
     ids, values, labels = (np.array(row[name]) for name in ("token_ids", "top_values", "labels"))
     valid = labels >= 0
-    student = np.take_along_axis(student_SV, ids, 1)
-    inner = (np.exp(values) * (values - student)).sum(1)
-    outside = [np.log1p(-np.clip(np.exp(side).sum(1), eps, 1 - eps)) for side in (values, student)]
-    tail = np.exp(outside[0]) * (outside[0] - outside[1])
+    teacher = values - np.log(np.exp(values).sum(1, keepdims=True))
+    inner = (np.exp(teacher) * (teacher - np.take_along_axis(student_SV, ids, 1))).sum(1)
     # multiplied, as theirs: a masked infinity would be NaN
-    return float((inner * valid + tail * valid).sum() / valid.sum())
+    return float((inner * valid).sum() / valid.sum())

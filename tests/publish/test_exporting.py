@@ -45,8 +45,7 @@ NO_STATES = dict.fromkeys(set(CHOICES) - set(NO_TOPK) | {"none"}, "keeps none .*
 REFUSED: dict[str, dict[str, str]] = {
     "axolotl-kd": NO_DISTRIBUTIONS
     | {"one id": "over one id", "top_p": "k ids at every position", "sampled": "random draws"},
-    "distillkit": NO_DISTRIBUTIONS
-    | {"top_p": "k ids at every position", "sampled": "random draws", "min_entropy": "never be taught"},
+    "distillkit": NO_DISTRIBUTIONS | {"sampled": "random draws", "min_entropy": "never be taught"},
     "tinker": NO_DISTRIBUTIONS | {"one id": "over one id", "min_entropy": "never be taught"},
     "speculators": NO_STATES
     | {
@@ -178,7 +177,7 @@ def test_a_damaged_shard_is_told_before_its_rows_are_read(workspace: Path, make_
         ("axolotl-kd", {"mass": "tail"}, "no place for the mass outside"),
         ("axolotl-kd", {"k": 1}, "over one id"),
         ("axolotl-kd", {"k": 5}, "keeps 4 ids"),
-        ("distillkit", {"length": 64, "mass": "renormalised"}, "a loss above 0"),
+        ("distillkit", {"length": 64, "mass": "tail"}, "NaN at positions"),
         ("distillkit", {}, "give --length"),
         ("distillkit", {"length": 64, "filler": -1}, "0 or more"),
         ("trl-sft", {"stage": "stage-1"}, "no curriculum"),

@@ -17,7 +17,7 @@ from export_support import (
     MakeJob,
     export_to,
     kl_renormalised,
-    kl_symmetric,
+    kl_zero,
     make_dataset,
     read_export,
     softmax_student,
@@ -79,7 +79,7 @@ def test_axolotl_has_no_loss_for_a_student_equal_to_the_teacher_and_one_for_a_sh
 
 
 @pytest.mark.parametrize("k", [None, 2])
-def test_distillkit_has_no_loss_for_a_student_equal_to_the_teacher(
+def test_distillkit_has_the_least_loss_for_a_student_equal_to_the_teacher(
     k: int | None, workspace: Path, make_job: MakeJob
 ) -> None:
     root = make_dataset(workspace, make_job)
@@ -96,15 +96,18 @@ def test_distillkit_has_no_loss_for_a_student_equal_to_the_teacher(
     for row, stored in zip(rows, stored_rows(root), strict=True):
         P, T = len(stored["prompt_token_ids"]), len(stored["completion_token_ids"])
         assert {len(row[name]) for name in row} == {512}
-        assert abs(kl_symmetric(row, equal_student(stored, 512))) < 1e-4
+        student = equal_student(stored, 512)
+        # what the k ids do not hold is all that is left: the teacher is renormalised, the student is not
+        least = -np.log(np.exp(stored["topk_logprobs"][:, :k]).sum(1)).mean()
+        assert kl_zero(row, student) == pytest.approx(least, abs=1e-5)
         shifted = row | {"token_ids": np.roll(row["token_ids"], 1, 0), "top_values": np.roll(row["top_values"], 1, 0)}
-        assert kl_symmetric(shifted, equal_student(stored, 512)) > 0.1
+        assert kl_zero(shifted, student) > least + 0.1
         assert [i for i, label in enumerate(row["labels"]) if label >= 0] == list(range(P - 1, P + T - 1))
         assert row["attention_mask"] == [1] * (P + T) + [0] * (512 - P - T)
         # a loss that multiplies with its mask makes NaN of an infinity
         assert np.isfinite(row["top_values"]).all()
     config = yaml.safe_load((workspace / "x/distillkit.yaml").read_text())
-    assert config["loss_functions"][1]["missing_probability_handling"] == "symmetric_uniform"
+    assert config["loss_functions"][1]["missing_probability_handling"] == "zero"
     assert config["teacher"]["logprob_compressor"]["k"] == (k or K)
 
 
@@ -293,10 +296,8 @@ def test_speculators_reads_states_before_the_norm_with_the_last_layer_last(
         found = load_file(workspace / f"x/hidden_states/hs_{number}.safetensors")
         assert torch.equal(found["token_ids"], row["input_ids"])
         assert found["hidden_states"].dtype == torch.bfloat16
-        wanted = kept.hidden_states[
-            :, [kept.layers.index(layer) for layer in ([1, 2, 3] if layers[0] == 1 else [3, 1, 2])]
-        ]
-        assert torch.equal(found["hidden_states"][:, :-1], wanted)
+        inner = [kept.layers.index(layer) for layer in layers if layer != -1]
+        assert torch.equal(found["hidden_states"][:, :-1], kept.hidden_states[:, inner])
         assert torch.equal(found["hidden_states"][:, -1], kept.hidden_states[:, kept.layers.index(4)])
         assert row["loss_mask"].tolist() == [int(i >= len(kept.prompt_token_ids)) for i in range(kept.inputs)]
         assert row["seq_len"] == kept.inputs
@@ -335,7 +336,7 @@ def test_a_students_template_that_drops_the_reasoning_is_told(workspace: Path, m
         (student / name).write_bytes((FOLDER / name).read_bytes())
     export_to(root, workspace / "a", "trl-sft", rows="messages", student=str(student))
     (student / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(JobError, match="drops reasoning_content.*--reasoning content"):
+    with pytest.raises(JobError, match=r"drops reasoning_content.*--reasoning content"):
         export_to(root, workspace / "b", "trl-sft", rows="messages", student=str(student))
     export_to(root, workspace / "b", "trl-sft", rows="messages", student=str(student), reasoning="content")
 

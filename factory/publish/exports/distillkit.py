@@ -10,7 +10,9 @@ last: that one is taught by its distribution.
     labels           -100  -100   p2    c0   -100
     token_ids         .     .    [0]   [1]    .
 
-With `symmetric_uniform` the mass outside the k ids is one more outcome on both sides, so true logprobs are exact.
+Its `zero` renormalises the teacher over the k ids, and not the student: one equal to the teacher has a KL of -log of
+the kept mass. Its `symmetric_uniform` would have none, but takes the log of 1 - 1 where the k ids hold all mass in
+float32, and ends in NaN or infinity: a third of the positions of a sure teacher are such. So it is never asked for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from factory.dataset.tables import Field
 from factory.publish.exports.asked import Asked
 from factory.publish.exports.format import Format, Left, Values, Written
 from factory.publish.exports.positions import all_ids, cut_topk, spread, why_left
-from factory.publish.exports.refusals import refuse_gaps, refuse_ragged
+from factory.publish.exports.refusals import refuse_draws, refuse_gaps
 from factory.publish.exports.source import Given, Source
 
 OPEN_SEQUENCES = 16  # that packed rows are put into at a time: each holds all its distributions
@@ -54,7 +56,7 @@ loss_functions:
   - function: kl
     weight: 0.9
     temperature: 1.0
-    missing_probability_handling: symmetric_uniform   # not `zero`: these are true logprobs, with a tail outside
+    missing_probability_handling: zero   # `symmetric_uniform` is NaN wherever the k ids hold all mass
 training_args:
   num_train_epochs: 1
   per_device_train_batch_size: 1
@@ -64,12 +66,12 @@ training_args:
 
 
 def _refuse(source: Source, asked: Asked) -> str | None:
-    if asked.mass == "renormalised":
+    if asked.mass == "tail":
         return (
-            "--mass renormalised: its student is not renormalised over the k ids, so one equal to the teacher would "
-            "have a loss above 0; leave it out"
+            "--mass tail: its `symmetric_uniform`, which takes a tail, is NaN at positions whose k ids hold all mass in "
+            "float32; leave it out"
         )
-    if told := refuse_ragged(source, asked) or refuse_gaps(source):
+    if told := refuse_draws(source, asked) or refuse_gaps(source):
         return told
     if not isinstance(source.details.get("vocab_size"), int):
         return "its configuration needs the size of the teacher's vocabulary, which the manifest does not tell"
@@ -96,7 +98,8 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
     ids_TK, logprobs_TK, kept_TK = cut_topk(row, asked.k)
     k = ids_TK.shape[1]
     some_T: Any = kept_TK.any(1)
-    # positions without ids (`positions = "answer"`) are masked, and hold what all filler does
+    # positions without ids (`positions = "answer"`) are masked, and hold what all filler does. A position with fewer
+    # than k has the others at probability 0: they weigh nothing in a sum over the teacher's probabilities
     ids_TK, logprobs_TK = _filled(ids_TK, some_T, np.arange(k)), _filled(logprobs_TK, some_T, -np.log(k))
     with_target = spread(some_T, row, False)
     return {
@@ -163,7 +166,7 @@ def _beside(written: Written) -> dict[str, str]:
 FORMAT = Format(
     name="distillkit",
     trainer="DistillKit",
-    kept="ids, and the k likeliest of each position, the tail as one outcome more",
+    kept="ids, and the k likeliest of each position",
     refuse=_refuse,
     fields=_fields,
     convert=_convert,

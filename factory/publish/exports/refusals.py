@@ -21,8 +21,8 @@ def refuse_distributions(source: Source, asked: Asked) -> str | None:
     return None
 
 
-def refuse_ragged(source: Source, asked: Asked) -> str | None:
-    """Formats whose losses need k likeliest ids at each position."""
+def refuse_draws(source: Source, asked: Asked) -> str | None:
+    """Formats whose losses need the likeliest ids."""
     if told := refuse_distributions(source, asked):
         return told
     if source.signals.keep == "sampled":
@@ -30,6 +30,13 @@ def refuse_ragged(source: Source, asked: Asked) -> str | None:
             'its loss needs the likeliest ids, and keep = "sampled" has random draws: a student would be sharpened '
             "towards them; `--to tinker` trains on draws without bias"
         )
+    return None
+
+
+def refuse_ragged(source: Source, asked: Asked) -> str | None:
+    """Formats whose losses need k likeliest ids at each position."""
+    if told := refuse_draws(source, asked):
+        return told
     if source.signals.keep == "top_p":
         return (
             'it wants k ids at every position, and keep = "top_p" has fewer at some: what fills them up would count as '
