@@ -18,6 +18,7 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, Final
 
+from factory.dataset.aligned import DONE
 from factory.dataset.manifest import read_sealed, sealed_text, write_atomically
 from factory.dataset.shards import ShardFile, find_file_damage
 from factory.dataset.tables import open_table, saved_dataset_files
@@ -29,7 +30,6 @@ from factory.publish.exports.formats import FORMATS
 from factory.publish.exports.source import Part, Source, open_source
 from factory.publish.exports.student import require_student
 
-DONE: Final = "export.json"
 JOURNAL: Final = ".export.jsonl"
 
 
@@ -61,7 +61,11 @@ class Tally:
 
 def export(root: Path, out: Path, asked: Asked) -> list[str]:
     """Write an export, or go on with one; the lines that tell people of it. Raises JobError and DatasetError."""
-    form = _find_format(asked)
+    return write_export(root, out, asked, _find_format(asked))
+
+
+def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]:
+    """The same in a form that need not be one of FORMATS."""
     source = open_source(root, asked.stage, asked.split)
     _require_right(source, asked, form)
     plan = {"asked": asdict(asked), "state": source.state}
@@ -199,8 +203,7 @@ def _converted(source: Source, asked: Asked, form: Format, part: Part, tally: Ta
             continue
         tally.positions += values.get("_positions", 0)
         tally.longest = max(tally.longest, values.get("_longest", 0))
-        if "_count" in values:
-            tally.counts[values["_count"]] += 1
+        tally.counts.update(values.get("_counts", {}))
         yield values
 
 
@@ -239,9 +242,13 @@ def _finish(written: Written, form: Format, plan: dict[str, Any]) -> list[str]:
 def _told(written: Written, form: Format) -> list[str]:
     kinds = ", ".join(f"{count:,} {name}" for name, count in written.counts.items())
     lines = [f"{written.out}: {written.rows:,} rows for {form.trainer}" + (f" ({kinds})" if kinds else "")]
-    if form.holds_ids(written.asked) and written.positions:
+    if form.tell is not None:
+        lines = [form.tell(written)]
+    elif form.holds_ids(written.asked) and written.positions:
         lines[0] += f", {written.positions:,} positions"
     lines += [f"  left out  {count:>7,}  {reason}" for reason, count in written.left.items()]
+    if form.tell is not None:
+        return lines
     return [*lines, *(f"  next: {line}" for line in form.usage(written).splitlines())]
 
 
@@ -253,9 +260,11 @@ def _readme(written: Written, form: Format, named: str) -> str:
         # in the description, so that `datasets` names its cached copy by the rows and never serves those of before
         head = ["---", "configs:", "- config_name: default", f'  description: "rows {named[:16]}"', "  data_files:"]
         head += ["  - split: train", "    path: data/train-*.parquet", "---", ""]
-    given = " ".join(_spelt(asked))
+    command = "export DIR " + " ".join(_spelt(asked)) + " OUT"
+    if form.name not in FORMATS:
+        command = f"align DIR --student {asked.student}"
     lines = [*head, f"# Rows for {form.trainer}", "", f"{written.rows:,} rows: {form.kept}."]
-    lines += [f"Answers of `{source.model}`, exported with `factory export DIR {given} OUT`.", ""]
+    lines += [f"Answers of `{source.model}`, made with `factory {command}`.", ""]
     if form.holds_ids(asked):
         checked = f"checked against `{asked.student}`" if asked.student else "not checked against a student"
         lines += [f"Token ids are those of the teacher's tokenizer ({checked}): the student must have the same.", ""]
@@ -264,7 +273,7 @@ def _readme(written: Written, form: Format, named: str) -> str:
     if source.ledger.totals.left:
         lines += [f"The dataset was unfinished: {source.ledger.totals.left:,} planned rows were still to come.", ""]
     lines += [f"- left out: {count:,} rows, {reason}" for reason, count in written.left.items()]
-    return "\n".join([*lines, "", "```console", "$ # in this folder",
+    return "\n".join([*lines, "", "```console",
                       *(f"$ {line}" for line in form.usage(written).splitlines()), "```", ""])  # fmt: skip
 
 

@@ -68,8 +68,8 @@ training_args:
 def _refuse(source: Source, asked: Asked) -> str | None:
     if asked.mass == "tail":
         return (
-            "--mass tail: its `symmetric_uniform`, which takes a tail, is NaN at positions whose k ids hold all mass in "
-            "float32; leave it out"
+            "--mass tail: its `symmetric_uniform`, which takes a tail, is NaN at positions whose k ids hold all mass; "
+            "leave it out"
         )
     if told := refuse_draws(source, asked) or refuse_gaps(source):
         return told

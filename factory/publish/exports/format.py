@@ -1,7 +1,7 @@
 """What a format is: which rows it reads, what it refuses, what it makes of a row, and what stands beside the data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ class Written:
     positions: int  # with a target, or tokens that are trained
     left: Mapping[str, int]
     longest: int  # tokens of a row
-    counts: Mapping[str, int]  # of what the rows' `_count` names
+    counts: Mapping[str, int]  # sums of the rows' `_counts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,15 @@ class Format:
     # The trainer's config and the like, by name. Written before the README, which comes last.
     beside: Callable[[Written], Mapping[str, str | bytes]]
     usage: Callable[[Written], str]
+    # What people are told of it; None: its rows and counts.
+    tell: Callable[[Written], str] | None = field(default=None, kw_only=True)
     configs: tuple[str, ...] = ("default",)
     columns: tuple[str, ...] = ()
     arrays: Literal["none", "ids", "logprobs", "states"] = "ids"
     options: tuple[str, ...] = ()
     writes_ids: bool = True
+    # Whether a named student must understand what is written.
+    checks_student: bool = True
     form: Form = "parquet"
     # Rows of a part put together or padded, before they are written.
     gather: Callable[[Iterator[Values], Asked], Iterator[Values]] | None = None

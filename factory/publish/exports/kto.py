@@ -72,8 +72,14 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
 
 
 def _values(row: Row, completion: list[dict[str, str]], label: bool) -> Values:
-    count = "desirable" if label else "undesirable"
-    return {"prompt": chat.prompt_of(row), "completion": completion, "label": label, "_positions": 1, "_count": count}
+    kind = "desirable" if label else "undesirable"
+    return {
+        "prompt": chat.prompt_of(row),
+        "completion": completion,
+        "label": label,
+        "_positions": 1,
+        "_counts": {kind: 1},
+    }
 
 
 def cut_text(text: str, source: Source) -> tuple[str | None, str] | None:

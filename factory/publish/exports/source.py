@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from factory.dataset.aligned import rows_state
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals
 from factory.dataset.picking import take_table
@@ -20,7 +21,6 @@ from factory.dataset.shards import ShardFile, find_file_damage, read_batches, re
 from factory.dataset.signal_columns import PROMPT
 from factory.dataset.stages import AGAIN, dataset_state, read_summary
 from factory.errors import DatasetError, JobError, nearest
-from factory.hashing import content_hash
 from factory.publish.vocabulary import teacher_vocabulary
 from factory.signals import SignalSpec
 
@@ -78,7 +78,7 @@ class Source:
     def state(self) -> str:
         """One name for the rows that are exported."""
         files = [file.sha256 for file in self._stage_files] if self.stage else None
-        return content_hash([dataset_state(self.ledger), files])
+        return rows_state(self.ledger, files)
 
     @cached_property
     def column_names(self) -> list[str]:

@@ -15,7 +15,7 @@ SENTINEL: Final = "Sentinelthought"
 
 def require_student(source: Source, asked: Asked, form: Format) -> None:
     """Raise JobError where the student that is named would take ids or messages for something else."""
-    if asked.student is None:
+    if asked.student is None or not form.checks_student:
         return
     student = student_vocabulary(asked.student)
     if form.holds_ids(asked):
