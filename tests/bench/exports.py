@@ -85,9 +85,8 @@ def main() -> None:
     write_task(folder)
     many = make_dataset(folder, "many", "", shards)
     states = make_dataset(folder, "states", STATES, max(1, shards // 10))
-    print(
-        "| format | rows | positions | rows/s | positions/s | most memory | written |\n|---|---:|---:|---:|---:|---:|---:|"
-    )
+    print("| format | rows | positions | rows/s | positions/s | most memory | written |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for name, options in FORMATS.items():
         data, out = states if name in ("speculators", "modelopt") else many, folder / "out"
         command = [sys.executable, "-m", "factory.cli", "export", str(data), str(out), "--to", name, *options]

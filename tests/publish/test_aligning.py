@@ -1,6 +1,7 @@
 """Aligning: the same bytes in another tokenizer's ids, positions that correspond, and a top-k that keeps its mass."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,18 @@ def test_random_draws_are_not_mapped(workspace: Path, make_job: MakeJob) -> None
     root = make_dataset(workspace, make_job, signals={"top_k": 8, "keep": "sampled"})
     with pytest.raises(JobError, match="random draws"):
         align(root, "demo", None)
+
+
+def test_what_the_docs_show_of_it_runs(workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/trainers.md").read_text(encoding="utf-8")
+    root = make_dataset(workspace, make_job, "out/scripted")
+    align(root, "demo", None)
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workspace / "cache")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    row = read_export(root / "aligned-demo")[0]
+    S = len(row["student_prompt_token_ids"]) + len(row["student_completion_token_ids"])
+    assert found["ids"] == row["topk_ids"][: row["topk_counts"][0]]
+    assert 0 <= found["positions"].min() <= found["positions"].max() < S - 1
