@@ -300,6 +300,7 @@ def make_setup(
         "capture": job.signals.capture if job.transcripts is None else "prefill",
         "window": require_window(job, shape),
         "vocab": shape.vocab_size,
+        "layers": shape.layers,
         "routes": shape.experts > 0,
         "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
         "probes": [{"task": p.task, "messages": p.messages, "tools": p.tools} for p in probes],

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from factory.signals import Array, SignalSpec
+from factory.teachers.engine.copies import to_device
 
 BLOCK = 64  # vocabulary entries in one block of the two-stage top-k
 
@@ -101,14 +102,18 @@ class Distribution:
         self.kept_BK = self.kept_BK.masked_fill(beyond_BK, -torch.inf)
 
     def rows(self, sampled_B: torch.Tensor) -> Array:
-        """[B, W] float32, one array for one copy to the host; `split_rows` tells what is where."""
+        """What is packed, on the host."""
+        packed: Array = self.pack(sampled_B).cpu().numpy()
+        return packed
+
+    def pack(self, sampled_B: torch.Tensor) -> torch.Tensor:
+        """[B, W] float32, one tensor for one copy to the host; `split_rows` tells what is where."""
         sampled_B1 = self.scores_BV.gather(1, sampled_B[:, None].long()) - self.log_total_B[:, None]
         columns = [sampled_B1, self.tail_B[:, None], self.entropy_B[:, None], self.kept_BK]
         # the same bits under another name: nothing may calculate with these columns on the way
         columns += [self.ids_BK.to(torch.int32).view(torch.float32)]
         columns += [] if self.draws_BK is None else [self.draws_BK.to(torch.float32)]
-        packed: Array = torch.cat(columns, 1).cpu().numpy()
-        return packed
+        return torch.cat(columns, 1)
 
 
 # A packed row of float32, W = 3 + 2K values, 3 + 3K where ids are drawn:
@@ -146,7 +151,7 @@ def draw_ids(weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> tuple[
     """
     # in float64: with 150,000 ids a float32 sum loses the small ones
     cumulative_BV = weights_BV.double().cumsum_(1)
-    at_BK = torch.arange(draws, device=weights_BV.device) + torch.from_numpy(fractions_B).to(weights_BV.device)[:, None]
+    at_BK = torch.arange(draws, device=weights_BV.device) + to_device(fractions_B, weights_BV.device)[:, None]
     drawn_BK = torch.searchsorted(cumulative_BV, at_BK / draws * cumulative_BV[:, -1:], right=True)
     # a draw at the very end may be rounded past the last id
     drawn_BK = drawn_BK.clamp_max_(weights_BV.shape[1] - 1)

@@ -19,6 +19,7 @@ from factory.teachers.engine.build import (
     Unfit,
     build_llm,
     choose_markers,
+    choose_way,
     end_grammars_in,
     load_tokenizer,
     make_encoder,
@@ -28,6 +29,7 @@ from factory.teachers.engine.build import (
 from factory.teachers.engine.calls import CallReader
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.engine.grammars import watch_grammars
+from factory.teachers.engine.handing_out import KEY
 from factory.teachers.engine.parts import Parts, Request
 from factory.teachers.engine.probe import Expected, choose_ids, expect, probe_engine
 from factory.teachers.fit import refuse_prompt, refuse_transcript
@@ -59,7 +61,8 @@ class Engine:
         end_grammars_in(sorted(self.encoder.end_ids))
         self.refused = watch_grammars()
         self.reader = self._open_reader(setup)
-        self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k, tell)
+        settings = choose_way(self.teacher, setup["settings"], self.signals, setup["layers"])
+        self.llm = build_llm(self.teacher, settings, self.markers, self.signals.top_k, tell)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.vocab = int(self.llm.llm_engine.model_config.get_vocab_size())
         self.decoding = setup["capture"] == "decode"
@@ -136,11 +139,14 @@ class Engine:
 
     def _settings(self) -> dict[str, Any]:
         """What the engine ended up with of the settings that decide which numbers come out."""
-        config = self.llm.llm_engine.vllm_config
+        config, states = self.llm.llm_engine.vllm_config, bool(self.signals.layers)
         return {
+            "model_runner": "v2" if config.use_v2_model_runner else "v1",
             "eager": config.model_config.enforce_eager,
             "prefix_caching": config.cache_config.enable_prefix_caching,
             "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            **({"hidden_states": "the model's own" if KEY in config.additional_config else "hooks"} if states else {}),
             "speculative": config.speculative_config is not None,
             "kv_cache_dtype": str(config.cache_config.cache_dtype),
             "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
