@@ -57,7 +57,7 @@ def start(folder: Path, signals: dict[str, Any], settings: dict[str, Any], **tea
     setup, _ = make_setup(job, {"adding": SCHEMA}, [], folder)
     setup["settings"] |= settings
     setup["probes"] = [{"task": "adding", "messages": prompts(1, Sampling())[0]["messages"]}]
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".spool").mkdir(parents=True)
     engine = Engine(setup)
     try:
         yield engine

@@ -3,7 +3,6 @@
 `make integration-v2` runs them, in an environment of its own. A few dozen tokens each, as the interpreter is slow.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from random_teacher import random_teacher  # noqa: E402
 from factory.records import Generation, Sampling  # noqa: E402
 
 BRIEF = Sampling(temperature=1.0, max_tokens=30, thinking_tokens=10)
+SURE = Sampling(temperature=0.0, max_tokens=24, thinking_tokens=10)
 CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}
 ALL = {"top_k": 5, "hidden_layers": [0, 2, -1]}
 
@@ -28,15 +28,96 @@ def plain() -> Plain:
     return Plain(random_teacher())
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Generation]]:
-    """Prompts of 20 to 200 tokens, three samples each, in chunks of 64; a grammar and a thinking budget."""
-    with start(tmp_path_factory.mktemp("v2"), ALL, CHUNKED) as engine:
+@pytest.fixture
+def running_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asynchronous scheduling, which vLLM takes on GPUs: the next step begins before the last one's tokens are known."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    inner = CpuPlatform.check_and_update_config
+
+    def check(cls: Any, vllm_config: Any) -> None:
+        inner(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(check))
+
+
+def equal(ours: Generation, theirs: Generation) -> None:
+    """The same tokens, and numbers within a rounding."""
+    assert ours.completion_token_ids.tolist() == theirs.completion_token_ids.tolist()
+    assert ours.logprobs is not None
+    assert theirs.logprobs is not None
+    pairs = zip(ours.logprobs.arrays().items(), theirs.logprobs.arrays().values(), strict=True)
+    for (name, mine), other in pairs:
+        if name != "topk_ids_TK":  # two that are alike may change places
+            np.testing.assert_allclose(mine.astype(np.float64), other.astype(np.float64), atol=4e-3, err_msg=name)
+
+
+def test_a_mixed_batch_under_a_grammar_in_chunks_is_right(tmp_path: Path, plain: Plain) -> None:
+    """Prompts of 20 to 200 tokens, two samples each, in chunks of 64; a grammar and a thinking budget."""
+    with start(tmp_path / "v2", ALL, CHUNKED) as engine:
         assert engine.info()["settings"]["model_runner"] == "v2"
-        yield answer(engine, prompts(6, BRIEF, samples=2))
-
-
-def test_a_mixed_batch_under_a_grammar_in_chunks_is_right(mixed: dict[str, Generation], plain: Plain) -> None:
-    forced = sum(plain.check(made, layers=(0, 2, 4)) for made in mixed.values())
+        rows = answer(engine, prompts(6, BRIEF, samples=2))
+    forced = sum(plain.check(made, layers=(0, 2, 4)) for made in rows.values())
     assert forced > 10  # the grammar was on, and the numbers are the teacher's own all the same
-    assert max(len(made.prompt_token_ids) for made in mixed.values()) > 64  # several chunks
+    assert max(len(made.prompt_token_ids) for made in rows.values()) > 128  # several chunks
+    assert any(made.reasoning for made in rows.values())
+
+
+def test_a_preempted_request_keeps_every_number(tmp_path: Path, plain: Plain, capfd: pytest.CaptureFixture[str]) -> None:
+    """A cache for about half of the requests."""
+    long = Sampling(temperature=1.0, max_tokens=80, thinking_tokens=60)
+    with start(tmp_path / "v2", ALL | {"final_norm": False}, CHUNKED, kv_cache_gb=0.0016) as engine:
+        rows = answer(engine, prompts(6, long))
+    assert "preempted" in capfd.readouterr().out
+    for made in rows.values():
+        plain.check(made, layers=(0, 2, 4), norm_at=None)
+
+
+def test_prompts_positions_and_prefills_are_right(tmp_path: Path, plain: Plain) -> None:
+    for capture in ("decode", "prefill"):
+        signals = {"top_k": 5, "hidden_layers": [1], "positions": "all", "capture": capture}
+        with start(tmp_path / capture, signals, CHUNKED) as engine:
+            rows = answer(engine, prompts(4, BRIEF))
+        for made in rows.values():
+            assert made.prompt_logprobs is not None
+            plain.check(made, layers=(1,))
+
+
+def test_steps_that_run_ahead_of_their_tokens_are_right(tmp_path: Path, plain: Plain, running_ahead: None) -> None:
+    with start(tmp_path / "v2", ALL, CHUNKED) as engine:
+        assert engine.info()["settings"]["async_scheduling"] is True
+        rows = answer(engine, prompts(6, BRIEF, samples=2))
+    forced = sum(plain.check(made, layers=(0, 2, 4)) for made in rows.values())
+    assert forced > 10
+
+
+def test_a_step_ahead_survives_a_cache_that_is_too_small(
+    tmp_path: Path, plain: Plain, running_ahead: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = Sampling(temperature=1.0, max_tokens=80, thinking_tokens=60)
+    with start(tmp_path / "v2", ALL, CHUNKED, kv_cache_gb=0.0016) as engine:
+        rows = answer(engine, prompts(6, long))
+    assert "preempted" in capfd.readouterr().out
+    for made in rows.values():
+        plain.check(made, layers=(0, 2, 4))
+
+
+def test_samples_share_the_prefill_of_their_prompt(tmp_path: Path, plain: Plain) -> None:
+    with start(tmp_path / "v2", {"top_k": 5}, CHUNKED | {"enable_prefix_caching": True}) as engine:
+        rows = answer(engine, prompts(2, BRIEF, samples=4)) | answer(engine, prompts(4, BRIEF, samples=1))
+        cached = engine.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+    assert cached
+    for made in rows.values():
+        plain.check(made)
+
+
+def test_the_two_runners_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {}
+    for kind in ("0", "1"):
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", kind)
+        with start(tmp_path / kind, {"top_k": 5, "positions": "all"}, {}) as engine:
+            assert engine.info()["settings"]["model_runner"] == ("v2" if kind == "1" else "v1")
+            made[kind] = answer(engine, prompts(4, SURE))
+    for name, ours in made["1"].items():
+        equal(ours, made["0"][name])

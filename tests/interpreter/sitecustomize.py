@@ -7,7 +7,9 @@ vLLM's CPU build looks whether Triton has a driver for processors, and needs non
 import os
 
 if os.environ.get("TRITON_INTERPRET") == "1":
+    import numpy as np
     from triton import backends
+    from triton.runtime.interpreter import InterpreterBuilder
 
     class Driver:
         """No driver: it only says that there is one."""
@@ -17,3 +19,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":
             return True
 
     backends.backends.setdefault("cpu", backends.Backend(compiler=None, driver=Driver))  # type: ignore[arg-type]
+
+    # a mask that was calculated is not always of the one type that the interpreter's loads and stores take
+    def take_any_mask(name: str, place: int) -> None:
+        inner = getattr(InterpreterBuilder, name)
+
+        def outer(self, *args):  # type: ignore[no-untyped-def]
+            given = list(args)
+            given[place].data = given[place].data.astype(np.bool_)
+            return inner(self, *given)
+
+        setattr(InterpreterBuilder, name, outer)
+
+    take_any_mask("create_masked_load", 1)
+    take_any_mask("create_masked_store", 2)
