@@ -27,7 +27,7 @@ SCHEMA = {
     "required": ["total"],
     "additionalProperties": False,
 }
-WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 def prompts(count: int, sampling: Sampling, samples: int = 1, task: str = "adding") -> list[dict[str, Any]]:

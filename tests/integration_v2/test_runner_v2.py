@@ -64,7 +64,9 @@ def test_a_mixed_batch_under_a_grammar_in_chunks_is_right(tmp_path: Path, plain:
     assert any(made.reasoning for made in rows.values())
 
 
-def test_a_preempted_request_keeps_every_number(tmp_path: Path, plain: Plain, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_preempted_request_keeps_every_number(
+    tmp_path: Path, plain: Plain, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A cache for about half of the requests."""
     long = Sampling(temperature=1.0, max_tokens=80, thinking_tokens=60)
     with start(tmp_path / "v2", ALL | {"final_norm": False}, CHUNKED, kv_cache_gb=0.0016) as engine:
@@ -121,3 +123,16 @@ def test_the_two_runners_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             made[kind] = answer(engine, prompts(4, SURE))
     for name, ours in made["1"].items():
         equal(ours, made["0"][name])
+
+
+def test_the_first_runner_may_run_ahead_too(
+    tmp_path: Path, plain: Plain, running_ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where vLLM takes it on a GPU: for what the second one does not support."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with start(tmp_path / "v1", ALL, {}, kv_cache_gb=0.0016) as engine:
+        settings = engine.info()["settings"]
+        assert (settings["model_runner"], settings["async_scheduling"]) == ("v1", True)
+        rows = answer(engine, prompts(6, BRIEF, samples=2))
+    forced = sum(plain.check(made, layers=(0, 2, 4)) for made in rows.values())
+    assert forced > 10
