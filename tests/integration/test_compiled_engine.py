@@ -1,5 +1,6 @@
 """A compiled model: hooks hear nothing of it, and the hidden states that it hands out itself are the right ones."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,6 @@ print("heard", len(heard))
 
 
 def test_hooks_hear_nothing_of_a_compiled_model(tmp_path: Path) -> None:
-    import os
 
     script = tmp_path / "heard.py"
     script.write_text(HEARD)

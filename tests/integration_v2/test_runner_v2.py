@@ -30,7 +30,7 @@ def plain() -> Plain:
 
 @pytest.fixture
 def running_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asynchronous scheduling, which vLLM takes on GPUs: the next step begins before the last one's tokens are known."""
+    """Asynchronous scheduling, as on GPUs: the next step begins before the last one's tokens are known."""
     from vllm.platforms.cpu import CpuPlatform
 
     inner = CpuPlatform.check_and_update_config

@@ -51,6 +51,7 @@ from factory.teachers.engine.distribution import Distribution, Workspace, fracti
 from factory.teachers.engine.handing_out import hand_out_states, handed_out
 from factory.teachers.engine.layers import StateKeeper, find_blocks
 from factory.teachers.engine.pages import Array, Pages, StepRows
+from factory.teachers.engine.reduce import Reduced, reduce_logits
 from factory.teachers.engine.residual import ResidualProbe
 from factory.teachers.engine.routing import ExpertKeeper
 from factory.teachers.engine.runner import Known, Runner, Step
@@ -79,7 +80,7 @@ class Capture:
         self.states: StateKeeper | None = None
         self.experts: ExpertKeeper | None = None
         self.attention: AttentionKeeper | None = None
-        self.step: Distribution | None = None
+        self.step: Reduced | None = None
         self.probe: ResidualProbe | None = None
         # a runner may make a step's logits before it is done with the forward: distributions that wait for their tokens
         # must not lose their memory to those of given tokens, which are made right there
@@ -119,16 +120,17 @@ class Capture:
         if real_B.any():
             self._write(reduced, batch.slot_B, step.next_index_B + self._first_index(batch.prompt_B), sampled_B, real_B)
 
-    def _reduce(self, logits: torch.Tensor, seed_B: Array, index_B: Array, workspace: Workspace) -> Distribution:
+    def _reduce(self, logits: torch.Tensor, seed_B: Array, index_B: Array, workspace: Workspace) -> Reduced:
         """`index_B` counts from the first completion token, so draws are the same however a row is captured."""
-        drawn = self.signals.keep == "sampled"
-        return Distribution(logits, self.signals, workspace, fractions(seed_B, index_B) if drawn else None)
+        if self.signals.keep == "sampled":
+            return Distribution(logits, self.signals, workspace, fractions(seed_B, index_B))
+        return reduce_logits(logits, self.signals, workspace)
 
     def _first_index(self, prompt_B: Array) -> Array:
         """Where the first completion token stands among a request's kept tokens: after the prompt's, if those are."""
         return prompt_B - 1 if self.signals.of_prompt else np.zeros_like(prompt_B)
 
-    def _write(self, step: Distribution, slot_B: Array, index_B: Array, token_B: torch.Tensor, real_B: Array) -> None:
+    def _write(self, step: Reduced, slot_B: Array, index_B: Array, token_B: torch.Tensor, real_B: Array) -> None:
         self.copies.send(step.pack(token_B), self.rows, slot_B, index_B, None if real_B.all() else real_B)
 
     def keep_forward(
