@@ -32,6 +32,7 @@ from factory.teachers.engine.grammars import watch_grammars
 from factory.teachers.engine.handing_out import KEY
 from factory.teachers.engine.parts import Parts, Request
 from factory.teachers.engine.probe import Expected, choose_ids, expect, probe_engine
+from factory.teachers.engine.reserve import open_reserve
 from factory.teachers.fit import refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import TemplateRefusal
 from factory.teachers.reasoning import SplitCompletion, cut_reasoning, split_completion
@@ -72,6 +73,7 @@ class Engine:
         self.parts = Parts(self.encoder, self.window, schemas, flat_k)
         self.spool = SpoolWriter(Path(setup["spool"]), setup["replica"])
         self.requests: dict[str, Request] = {}
+        self.reserve = open_reserve(self.signals, self.llm.llm_engine.model_config)
         # the engine's own logprobs are masked by the grammar: a forward without one would differ
         if expected is not None and not self.flat:
             tell("probing it with a short text")
@@ -219,6 +221,7 @@ class Engine:
             last_id = int(request.completion_ids[-1]) if scored else None
             self._tell_worker("factory_begin", inner, length, prompt["seed"], last_id, attends, keeps)
         self.requests[request.name] = replace(request, inner=inner)
+        self.reserve.take(request.name, len(request.inputs) + int(params.max_tokens) if prompt["keeps"] else 0)
         return None
 
     def step(self) -> list[Generation]:
@@ -229,6 +232,7 @@ class Engine:
 
     def _finish(self, output: Any) -> Generation | None:
         request = self.requests.pop(output.request_id)
+        self.reserve.free(request.name)
         prompt, completion = request.prompt, output.outputs[0]
         if completion.finish_reason == "repetition":
             # a row that is turned down, in whichever part of it: nothing is kept of it, and nothing more is asked
