@@ -78,10 +78,10 @@ From the code that decides it (`factory.teachers.given_up`); `factory plan` says
 ON_A_GPU = """
 ## On a GPU
 
-No figure of a GPU exists yet: none was at hand. `python tests/bench/gpu_reduction.py` makes the first ones where there is
-one, with PyTorch and Triton alone, within five minutes: both reductions on [256, 151,936] bfloat16 at k = 20 and 64 as a
-share of a decode step of an 8B model (12 to 20 ms), and the copies of distributions and hidden states beside a synthetic
-step. It checks every number against float64 first.
+No figure of a GPU exists yet: none was at hand. `python tests/bench/gpu_reduction.py` makes the first ones where
+there is one, with PyTorch and Triton alone, within five minutes: both reductions on [256, 151,936] bfloat16 at k = 20
+and 64 as a share of a decode step of an 8B model (12 to 20 ms), and the copies of distributions and hidden states
+beside a synthetic step. It checks every number against float64 first.
 """
 
 

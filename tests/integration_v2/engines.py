@@ -56,6 +56,8 @@ def start(folder: Path, signals: dict[str, Any], settings: dict[str, Any], **tea
     )
     setup, _ = make_setup(job, {"adding": SCHEMA}, [], folder)
     setup["settings"] |= settings
+    # what a replica adds for itself
+    setup |= {"replica": 0, "cores": []}
     setup["probes"] = [{"task": "adding", "messages": prompts(1, Sampling())[0]["messages"]}]
     (folder / ".spool").mkdir(parents=True)
     engine = Engine(setup)

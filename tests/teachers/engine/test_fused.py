@@ -4,7 +4,10 @@
 """
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +100,29 @@ def test_rows_that_lie_apart_in_memory_are_read_where_they_are() -> None:
     wide = draw_logits(8, 4, 5000)
     fused, plain = both(wide[::2, :4321], PLAIN, torch.tensor([1, 4320], device=DEVICE))
     np.testing.assert_allclose(fused[:, :8], plain[:, :8], atol=1e-5)
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from factory.teachers.engine.fused import _reduce_blocks
+
+for kind in ("*bf16", "*fp16", "*fp32"):
+    types = dict(logits=kind, row_stride="i32", copy=kind, copy_stride="i32", maxima="*fp32", sums="*fp32")
+    types |= dict(products="*fp32", vocab="i32", blocks="i32", COUNT="constexpr", SIZE="constexpr", LEAST="constexpr")
+    source = ASTSource(fn=_reduce_blocks, signature=types, constexprs={"COUNT": 64, "SIZE": 64, "LEAST": -1e30})
+    for generation in (80, 90):
+        made = triton.compile(source, target=GPUTarget("cuda", generation, 32))
+        print(kind, generation, len(made.asm["cubin"]))
+"""
+
+
+def test_the_kernel_compiles_for_two_generations_of_gpus(tmp_path: Path) -> None:
+    """To machine code, which needs no GPU; that it runs there is not shown by this."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    told = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert len(told.stdout.splitlines()) == 6
