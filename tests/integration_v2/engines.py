@@ -77,6 +77,24 @@ def answer(engine: Engine, asked: list[dict[str, Any]]) -> dict[str, Generation]
     return {made.prompt_id: made for made in done}
 
 
+def tiny_mixture(folder: Path) -> Any:
+    """A random mixture of experts with the random teacher's tokenizer, written to `folder`."""
+    import transformers
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "moe_intermediate_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_experts": 4}
+    ids = {"vocab_size": 2048, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None}
+    config = transformers.Qwen3MoeConfig(
+        **sizes, **heads, **ids, num_experts_per_tok=2, max_position_embeddings=1024, initializer_range=0.1
+    )
+    torch.manual_seed(1)
+    model = transformers.Qwen3MoeForCausalLM(config).to(torch.float32).eval()
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(random_teacher()).save_pretrained(folder)
+    model.set_attn_implementation("eager")
+    return model
+
+
 class Plain:
     """The same model in plain transformers, float32."""
 

@@ -12,7 +12,8 @@ import pytest
 pytestmark = pytest.mark.runner_v2
 pytest.importorskip("triton")
 
-from engines import Plain, answer, prompts, start  # noqa: E402
+import torch  # noqa: E402
+from engines import Plain, answer, prompts, start, tiny_mixture  # noqa: E402
 from random_teacher import random_teacher  # noqa: E402
 
 from factory.records import Generation, Sampling  # noqa: E402
@@ -49,6 +50,8 @@ def equal(ours: Generation, theirs: Generation) -> None:
     assert theirs.logprobs is not None
     pairs = zip(ours.logprobs.arrays().items(), theirs.logprobs.arrays().values(), strict=True)
     for (name, mine), other in pairs:
+        if name == "draws_TK":  # random, and the same: drawn by the row's seed and the token's place
+            assert np.array_equal(ours.logprobs.topk_ids_TK, theirs.logprobs.topk_ids_TK)
         if name != "topk_ids_TK":  # two that are alike may change places
             np.testing.assert_allclose(mine.astype(np.float64), other.astype(np.float64), atol=4e-3, err_msg=name)
 
@@ -114,11 +117,36 @@ def test_samples_share_the_prefill_of_their_prompt(tmp_path: Path, plain: Plain)
         plain.check(made)
 
 
-def test_the_two_runners_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_and_attention_of_a_mixture_are_right(tmp_path: Path) -> None:
+    model = tiny_mixture(tmp_path / "model")
+    inside = {"experts": True, "attention": {"layers": [1, 3], "share": 1.0, "max_tokens": 300}}
+    with start(tmp_path / "v2", {"top_k": 5} | inside, CHUNKED, model=str(tmp_path / "model")) as engine:
+        assert engine.info()["settings"]["model_runner"] == "v2"
+        rows = answer(engine, prompts(4, BRIEF))
+    for made in rows.values():
+        ids = np.concatenate([made.prompt_token_ids, made.completion_token_ids])[:-1].astype(np.int64)
+        with torch.inference_mode():
+            plain = model(torch.from_numpy(ids)[None], output_attentions=True, output_router_logits=True)
+        assert made.attention is not None
+        maps = torch.cat([plain.attentions[0], plain.attentions[2]])
+        np.testing.assert_allclose(made.attention.maps_LHNN, maps.numpy(), atol=5e-4)  # float16 at 1
+        assert made.experts is not None
+        for block, logits in enumerate(plain.router_logits):
+            weights, chosen = logits.float().softmax(-1).topk(2)
+            weights = weights / weights.sum(-1, keepdim=True) if model.config.norm_topk_prob else weights
+            three = logits.topk(3).values
+            clear = (torch.minimum(three[:, 0] - three[:, 1], three[:, 1] - three[:, 2]) > 1e-3).numpy()  # no ties
+            assert clear.mean() > 0.9
+            assert np.array_equal(made.experts.ids_NLE[clear, block], chosen.numpy()[clear])
+            np.testing.assert_allclose(made.experts.weights_NLE[:, block], weights.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("keep", ["top_k", "sampled"])
+def test_the_two_runners_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str) -> None:
     made = {}
     for kind in ("0", "1"):
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", kind)
-        with start(tmp_path / kind, {"top_k": 5, "positions": "all"}, {}) as engine:
+        with start(tmp_path / kind, {"top_k": 5, "positions": "all", "keep": keep}, {}) as engine:
             assert engine.info()["settings"]["model_runner"] == ("v2" if kind == "1" else "v1")
             made[kind] = answer(engine, prompts(4, SURE))
     for name, ours in made["1"].items():
