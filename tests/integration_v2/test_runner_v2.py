@@ -17,6 +17,7 @@ from engines import Plain, answer, prompts, start, tiny_mixture  # noqa: E402
 from random_teacher import random_teacher  # noqa: E402
 
 from factory.records import Generation, Sampling  # noqa: E402
+from factory.teachers.engine.probe import score  # noqa: E402
 
 BRIEF = Sampling(temperature=1.0, max_tokens=30, thinking_tokens=10)
 SURE = Sampling(temperature=0.0, max_tokens=24, thinking_tokens=10)
@@ -108,13 +109,30 @@ def test_a_step_ahead_survives_a_cache_that_is_too_small(
         plain.check(made, layers=(0, 2, 4))
 
 
-def test_samples_share_the_prefill_of_their_prompt(tmp_path: Path, plain: Plain) -> None:
-    with start(tmp_path / "v2", {"top_k": 5}, CHUNKED | {"enable_prefix_caching": True}) as engine:
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_samples_share_the_prefill_of_their_prompt(
+    tmp_path: Path, plain: Plain, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1" if kind == "v2" else "0")
+    settings = {"enable_prefix_caching": True} | (CHUNKED if kind == "v2" else {})
+    with start(tmp_path / kind, {"top_k": 5}, settings) as engine:
+        assert engine.info()["settings"]["model_runner"] == kind
         rows = answer(engine, prompts(2, BRIEF, samples=4)) | answer(engine, prompts(4, BRIEF, samples=1))
         cached = engine.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
     assert cached
     for made in rows.values():
         plain.check(made)
+
+
+def test_a_model_hands_its_states_out_and_they_are_what_its_blocks_hand_on(tmp_path: Path, plain: Plain) -> None:
+    with start(tmp_path / "v2", ALL, CHUNKED | {"enforce_eager": False}) as engine:
+        assert engine.info()["settings"]["hidden_states"] == "the model's own"
+        engine._tell_worker("factory_learn", True)
+        score(engine.llm, engine._tell_worker, "again", list(range(5, 40)))
+        assert engine._tell_worker("factory_learn", False) == [[]]  # of no layer it could not tell
+        rows = answer(engine, prompts(4, BRIEF))
+    for made in rows.values():
+        plain.check(made, layers=(0, 2, 4))
 
 
 def test_experts_and_attention_of_a_mixture_are_right(tmp_path: Path) -> None:

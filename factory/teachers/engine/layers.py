@@ -96,7 +96,10 @@ class StateKeeper:
         # gathered now: what a captured graph puts out is overwritten by the next step
         where = to_device(step.row_N, self.outputs[self.layers[0]].device)
         # models that vLLM runs through transformers keep a batch dimension of one before the tokens
-        rows = [self.outputs[layer].flatten(0, -2)[where] for layer in self.layers]
+        whole = [self.outputs[layer].flatten(0, -2) for layer in self.layers]
+        # tokens that were split among workers: on the device a row too many would end it without a reason
+        assert all(len(rows) > step.row_N[-1] for rows in whole), "this worker has not the states of all tokens"
+        rows = [rows[where] for rows in whole]
         # numpy has no bfloat16: its bits travel as integers
         bits_NW = torch.stack(rows, 1).to(torch.bfloat16).flatten(1).view(torch.int16)
         if self.states is None:
