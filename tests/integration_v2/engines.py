@@ -9,7 +9,6 @@ from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import numpy as np
 import torch
@@ -60,6 +59,10 @@ def start(folder: Path, signals: dict[str, Any], settings: dict[str, Any], **tea
     setup |= {"replica": 0, "cores": []}
     setup["probes"] = [{"task": "adding", "messages": prompts(1, Sampling())[0]["messages"]}]
     (folder / ".spool").mkdir(parents=True)
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    # a mixture needs groups that a dense model before it has not made
+    cleanup_dist_env_and_memory()
     engine = Engine(setup)
     try:
         yield engine
