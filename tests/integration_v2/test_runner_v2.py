@@ -17,13 +17,10 @@ from engines import Plain, answer, prompts, start, tiny_mixture  # noqa: E402
 from random_teacher import random_teacher  # noqa: E402
 
 from factory.records import Generation, Sampling  # noqa: E402
-from factory.teachers.engine.probe import score  # noqa: E402
 
 BRIEF = Sampling(temperature=1.0, max_tokens=30, thinking_tokens=10)
 SURE = Sampling(temperature=0.0, max_tokens=24, thinking_tokens=10)
 CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}
-# captured by dynamo, run as captured: the interpreter's driver has no target that inductor could compile for
-COMPILED = {"enforce_eager": False, "compilation_config": {"backend": "eager"}}
 ALL = {"top_k": 5, "hidden_layers": [0, 2, -1]}
 
 
@@ -124,17 +121,6 @@ def test_samples_share_the_prefill_of_their_prompt(
     assert cached
     for made in rows.values():
         plain.check(made)
-
-
-def test_a_compiled_model_hands_out_what_its_blocks_hand_on(tmp_path: Path, plain: Plain) -> None:
-    with start(tmp_path / "v2", ALL, CHUNKED | COMPILED) as engine:
-        assert engine.info()["settings"]["hidden_states"] == "the model's own"
-        engine._tell_worker("factory_learn", True)
-        score(engine.llm, engine._tell_worker, "again", list(range(5, 40)))
-        assert engine._tell_worker("factory_learn", False) == [[]]  # of no layer it could not tell
-        rows = answer(engine, prompts(4, BRIEF))
-    for made in rows.values():
-        plain.check(made, layers=(0, 2, 4))
 
 
 def test_experts_and_attention_of_a_mixture_are_right(tmp_path: Path) -> None:
