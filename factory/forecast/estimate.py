@@ -18,7 +18,8 @@ from factory.runs.prepare import Prepared, describe_job, prepare
 from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import tell_clock
 from factory.runs.room import FILE_BYTES
-from factory.teachers.models import require_window, resolve_signals
+from factory.teachers.given_up import list_given_up
+from factory.teachers.models import has_cpu_engine, require_window, resolve_signals
 from factory.teachers.spool import SEGMENT_BYTES
 from factory.teachers.tokens import open_exact
 
@@ -53,7 +54,12 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
     lines += _rejected_pii_lines(job)
     forecast = make_forecast(prepared, out, pilot)
-    return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+    return [
+        *lines,
+        *engine_lines(job, has_cpu_engine()),
+        *_forecast_lines(forecast),
+        *_disk_lines(prepared, forecast, out),
+    ]
 
 
 def require_templates(prepared: Prepared) -> None:
@@ -95,6 +101,16 @@ def _rejected_pii_lines(job: Job) -> list[str]:
     }
     chosen = job.filters.rejected_pii
     return [f"  personal data in rejected answers (filters.rejected_pii): {told[chosen]}"] if job.filters.pii else []
+
+
+def engine_lines(job: Job, on_cpu: bool) -> list[str]:
+    """Which of vLLM's own defaults the job runs without, why, and what of it asks for that."""
+    if job.teacher.backend != "vllm":
+        return []
+    given_up = list_given_up(job, on_cpu)
+    if not given_up:
+        return ["  engine: with all of vLLM's own defaults"]
+    return ["  engine: without these defaults of vLLM", *(f"    {one}" for one in given_up)]
 
 
 def _refusal_lines(out: Path, manifest: dict[str, Any]) -> list[str]:

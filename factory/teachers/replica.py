@@ -28,8 +28,6 @@ Key = tuple[str, int]  # prompt id, attempt
 ENGINE_ENVIRONMENT = {
     # one process that we can supervise: of two, the death of the inner one leaves the outer one waiting for ever
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # capture wraps the first one
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     # vLLM has some of its sampler's functions compiled even in an eager engine
     "TORCHDYNAMO_DISABLE": "1",

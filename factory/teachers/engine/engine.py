@@ -19,6 +19,7 @@ from factory.teachers.engine.build import (
     Unfit,
     build_llm,
     choose_markers,
+    choose_way,
     end_grammars_in,
     load_tokenizer,
     make_encoder,
@@ -28,8 +29,10 @@ from factory.teachers.engine.build import (
 from factory.teachers.engine.calls import CallReader
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.engine.grammars import watch_grammars
+from factory.teachers.engine.handing_out import KEY
 from factory.teachers.engine.parts import Parts, Request
 from factory.teachers.engine.probe import Expected, choose_ids, expect, probe_engine
+from factory.teachers.engine.reserve import open_reserve
 from factory.teachers.fit import refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import TemplateRefusal
 from factory.teachers.reasoning import SplitCompletion, cut_reasoning, split_completion
@@ -59,7 +62,8 @@ class Engine:
         end_grammars_in(sorted(self.encoder.end_ids))
         self.refused = watch_grammars()
         self.reader = self._open_reader(setup)
-        self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k, tell)
+        settings = choose_way(self.teacher, setup["settings"], self.signals, setup["layers"])
+        self.llm = build_llm(self.teacher, settings, self.markers, self.signals.top_k, tell)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.vocab = int(self.llm.llm_engine.model_config.get_vocab_size())
         self.decoding = setup["capture"] == "decode"
@@ -69,6 +73,7 @@ class Engine:
         self.parts = Parts(self.encoder, self.window, schemas, flat_k)
         self.spool = SpoolWriter(Path(setup["spool"]), setup["replica"])
         self.requests: dict[str, Request] = {}
+        self.reserve = open_reserve(self.signals, self.llm.llm_engine.model_config)
         # the engine's own logprobs are masked by the grammar: a forward without one would differ
         if expected is not None and not self.flat:
             tell("probing it with a short text")
@@ -136,11 +141,14 @@ class Engine:
 
     def _settings(self) -> dict[str, Any]:
         """What the engine ended up with of the settings that decide which numbers come out."""
-        config = self.llm.llm_engine.vllm_config
+        config, states = self.llm.llm_engine.vllm_config, bool(self.signals.layers)
         return {
+            "model_runner": "v2" if config.use_v2_model_runner else "v1",
             "eager": config.model_config.enforce_eager,
             "prefix_caching": config.cache_config.enable_prefix_caching,
             "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            **({"hidden_states": "the model's own" if KEY in config.additional_config else "hooks"} if states else {}),
             "speculative": config.speculative_config is not None,
             "kv_cache_dtype": str(config.cache_config.cache_dtype),
             "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
@@ -213,6 +221,7 @@ class Engine:
             last_id = int(request.completion_ids[-1]) if scored else None
             self._tell_worker("factory_begin", inner, length, prompt["seed"], last_id, attends, keeps)
         self.requests[request.name] = replace(request, inner=inner)
+        self.reserve.take(request.name, len(request.inputs) + int(params.max_tokens) if prompt["keeps"] else 0)
         return None
 
     def step(self) -> list[Generation]:
@@ -223,6 +232,7 @@ class Engine:
 
     def _finish(self, output: Any) -> Generation | None:
         request = self.requests.pop(output.request_id)
+        self.reserve.free(request.name)
         prompt, completion = request.prompt, output.outputs[0]
         if completion.finish_reason == "repetition":
             # a row that is turned down, in whichever part of it: nothing is kept of it, and nothing more is asked
