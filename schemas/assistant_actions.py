@@ -54,9 +54,9 @@ def _expected_findings(expected: Expected, answer: Reply) -> Iterator[str]:
     for tool in names:
         if tool not in got:
             yield f"call_missing: {tool_name(tool)}"
-    for tool in got:
-        if tool not in names:
-            yield f"call_needless: {tool_name(tool)}"
+    for called in got:
+        if called not in names:
+            yield f"call_needless: {tool_name(called)}"
     if sorted(map(tool_name, got)) != sorted(map(tool_name, names)):
         if len(got) > len(names) and set(got) == set(names):
             yield f"call_needless: {len(got)} calls, expected {len(names)}"
@@ -88,7 +88,8 @@ def _situation_findings(s: Scenario, answer: Reply) -> Iterator[str]:
 
 
 def sample(rng: Random, level: str) -> Scenario:
-    return draw_utterance(rng, LEVELS[level])
+    # levels share much of what is drawn: without its name one seed would give them the same scenario
+    return draw_utterance(Random(f"{level} {rng.getrandbits(64)}"), LEVELS[level])
 
 
 def solve(scenario: Scenario) -> tuple[str, Reply]:

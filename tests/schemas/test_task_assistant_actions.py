@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 import pytest
-from factory.tasks.replies import Reply
 
 from factory.tasks.modules import load_module
+from factory.tasks.replies import Reply
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "prompts" / "assistant_actions"
