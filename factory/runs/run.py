@@ -40,7 +40,7 @@ from factory.quality.withhold import withhold
 from factory.records import Generation, Outcome, Pair, PlannedRow, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
 from factory.runs.probes import judge_probes, teacher_probes
-from factory.runs.progress import Progress, Reporter
+from factory.runs.progress import Progress, Reporter, chooses_later
 from factory.runs.room import Room
 from factory.runs.watch import Watch
 from factory.teachers import Teacher, open_teacher
@@ -178,11 +178,6 @@ def _make_rows(desk: "Desk", ledger: Ledger, reporter: Reporter, figures: dict[s
             room.require_none_left(totals.left)
         finally:
             figures |= progress.summary()
-
-
-def chooses_later(job: Job) -> bool:
-    """Whether an accepted row may still be turned down when its shard is whole."""
-    return job.samples.keep != "all" or job.filters.duplicates or job.filters.near_duplicates is not None
 
 
 def _open_judge(
