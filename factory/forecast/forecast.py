@@ -22,8 +22,9 @@ from factory.errors import DatasetError, JobError
 from factory.forecast.standin import ANY_LEVEL, Cell, Measured, StandIns
 from factory.job.job import Job
 from factory.records import Outcome, Record
+from factory.runs.finish import choose_kept
 from factory.runs.prepare import Prepared, describe_job, prepare
-from factory.runs.run import choose_kept, run_prepared
+from factory.runs.run import run_prepared
 from factory.teachers.models import ModelShape, locate_model, read_shape, resolve_signals
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter

@@ -1,0 +1,154 @@
+"""The desk: what has been asked and is not decided yet, between the teachers on one side and the shards on the other.
+
+One generation comes in, one outcome goes out, or none yet: where a judge is to read it, or the row is asked again.
+"""
+
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from factory.dataset.manifest import reconcile_manifest
+from factory.job.gates import StudentConfig
+from factory.job.signals import SignalsConfig
+from factory.quality.filters import RowFilters, apply
+from factory.quality.judge import VERDICT_SCHEMA, judge_id, judge_name
+from factory.quality.parse import parse
+from factory.quality.retry import ask_again
+from factory.quality.validate import Gate, validate
+from factory.records import Generation, Outcome, Prompt, Record, Rejection
+from factory.runs.prepare import Prepared
+from factory.runs.progress import Reporter
+from factory.teachers import Teacher, open_teacher
+from factory.teachers.fit import refuse_for_student
+
+JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
+
+
+@dataclass(slots=True)
+class Desk:
+    """What has been asked and is not decided yet: prompts at the teacher, accepted answers at the judge."""
+
+    prepared: Prepared
+    teacher: Teacher
+    judge: Teacher
+    asked: dict[str, Prompt] = field(default_factory=dict)
+    judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
+    again: deque[Prompt] = field(default_factory=deque)
+
+    def waiting(self) -> int:
+        """How many prompts are asked and not decided."""
+        return len(self.asked) + len(self.judged)
+
+    def ask(self, prompt: Prompt) -> None:
+        self.asked[prompt.id] = prompt
+        self.teacher.submit(prompt)
+
+    def collect(self) -> list[Generation]:
+        """Wait for the next finished generations; a judge of its own is waited for when it has no room left."""
+        # a full judge goes first, else the teacher would fill memory with answers that wait for a verdict
+        if self.judge is not self.teacher and not self.judge.room():
+            return self.judge.collect()
+        return self.teacher.collect() or self.judge.collect()
+
+    def conclude(self, generation: Generation) -> Outcome | None:
+        """What becomes of one generation; None where it went to the judge or is asked for again."""
+        # one teacher may be its own judge: whose generation this is, the id alone says
+        if generation.prompt_id in self.judged:
+            record, prompt = self.judged.pop(generation.prompt_id)
+            return self._settle(self.prepared.judges[record.prompt.task].conclude(record, prompt, generation))
+        prompt = self.asked.pop(generation.prompt_id)
+        filters = self.prepared.filters[prompt.task]
+        outcome = decide(self.prepared.gates[prompt.task], prompt, generation, filters, self.prepared.job.student)
+        judge = self.prepared.judges.get(prompt.task)
+        if judge is None or isinstance(outcome, Rejection):
+            return self._settle(outcome)
+        # nobody judges what a check or a filter has turned down: it would cost a prompt and change nothing
+        question = judge.ask(outcome)
+        if isinstance(question, Rejection):
+            return question
+        self.judged[question.id] = (outcome, question)
+        self.judge.submit(question)
+        return None
+
+    def _settle(self, outcome: Outcome) -> Outcome | None:
+        prompt = ask_again(self.prepared.job, outcome) if isinstance(outcome, Rejection) else None
+        if prompt is None:
+            return outcome
+        self.again.append(prompt)
+        return None
+
+    def answer(self, prompt: Prompt) -> Outcome:
+        """The outcome of one prompt by itself, however often it is asked; nothing else may be waiting."""
+        self.again.append(prompt)
+        while True:
+            if self.again:
+                self.ask(self.again.popleft())
+            for outcome in map(self.conclude, self.collect()):
+                if outcome is not None:
+                    return outcome
+
+    def release(self, prompt: Prompt) -> None:
+        """A row is committed: nobody needs to keep its generations."""
+        self.teacher.release(prompt.id, prompt.attempt)
+        if prompt.task in self.prepared.judges:
+            for attempt in range(prompt.attempt + 1):
+                self.judge.release(judge_id(prompt.id, attempt), 0)
+
+
+def open_desk(prepared: Prepared, manifest: dict[str, Any], out: Path, stack: ExitStack, reporter: Reporter) -> Desk:
+    """The desk with teacher and judge ready behind it; what they say of themselves is in the manifest."""
+    verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
+    tasks, probes = prepared.tasks.values(), prepared.probes()
+    teacher = stack.enter_context(open_teacher(prepared.job, tasks, probes, out, verdicts, reporter.tell))
+    judge = _open_judge(prepared, stack, out, verdicts, reporter) or teacher
+    described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
+    described |= {"judge": asdict(judge.info)} if prepared.judges else {}
+    reconcile_manifest(out, manifest | described)
+    # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
+    return Desk(replace(prepared, gates=gates_for(teacher, prepared.gates)), teacher, judge)
+
+
+def _open_judge(
+    prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[str, Any], reporter: Reporter
+) -> Teacher | None:
+    """The judge's own teacher, where the job names one; it keeps no signals."""
+    job = prepared.job
+    if job.judge is None or job.judge.teacher is None:
+        return None
+    folder = out / JUDGE_FOLDER
+    folder.mkdir(exist_ok=True)
+    own = job.model_copy(update={"teacher": job.judge.teacher, "signals": SignalsConfig(top_k=0)})
+    return stack.enter_context(open_teacher(own, [], [], folder, verdicts, reporter.tell))
+
+
+def gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:
+    """The gates with what this teacher promises to keep of each row, and how many ids it knows."""
+    vocab = teacher.info.details.get("vocab_size")
+    return {name: replace(gate, signals=teacher.signals, vocab=vocab) for name, gate in gates.items()}
+
+
+def decide(
+    gate: Gate,
+    prompt: Prompt,
+    generation: Generation,
+    filters: RowFilters = (),
+    student: StudentConfig | None = None,
+) -> Outcome:
+    """What becomes of one generation, by itself."""
+    answer = parse(prompt, generation)
+    if isinstance(answer, Rejection):
+        return answer
+    outcome = validate(gate, prompt, generation, answer)
+    if isinstance(outcome, Record) and student is not None:
+        outcome = fit_student(student, outcome)
+    return apply(filters, outcome) if isinstance(outcome, Record) else outcome
+
+
+def fit_student(student: StudentConfig, record: Record) -> Outcome:
+    """The record, or its rejection where it has more tokens than the student may be shown."""
+    generation = record.generation
+    lengths = len(generation.prompt_token_ids), len(generation.completion_token_ids)
+    refusal = refuse_for_student(*lengths, student.max_tokens)
+    return record if refusal is None else record.reject("filter", refusal[0], (refusal[1],))

@@ -1,0 +1,79 @@
+"""What becomes of whole shards: which samples of a prompt are kept, which rows were there already, what is withheld.
+
+Here alone the outcome of a row depends on other rows: on those of its prompt, and on those before it in the plan.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from factory.dataset.ledger import Ledger
+from factory.quality.difficulty import measure
+from factory.quality.duplicates import Deduplication
+from factory.quality.samples import choose
+from factory.quality.withhold import withhold
+from factory.records import Outcome, Pair, Record
+from factory.runs.prepare import Prepared
+
+
+@dataclass(slots=True)
+class Draft:
+    """A shard whose rows are not all decided yet."""
+
+    outcomes: list[Outcome | None]
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = len(self.outcomes)
+
+    def put(self, outcome: Outcome) -> bool:
+        """Keep a row's outcome in its place; true when it was the last one."""
+        assert self.outcomes[outcome.prompt.position] is None
+        self.outcomes[outcome.prompt.position] = outcome
+        self.left -= 1
+        return self.left == 0
+
+    def whole(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome is not None]
+
+
+def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> Iterator[tuple[int, list[Outcome]]]:
+    """The same shards, ascending: whether a row is a duplicate depends on those before it."""
+    order, whole = deque(ledger.pending()), dict[int, list[Outcome]]()
+    for shard, outcomes in shards:
+        whole[shard] = outcomes
+        while order and order[0] in whole:
+            yield order[0], whole.pop(order.popleft())
+
+
+def finish_shards(
+    prepared: Prepared, ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]
+) -> Iterator[tuple[int, list[Outcome], list[Pair]]]:
+    """Whole shards as they are written: what is kept of each prompt's samples, and nothing that was there already."""
+    filters = prepared.job.filters
+    forms = {name: task.form for name, task in prepared.tasks.items()}
+    deduplication = Deduplication(filters, ledger, forms) if filters.duplicates or filters.near_duplicates else None
+    for shard, outcomes in shards if deduplication is None else _in_order(ledger, shards):
+        outcomes, pairs = choose_kept(prepared, outcomes)
+        if deduplication is not None:
+            outcomes = deduplication.check(shard, outcomes)
+            accepted = {outcome.prompt.id for outcome in outcomes if isinstance(outcome, Record)}
+            pairs = [pair for pair in pairs if pair[0].prompt.id in accepted]
+        # last: what was decided was decided of the texts as they came
+        yield shard, *withhold(filters, outcomes, pairs)
+
+
+def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:
+    """Among all samples of each prompt those that are kept, each with its measures; and the preference pairs."""
+    chosen: list[Outcome] = []
+    pairs: list[Pair] = []
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.prompt.group):
+        kept, pair = choose(list(group), prepared.job.samples.keep)
+        chosen += [_measured(prepared, outcome) for outcome in kept]
+        pairs += [] if pair is None else [pair]
+    return chosen, pairs
+
+
+def _measured(prepared: Prepared, outcome: Outcome) -> Outcome:
+    return replace(outcome, measures=measure(outcome, prepared.formula)) if isinstance(outcome, Record) else outcome
