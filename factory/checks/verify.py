@@ -13,8 +13,9 @@ import numpy as np
 
 from factory.dataset.codec import STORED, Flat, find_damage
 from factory.dataset.columns import TOKEN_IDS, list_lengths, read_list
+from factory.dataset.entries import ShardEntry
 from factory.dataset.layouts import Layout, layouts
-from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
+from factory.dataset.ledger import LEDGER, read_ledger
 from factory.dataset.manifest import COPIES, MANIFEST, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT

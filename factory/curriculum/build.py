@@ -92,8 +92,8 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
 
 def _require_complete(ledger: Ledger) -> None:
     out, totals = ledger.out, ledger.totals
-    if totals.left:
-        told = f"{out}: unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
+    if not totals.complete:
+        told = f"{out}: {totals.describe_rest()}"
         raise DatasetError(f"{told}; let `factory run` finish it first")
     if not totals.accepted:
         raise DatasetError(f"{out}: has no accepted row; `factory status {out}` tells why rows were rejected")

@@ -13,15 +13,18 @@ from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape
 from factory.job.job import Job
 from factory.job.paths import real_path
 from factory.records import Prompt
-from factory.runs.prepare import Prepared, describe_job, prepare
+from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import tell_clock
+from factory.runs.provenance import describe_job
 from factory.runs.room import FILE_BYTES
+from factory.runs.rounds import resume
 from factory.teachers.models import require_window, resolve_signals
 from factory.teachers.spool import SEGMENT_BYTES
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
 
+SHORT_SHARDS = 32  # one at the end of each round: a goal is come to in fewer
 SELDOM = ("experts", "attention")  # told where a job keeps them
 
 
@@ -32,10 +35,15 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     """
     prepared = prepare(job, workspace)
     state_bytes(job)  # refuses what the model cannot do, before any work
+    refusal: list[str] = []
+    try:
+        prepared = resume(prepared, out)
+    except DatasetError as error:
+        refusal = [f"  a run would be refused: {error}"]
     plan, manifest = prepared.plan, describe_job(prepared)
     size = plan.shard_prompts * plan.samples
     lines = [f"job {manifest['digest']}: {plan.planned:,} rows in {plan.shards:,} shards of {size:,}"]
-    lines += _refusal_lines(out, manifest)
+    lines += [*(refusal or _refusal_lines(out, manifest)), *_goal_lines(prepared)]
     for task, levels in plan.counts().items():
         gate = "check" if prepared.gates[task].check else "schema"
         told = ", ".join(f"{level} {count:,}" for level, count in levels.items())
@@ -50,6 +58,22 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     lines += _rejected_pii_lines(job)
     forecast = make_forecast(prepared, out, pilot)
     return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+
+
+def _goal_lines(prepared: Prepared) -> list[str]:
+    """What is planned behind the rows that are: of tasks that want so many accepted rows, and of those that grow."""
+    lines: list[str] = []
+    most, planned = prepared.most_rows(), prepared.plan.counts()
+    for config in prepared.job.tasks:
+        rows = sum(planned.get(config.name, {}).values())
+        if config.accepted is not None:
+            lines.append(
+                f"  {config.name}: asked until {config.accepted:,} rows are accepted or {most[config.name]:,} are "
+                f"spent, so far {rows:,} planned"
+            )
+        elif most[config.name] > rows:
+            lines.append(f"  {config.name}: grows from {rows:,} rows to {most[config.name]:,}, in shards of their own")
+    return lines
 
 
 def _tell_bad(bad: Iterator[str]) -> str:
@@ -137,11 +161,13 @@ def upper_bound(prepared: Prepared) -> float:
     plan, job = prepared.plan, prepared.job
     states = state_bytes(job)
     prompt = _prompt_tokens(prepared)
-    completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in plan.blocks) / max(
-        len(plan.order), 1
-    )
+    most = prepared.most_rows()
+    rows = sum(most.values())
+    completion = sum(count * prepared.sampling[task].max_tokens for task, count in most.items()) / max(rows, 1)
     row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states) + _attention_bytes(job)
-    return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * plan.planned + plan.shards * FILE_BYTES
+    return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * rows + (
+        rows / plan.shard_size(0) + SHORT_SHARDS
+    ) * FILE_BYTES
 
 
 def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
@@ -159,8 +185,8 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
     if job.teacher.backend == "scripted":
         return shard
     # what is asked and not committed yet: one shard that waits for its last row, and all that is in flight
-    rows = min(plan.planned, plan.shard_size(0) + job.teacher.feed_depth)
-    spool = row * rows + min(row * plan.planned, 2.0 * SEGMENT_BYTES)  # a segment goes when all of it is committed
+    rows = min(forecast.rows, plan.shard_size(0) + job.teacher.feed_depth)
+    spool = row * rows + min(row * forecast.rows, 2.0 * SEGMENT_BYTES)  # a segment goes when all of it is committed
     return shard + max(0.0, spool - sum(path.stat().st_size for path in (out / SPOOL).glob("*.gen")))
 
 
@@ -173,6 +199,7 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
     # twice, for what a bound leaves out (frames, the spool); to look closer means to write and weigh a sample
     if 2 * upper_bound(prepared) + 4 * SEGMENT_BYTES <= free:
         return None
+    prepared = resume(prepared, out)
     forecast = make_forecast(prepared, out)
     work = working_bytes(prepared, forecast, out)
     if not forecast.left or forecast.left + work <= free:

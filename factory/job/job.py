@@ -30,10 +30,15 @@ from factory.job.teacher import SamplingConfig, TeacherConfig
 
 
 class TaskConfig(Config):
-    """`[[tasks]]`: one task's share of the job."""
+    """`[[tasks]]`: one task's share of the job.
+
+    `count` prompts; or prompts until `accepted` rows are in or `at_most` prompts are asked, whichever comes first.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    count: Count
+    count: Count = None
+    accepted: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    at_most: Count = None
     levels: dict[str, Weight] = Field(default_factory=dict)
     gate: Literal["schema", "check"] | None = None
     sampling: SamplingConfig = SamplingConfig()
@@ -46,9 +51,19 @@ class TaskConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _says_how_many(self) -> "TaskConfig":
+        if (self.accepted is None) != (self.at_most is None):
+            raise ValueError("accepted (rows) and at_most (prompts to spend on them) belong together; give both")
+        if (self.count is None) == (self.accepted is None):
+            told = "both are given" if self.count is not None else "neither is given"
+            raise ValueError(f"count (prompts), or accepted and at_most, say how much to make; {told}")
+        return self
+
+    @model_validator(mode="after")
     def _rows_of_a_source(self) -> "TaskConfig":
-        if self.count == "all" and self.source is None:
-            raise ValueError('count = "all" takes all rows of a source, and there is none; give a number')
+        for name in ("count", "at_most"):
+            if getattr(self, name) == "all" and self.source is None:
+                raise ValueError(f'{name} = "all" takes all rows of a source, and there is none; give a number')
         if self.levels and self.source is not None and self.source.level is not None:
             raise ValueError("levels: source.level names the column that says each row's; leave one of them out")
         return self
@@ -88,6 +103,15 @@ class Job(Config):
     def _a_choice_needs_samples(self) -> "Job":
         if self.samples.keep != "all" and self.samples.n < 2:
             raise ValueError(f"samples.keep = {self.samples.keep!r} chooses among answers; set samples.n to 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _goals_can_be_reached(self) -> "Job":
+        per_prompt = self.samples.n if self.samples.keep == "all" else 1
+        for task in self.tasks:
+            if task.accepted is not None and task.at_most != "all" and task.accepted > (task.at_most or 0) * per_prompt:
+                told = f"tasks: {task.name}: accepted = {task.accepted} from at_most = {task.at_most} prompts"
+                raise ValueError(f"{told}, which give at most {per_prompt} rows each; raise at_most")
         return self
 
     @model_validator(mode="after")

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from factory.checks.fidelity import SECTION, describe
 from factory.dataset.codec import BOUNDS, COLUMNS
+from factory.dataset.entries import Totals
 from factory.dataset.layouts import layouts
-from factory.dataset.ledger import Ledger, Totals
+from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import read_manifest, read_signals, write_atomically
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
@@ -71,9 +72,7 @@ def write_card(
     teacher = manifest.get("teacher", {})
     lines = [*_front_matter(totals, signals, curriculum, state), "# Distillation dataset", ""]
     model = teacher.get("model", "?")
-    state = (
-        "complete" if totals.left == 0 else f"unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
-    )
+    state = "complete" if totals.complete else totals.describe_rest()
     lines += [
         f"Answers of `{model}` with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
         "",

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, read_topk
+from factory.dataset.entries import Totals
 from factory.dataset.history import count_runs
-from factory.dataset.ledger import Totals, read_ledger
+from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import MANIFEST, read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
@@ -33,7 +34,8 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     # of a prompt's samples one is kept at most: a share of rows would call that a loss
     chosen = samples > 1 and keep != "all"
     share = f" ({totals.accepted / totals.done:.0%})" if totals.done and not chosen else ""
-    state = "complete" if totals.left == 0 else f"{totals.left:,} rows left; the same `factory run` goes on"
+    left = f"{totals.left:,} rows left" if totals.left else "rows are wanting"
+    state = "complete" if totals.complete else f"{left}; the same `factory run` goes on"
     lines = [
         f"{out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"
@@ -46,6 +48,9 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
         kept = f", {totals.accepted:,} with a kept answer" if chosen else ""
         pairs = f", {totals.pairs:,} preference pairs" if keep == "pair" else ""
         lines.append(f"  {samples} samples a prompt, keep {keep}: {decided}{kept}{pairs}")
+    for task, rows, wanted in totals.short():
+        spent = " and its budget is spent; a larger at_most goes on" if totals.complete else " so far"
+        lines.append(f"  {task}: {rows:,} of {wanted:,} wanted rows are accepted{spent}")
     runs = count_runs(out)
     if runs.begun > runs.ended:
         told = "has told of no end: killed, or at work" if runs.begun == runs.ended + 1 else "have told of no end"

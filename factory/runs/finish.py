@@ -3,7 +3,8 @@
 Here alone the outcome of a row depends on other rows: on those of its prompt, and on those before it in the plan.
 """
 
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -14,7 +15,11 @@ from factory.quality.duplicates import Deduplication
 from factory.quality.samples import choose
 from factory.quality.withhold import withhold
 from factory.records import Outcome, Pair, Record
+from factory.runs.goals import Cell
+from factory.runs.plan import Plan
 from factory.runs.prepare import Prepared
+
+BEYOND_GOAL = "beyond_goal"  # of an accepted row that came when as many as the job wants were there
 
 
 @dataclass(slots=True)
@@ -50,18 +55,64 @@ def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> It
 def finish_shards(
     prepared: Prepared, ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]
 ) -> Iterator[tuple[int, list[Outcome], list[Pair]]]:
-    """Whole shards as they are written: what is kept of each prompt's samples, and nothing that was there already."""
+    """Whole shards as they are written: what is kept of each prompt's samples, nothing that was there already, and no
+    more than is wanted."""
     filters = prepared.job.filters
     forms = {name: task.form for name, task in prepared.tasks.items()}
     deduplication = Deduplication(filters, ledger, forms) if filters.duplicates or filters.near_duplicates else None
-    for shard, outcomes in shards if deduplication is None else _in_order(ledger, shards):
+    quota = Quota(prepared.plan, ledger) if any(one.wanted for one in prepared.plan.rounds) else None
+    for shard, outcomes in shards if deduplication is None and quota is None else _in_order(ledger, shards):
         outcomes, pairs = choose_kept(prepared, outcomes)
-        if deduplication is not None:
-            outcomes = deduplication.check(shard, outcomes)
+        if deduplication is not None or quota is not None:
+            outcomes = list(_admit(shard, outcomes, deduplication, quota))
             accepted = {outcome.prompt.id for outcome in outcomes if isinstance(outcome, Record)}
             pairs = [pair for pair in pairs if pair[0].prompt.id in accepted]
         # last: what was decided was decided of the texts as they came
         yield shard, *withhold(filters, outcomes, pairs)
+
+
+def _admit(
+    shard: int, outcomes: list[Outcome], deduplication: Deduplication | None, quota: "Quota | None"
+) -> Iterator[Outcome]:
+    for outcome in outcomes:
+        # first: a row that is not wanted any more must not make a later one its duplicate
+        admitted = outcome if quota is None else quota.bound(shard, outcome)
+        if deduplication is not None:
+            (admitted,) = deduplication.check(shard, [admitted])
+        if quota is not None:
+            quota.count(admitted)
+        yield admitted
+
+
+class Quota:
+    """How many rows of each task and level are accepted, in the order of the plan, against how many are wanted."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan = plan
+        self.entries = ledger.entries
+        self.earlier = deque(sorted(ledger.entries))
+        self.accepted = Counter[Cell]()
+
+    def bound(self, shard: int, outcome: Outcome) -> Outcome:
+        """The outcome, or its rejection where it was accepted and as many as are wanted were so before it."""
+        while self.earlier and self.earlier[0] < shard:
+            for name, counts in self.entries[self.earlier.popleft()].cells.items():
+                task, _, level = name.partition("/")
+                self._add(task, level, counts[0])
+        wanted = self.plan.round_of(shard).wanted
+        cells = (outcome.prompt.task, outcome.prompt.level), (outcome.prompt.task, "")
+        if isinstance(outcome, Record) and any(self.accepted[cell] >= wanted.get(cell, math.inf) for cell in cells):
+            return outcome.reject("samples", BEYOND_GOAL, outcome.findings)
+        return outcome
+
+    def count(self, outcome: Outcome) -> None:
+        """The last word on a row."""
+        if isinstance(outcome, Record):
+            self._add(outcome.prompt.task, outcome.prompt.level, 1)
+
+    def _add(self, task: str, level: str, rows: int) -> None:
+        self.accepted[task, level] += rows
+        self.accepted[task, ""] += rows
 
 
 def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:

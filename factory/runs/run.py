@@ -17,8 +17,9 @@ from typing import Any
 
 from factory.checks.fidelity import check_run, require_passed
 from factory.checks.repair import repair
+from factory.dataset.entries import Totals, summarize_shard
 from factory.dataset.history import begin_run, end_run
-from factory.dataset.ledger import SPOOL, Ledger, Totals, hold, open_ledger, require_manifest, summarize_shard
+from factory.dataset.ledger import SPOOL, Ledger, hold, open_ledger, require_manifest
 from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
@@ -28,9 +29,11 @@ from factory.publish.card import save_card
 from factory.records import Outcome, PlannedRow, Prompt, Rejection
 from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk
 from factory.runs.finish import Draft, finish_shards
-from factory.runs.prepare import Prepared, describe_job, describe_plan, keep_provenance, prepare
+from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import Progress, Reporter
+from factory.runs.provenance import describe_job, describe_plan, keep_provenance
 from factory.runs.room import Room
+from factory.runs.rounds import catch_up, plan_on, resume
 from factory.runs.watch import Watch
 
 
@@ -46,10 +49,13 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
     Raises FidelityError where the whole dataset's signals do not pass their check, another FactoryError for anything
     that is the user's to mend; nothing that was committed is touched.
     """
-    manifest = describe_job(prepared)
-    plan, reporter = describe_plan(prepared.plan, manifest), Reporter(as_json=log_json)
+    reporter = Reporter(as_json=log_json)
     with hold(out):
         try:
+            # what is there was planned for the job as it was begun, which may have asked for less
+            prepared = resume(prepared, out)
+            manifest = describe_job(prepared)
+            plan = describe_plan(prepared, manifest)
             # checked before anything is opened: a folder that is not this job's is never touched
             if mend:
                 _tell_repaired(repair(out, plan, manifest), reporter)
@@ -57,6 +63,8 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
                 require_manifest(out)
             ledger = open_ledger(out, plan, manifest)
             keep_provenance(prepared, ledger)
+            catch_up(prepared, ledger)
+            prepared = plan_on(prepared, ledger)
             planned, done = ledger.totals.planned, ledger.totals.done
             reporter.tell("started", out=str(out), digest=manifest["digest"], planned=planned, committed=done)
             # a manifest that was lost and made anew does not name the teacher: one is opened although no row is left
@@ -108,31 +116,47 @@ def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, r
 
 
 def _make_rows(desk: Desk, ledger: Ledger, reporter: Reporter, figures: dict[str, Any]) -> None:
-    """Commit shard after shard until no row is left; `figures` are filled with what was done, however it ends."""
-    prepared, out, totals = desk.prepared, ledger.out, ledger.totals
-    room = Room(out, prepared.plan.shard_size(0))
-    with Progress(totals.planned, totals.done, totals.accepted, reporter, chooses_later(prepared.job)) as progress:
+    """Commit round after round until no row is wanting; `figures` are filled with what was done, however it ends."""
+    totals = ledger.totals
+    goals = totals.goals if len(totals.goals) == len(desk.prepared.tasks) else {}
+    wanted = sum(goal["accepted"] for goal in goals.values())
+    later = chooses_later(desk.prepared.job)
+    with Progress(totals.planned, totals.done, totals.accepted, reporter, later, wanted) as progress:
         try:
-            for shard, outcomes, pairs in finish_shards(prepared, ledger, _produce(desk, room, ledger, progress)):
-                # files first, then the line in the ledger: what the ledger names is whole on the disk
-                room.require(shard, outcomes)
-                files = write_shard(out, shard, outcomes, desk.teacher.signals, pairs)
-                entry = summarize_shard(shard, outcomes, files, prepared.scrubbed(shard))
-                ledger.commit(entry)
-                # only now may the spool forget them: a kill before the commit finds every answer again
-                for outcome in outcomes:
-                    desk.release(outcome.prompt)
-                save_card(ledger, current_summary(ledger))
-                progress.commit(entry.planned, entry.accepted)
-                reporter.tell("shard", **entry.counts())
-            room.require_none_left(totals.left)
+            while True:
+                _make_round(desk, ledger, progress)
+                desk.prepared = plan_on(desk.prepared, ledger)
+                if not totals.left:
+                    return
+                progress.plan(totals.planned)
+                reporter.tell("round", planned=totals.planned, accepted=totals.accepted)
         finally:
             figures |= progress.summary()
 
 
+def _make_round(desk: Desk, ledger: Ledger, progress: Progress) -> None:
+    """Commit shard after shard of what is planned, until no row is left."""
+    prepared, out = desk.prepared, ledger.out
+    room = Room(out, prepared.plan.shard_size(0))
+    for shard, outcomes, pairs in finish_shards(prepared, ledger, _produce(desk, room, ledger, progress)):
+        # files first, then the line in the ledger: what the ledger names is whole on the disk
+        room.require(shard, outcomes)
+        files = write_shard(out, shard, outcomes, desk.teacher.signals, pairs)
+        entry = summarize_shard(shard, outcomes, files, prepared.scrubbed(shard))
+        ledger.commit(entry)
+        # only now may the spool forget them: a kill before the commit finds every answer again
+        for outcome in outcomes:
+            desk.release(outcome.prompt)
+        save_card(ledger, current_summary(ledger))
+        progress.commit(entry.planned, entry.accepted)
+        progress.reporter.tell("shard", **entry.counts())
+    room.require_none_left(ledger.totals.left)
+
+
 def chooses_later(job: Job) -> bool:
     """Whether an accepted row may still be turned down when its shard is whole."""
-    return job.samples.keep != "all" or job.filters.duplicates or job.filters.near_duplicates is not None
+    filters, wants = job.filters, any(task.accepted is not None for task in job.tasks)
+    return job.samples.keep != "all" or filters.duplicates or filters.near_duplicates is not None or wants
 
 
 def _settle(ledger: Ledger) -> None:

@@ -29,7 +29,7 @@ from bad_generations import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from factory.dataset.ledger import summarize_shard
+from factory.dataset.entries import summarize_shard
 from factory.dataset.shards import write_shard
 from factory.dataset.signal_columns import decode_states
 from factory.quality.validate import Gate, find_damage
