@@ -76,6 +76,8 @@ class PlannedRow:
     number: int
     seed: int
     sample: int = 0
+    # Who answers, where a job has several teachers.
+    teacher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class Prompt:
     transcript: Transcript | None = None
     # What the row of the user's data is called that it was made from; None where none was.
     source_row: str | None = None
+    # Who is asked, where a job has several teachers.
+    teacher: str = ""
     # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
     # What an answer to it has to be.

@@ -120,6 +120,8 @@ class SignalSpec:
     pairs: bool = False
     # Whether rows say which row of the user's data they were made from; no signal either.
     sourced: bool = False
+    # Whether rows say which of several teachers answered; neither.
+    teachers: bool = False
     # Whether logprobs are stored in fewer bytes, within the bounds of `factory.dataset.codec`.
     compact: bool = False
     # Which ids of a distribution, at which tokens: told in docs/signals.md. `min_entropy` is in nats.

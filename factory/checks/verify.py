@@ -16,7 +16,7 @@ from factory.dataset.columns import TOKEN_IDS, list_lengths, read_list
 from factory.dataset.entries import ShardEntry
 from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, read_ledger
-from factory.dataset.manifest import COPIES, MANIFEST, read_manifest, read_signals
+from factory.dataset.manifest import COPIES, MANIFEST, of_teacher, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
 from factory.dataset.stages import check_curriculum
@@ -58,7 +58,9 @@ def verify(out: Path) -> Iterator[str]:
         yield from damage
         yield from _check_counts(entry)
         if not damage:
-            yield from _check_rows(out, shard, entry, signals, seen)
+            # layers are of a model: those of the teacher that answered
+            own = read_signals(of_teacher(manifest, ledger.teacher_of(shard))) or signals
+            yield from _check_rows(out, shard, entry, own, seen)
     committed = {file.path for entry in ledger.entries.values() for file in entry.files}
     for layout in layouts(signals).values():
         for path in sorted((out / layout.folder).glob("*.parquet")):

@@ -162,6 +162,8 @@ IDENTITY: Final = (
 )
 # only where rows come from the user's data
 SOURCE_ROW: Final = text_column("source_row", lambda o: o.prompt.source_row)
+# only where several teachers answer
+TEACHER: Final = text_column("teacher", lambda o: o.prompt.teacher)
 ACCEPTED: Final = (
     Column("completion", pa.list_(COMPLETION), take_values(pa.list_(COMPLETION), lambda o: _turn(o.generation))),
     text_column("reasoning", lambda o: o.generation.reasoning),

@@ -60,6 +60,8 @@ class Totals:
     reasons: Counter[str] = field(default_factory=Counter)
     scrubbed: Counter[str] = field(default_factory=Counter)
     cells: dict[str, list[int]] = field(default_factory=dict)
+    # [accepted, rejected, errors] by teacher, where a dataset has several.
+    teachers: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -105,7 +107,7 @@ class Totals:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {"reasons": dict(self.reasons), "scrubbed": dict(self.scrubbed), "left": self.left}
 
-    def add(self, entry: ShardEntry) -> None:
+    def add(self, entry: ShardEntry, teacher: str = "") -> None:
         self.committed_shards += 1
         self.accepted += entry.accepted
         self.rejected += entry.rejected
@@ -117,8 +119,13 @@ class Totals:
         self.reasons.update(entry.reasons)
         self.scrubbed.update(entry.scrubbed)
         for cell, counts in entry.cells.items():
-            before = self.cells.get(cell, [0, 0, 0])
-            self.cells[cell] = [a + b for a, b in zip(before, counts, strict=True)]
+            _add(self.cells, cell, counts)
+        if teacher:
+            _add(self.teachers, teacher, [entry.accepted, entry.rejected, entry.errors])
+
+
+def _add(sums: dict[str, list[int]], name: str, counts: list[int]) -> None:
+    sums[name] = [a + b for a, b in zip(sums.get(name, [0, 0, 0]), counts, strict=True)]
 
 
 def summarize_shard(

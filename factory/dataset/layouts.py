@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, SOURCE_ROW, Column
+from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, SOURCE_ROW, TEACHER, Column
 from factory.dataset.signal_columns import ATTENTION, EXPERTS, HIDDEN, POSITIONS, logprob_columns
 from factory.hashing import canonical_json
 from factory.records import Outcome
@@ -87,7 +87,7 @@ HALF_LEVEL: Final = 3
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
-    identity = (*IDENTITY, SOURCE_ROW) if signals.sourced else IDENTITY
+    identity = (*IDENTITY, *([SOURCE_ROW] if signals.sourced else []), *([TEACHER] if signals.teachers else []))
     accepted = (*identity, *ACCEPTED, *logprob_columns(signals))
     configs = {
         "default": Layout("default", "data", accepted, signals),

@@ -55,11 +55,21 @@ class Ledger:
         self.totals = Totals()
         self.totals.plan(plan)
         for entry in entries.values():
-            self.totals.add(entry)
+            self.totals.add(entry, self.teacher_of(entry.shard))
 
     def pending(self) -> Iterator[int]:
         """Numbers of the shards that are not committed yet, in order."""
         return (shard for shard in range(self.plan["shards"]) if shard not in self.entries)
+
+    def teacher_of(self, shard: int) -> str:
+        """Who answered a shard's rows, by name; "" where a dataset has one teacher only."""
+        rounds = ((one.get("first_shard", 0), one.get("teacher", "")) for one in self.plan.get("rounds", ()))
+        return max((one for one in rounds if one[0] <= shard), default=(0, ""))[1]
+
+    def of_teacher(self, teacher: str) -> "Ledger":
+        """The shards of one teacher alone, to look at."""
+        own = {shard: entry for shard, entry in self.entries.items() if self.teacher_of(shard) == teacher}
+        return Ledger(self.out, self.plan, own)
 
     def replan(self, plan: dict[str, Any]) -> None:
         """Put a longer plan in place of the one so far; what is committed stays."""
@@ -78,7 +88,7 @@ class Ledger:
             handle.flush()
             os.fsync(handle.fileno())
         self.entries[entry.shard] = entry
-        self.totals.add(entry)
+        self.totals.add(entry, self.teacher_of(entry.shard))
 
     def finish(self) -> None:
         """Put the lines in shard order, so that the same job leaves the same bytes however it was interrupted."""

@@ -56,6 +56,7 @@ class Row:
     expert_layers: tuple[int, ...] = ()
     attention: Array | None = None  # float16 [L, H, N, N] of decoder blocks `attention_layers`, where the row has any
     attention_layers: tuple[int, ...] = ()
+    tokenizer: str = ""  # one name for the vocabulary of all ids here; "" where the dataset does not tell it
 
     def __getitem__(self, name: str) -> Any:
         if name in self.columns:

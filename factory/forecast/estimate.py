@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.ledger import SPOOL, require_resumable
-from factory.errors import DatasetError
+from factory.dataset.ledger import SPOOL, read_ledger, require_resumable
+from factory.errors import DatasetError, JobError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.job.job import Job
 from factory.job.paths import real_path
@@ -34,7 +34,10 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     Raises a FactoryError for what `run` would refuse before it starts an engine.
     """
     prepared = prepare(job, workspace)
-    state_bytes(job)  # refuses what the model cannot do, before any work
+    for name in job.teacher_names:
+        state_bytes(job.of_teacher(name))  # refuses what the model cannot do, before any work
+    if pilot is not None and len(job.teachers) > 1:
+        raise JobError("--pilot: the job has several teachers; try each in a job of its own, or leave --pilot out")
     refusal: list[str] = []
     try:
         prepared = resume(prepared, out)
@@ -56,8 +59,26 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         source = prepared.sources.get(task)
         lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
     lines += _rejected_pii_lines(job)
-    forecast = make_forecast(prepared, out, pilot)
-    return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+    parts = parts_of(prepared)
+    forecasts = [make_forecast(part, out, pilot) for part in parts]
+    lines += _turn_lines(parts)
+    for part, forecast in zip(parts, forecasts, strict=True):
+        lines += [*([f"  teacher {part.turn}:"] if part.turn else []), *_forecast_lines(forecast), *_byte_lines(part)]
+    return [*lines, *_disk_lines(parts, forecasts, out)]
+
+
+def parts_of(prepared: Prepared) -> list[Prepared]:
+    """A job by its teachers, as far as they have rows."""
+    names = dict.fromkeys(one.teacher for one in prepared.plan.rounds)
+    return [prepared.of_teacher(name) if name else prepared for name in names]
+
+
+def _turn_lines(parts: list[Prepared]) -> list[str]:
+    """Who answers how many rows, and that they do so one after another."""
+    if len(parts) < 2:
+        return []
+    told = ", then ".join(f"{part.plan.planned:,} of {part.turn} ({part.job.teacher.model})" for part in parts)
+    return [f"  teachers take turns, one engine at a time: {told}"]
 
 
 def _goal_lines(prepared: Prepared) -> list[str]:
@@ -138,16 +159,21 @@ def _time_lines(forecast: Forecast) -> list[str]:
     ]
 
 
-def _disk_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str]:
+def _byte_lines(prepared: Prepared) -> list[str]:
     job = prepared.job
-    free, most = shutil.disk_usage(_existing(out)).free, upper_bound(prepared)
-    lines = [
+    return [
         f"  bytes a completion token, before compression: {_logprob_bytes(job)} ids and logprobs"
-        f" (k={job.signals.top_k}) + {state_bytes(job)} hidden states",
+        f" (k={job.signals.top_k}) + {state_bytes(job)} hidden states"
+    ]
+
+
+def _disk_lines(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> list[str]:
+    free, most = shutil.disk_usage(_existing(out)).free, sum(map(upper_bound, parts))
+    lines = [
         f"  disk: at most {format_bytes(most)}, if every answer ran to max_tokens and compressed to nothing less; "
         f"free: {format_bytes(free)}",
     ]
-    need = forecast.left + working_bytes(prepared, forecast, out)
+    need = _left(parts, forecasts, out) + _most_work(parts, forecasts, out)
     if need > free:
         lines.append(
             f"  warning: the disk may not hold it: {format_bytes(need)} are needed with the room to work in; "
@@ -197,25 +223,42 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
     """
     free = shutil.disk_usage(_existing(out)).free
     # twice, for what a bound leaves out (frames, the spool); to look closer means to write and weigh a sample
-    if 2 * upper_bound(prepared) + 4 * SEGMENT_BYTES <= free:
-        return None
     prepared = resume(prepared, out)
-    forecast = make_forecast(prepared, out)
-    work = working_bytes(prepared, forecast, out)
-    if not forecast.left or forecast.left + work <= free:
+    parts = parts_of(prepared)
+    if 2 * sum(map(upper_bound, parts)) + 4 * SEGMENT_BYTES <= free:
         return None
-    basis = note_bases(forecast.bases)
+    forecasts = [make_forecast(part, out) for part in parts]
+    left, work = _left(parts, forecasts, out), _most_work(parts, forecasts, out)
+    if not left or left + work <= free:
+        return None
+    basis = "; ".join(dict.fromkeys(note_bases(forecast.bases) for forecast in forecasts))
     told = (
-        f"{out}: the disk cannot hold what is left of this job: {format_bytes(forecast.left)} to be written "
+        f"{out}: the disk cannot hold what is left of this job: {format_bytes(left)} to be written "
         f"({basis}) and {format_bytes(work)} to work in, {format_bytes(free)} free"
     )
     # a bound is no prediction: a job that only might not fit is begun, and stops in order if it does not
-    if forecast.is_bound:
+    if any(forecast.is_bound for forecast in forecasts):
         return f"warning: {told}; the run stops in order if it is so; `factory plan --pilot N` predicts"
     raise DatasetError(
         f"{told}; nothing was started: free some, choose another `out`, keep fewer hidden layers or a smaller top_k, "
         f"or start all the same with --no-disk-check"
     )
+
+
+def _left(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:
+    """Bytes that are still to be written."""
+    if len(parts) == 1:
+        return forecasts[0].left
+    try:
+        there = read_ledger(out).totals.bytes
+    except DatasetError:
+        there = 0
+    return max(0.0, sum(forecast.bytes for forecast in forecasts) - there)
+
+
+def _most_work(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:
+    # one at a time is at work
+    return max(working_bytes(part, forecast, out) for part, forecast in zip(parts, forecasts, strict=True))
 
 
 def _logprob_bytes(job: Job) -> int:

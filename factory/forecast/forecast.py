@@ -156,7 +156,8 @@ def _expect_rows(prepared: Prepared, sample: Totals) -> int:
         if config.accepted is not None:
             rows = [sum(counts) for cell, counts in sample.cells.items() if cell.partition("/")[0] == config.name]
             share = sample.accepted_of(config.name) / max(sum(rows), 1)
-            needed = math.ceil(config.accepted / share) if share else most[config.name]
+            wanted = prepared.plan.rounds[-1].wanted.get((config.name, ""), config.accepted)
+            needed = math.ceil(wanted / share) if share else most[config.name]
             already = sum(planned.get(config.name, {}).values())
             most[config.name] = min(most[config.name], max(needed, already))
     return sum(most.values())

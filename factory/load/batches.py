@@ -42,10 +42,17 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = 
     - `hidden_states` bfloat16 [B, S, L, H] (padding: 0), `hidden_mask` bool [B, S], where a row has hidden states.
       Position s holds the state taken at token s, the one that predicts the token after s.
 
-    Raises DatasetError where rows differ in k, layers or hidden size, and where none is left.
+    Raises DatasetError where rows differ in tokenizer, k, layers or hidden size, and where none is left.
     """
     torch = import_torch()
     places, rows = _leave_out(rows, max_length)
+    vocabularies = {row.tokenizer: row for row in rows if row.tokenizer}
+    if len(vocabularies) > 1:
+        one, other = list(vocabularies.values())[:2]
+        told = " and ".join(f"{row['id']}{_whose(row)}" for row in (one, other))
+        raise DatasetError(
+            f"rows {told} have ids of different tokenizers; batch one teacher at a time: load_rows(..., teacher=NAME)"
+        )
     layers = sorted({row.layers for row in rows if row.layers})
     if len(layers) > 1:
         raise DatasetError(f"rows with hidden layers {layers[0]} and {layers[1]} in one batch; batch one kind of job")
@@ -67,6 +74,10 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = 
             arrays[name][i, first:end] = values[: max(0, end - first)]
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: value.view(torch.bfloat16) if name == "hidden_states" else value for name, value in batch.items()}
+
+
+def _whose(row: Row) -> str:
+    return f" (of {row.columns['teacher']})" if row.columns.get("teacher") else ""
 
 
 def _leave_out(rows: Sequence[Row], max_length: int | None) -> tuple[Array, list[Row]]:

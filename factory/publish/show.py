@@ -14,7 +14,7 @@ from factory.dataset.codec import STORED, read_topk
 from factory.dataset.entries import Totals
 from factory.dataset.history import count_runs
 from factory.dataset.ledger import read_ledger
-from factory.dataset.manifest import MANIFEST, read_manifest
+from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.records import Message, Prompt, Rejection
@@ -55,8 +55,8 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     if runs.begun > runs.ended:
         told = "has told of no end: killed, or at work" if runs.begun == runs.ended + 1 else "have told of no end"
         lines.append(f"  runs {runs.begun:,}, of which {runs.begun - runs.ended:,} {told}")
-    width = max((len(cell) for cell in totals.cells), default=0)
-    for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
+    width = max((len(cell) for cell in (*totals.cells, *totals.teachers)), default=0)
+    for cell, (accepted, rejected, errors) in (*sorted(totals.teachers.items()), *sorted(totals.cells.items())):
         lines.append(f"  {cell:<{width}}  {accepted:>7,} accepted of {accepted + rejected + errors:,}")
     for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
@@ -137,7 +137,8 @@ def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[s
 
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     source = f" · source {row['source_row']}" if row.get("source_row") is not None else ""
-    lines = [f"── {row['task']} · {row['level']} · row {row['id']}{source} ".ljust(WIDTH, "─")]
+    teacher = f" · {row['teacher']}" if row.get("teacher") else ""
+    lines = [f"── {row['task']} · {row['level']}{teacher} · row {row['id']}{source} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
     if "stage" in row:
@@ -174,6 +175,7 @@ def _block(name: str, text: str, most: int = 14) -> list[str]:
 
 
 def _describe_signals(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    manifest = of_teacher(manifest, row.get("teacher") or "")
     signals, tokens = manifest["signals"], len(row["completion_token_ids"])
     told = (
         f"{len(row['prompt_token_ids'])} prompt + {tokens} completion tokens, answer from token {row['answer_start']}"

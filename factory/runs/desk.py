@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.manifest import reconcile_manifest
+from factory.dataset.manifest import reconcile_manifest, section
 from factory.job.gates import StudentConfig
 from factory.job.signals import SignalsConfig
 from factory.quality.filters import RowFilters, apply
@@ -33,6 +33,8 @@ class Desk:
     prepared: Prepared
     teacher: Teacher
     judge: Teacher
+    # the name of this teacher, where there are several
+    turn: str = ""
     asked: dict[str, Prompt] = field(default_factory=dict)
     judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
     again: deque[Prompt] = field(default_factory=deque)
@@ -97,25 +99,34 @@ class Desk:
                 self.judge.release(judge_id(prompt.id, attempt), 0)
 
 
-def open_desk(prepared: Prepared, manifest: dict[str, Any], out: Path, stack: ExitStack, reporter: Reporter) -> Desk:
-    """The desk with teacher and judge ready behind it; what they say of themselves is in the manifest."""
+def open_desk(
+    prepared: Prepared, manifest: dict[str, Any], out: Path, stack: ExitStack, reporter: Reporter, turn: str = ""
+) -> Desk:
+    """The desk with teacher and judge ready behind it; what they say of themselves is in the manifest.
+
+    `turn` names the one of several teachers that is asked.
+    """
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
-    tasks, probes = prepared.tasks.values(), prepared.probes()
-    teacher = stack.enter_context(open_teacher(prepared.job, tasks, probes, out, verdicts, reporter.tell))
-    judge = _open_judge(prepared, stack, out, verdicts, reporter) or teacher
-    described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
-    described |= {"judge": asdict(judge.info)} if prepared.judges else {}
+    tasks, own = prepared.tasks.values(), prepared.of_teacher(turn) if turn else prepared
+    teacher = stack.enter_context(open_teacher(own.job, tasks, own.probes(), out, verdicts, reporter.tell))
+    judge = _open_judge(own, stack, out, verdicts, reporter)
+    described = {section("teacher", turn): asdict(teacher.info), section("signals", turn): asdict(teacher.signals)}
+    if prepared.judges:
+        # one that judges beside its own rows is set up for these: it is described by itself
+        name = "judge" if judge is not None else section("judge", turn)
+        described[name] = asdict((judge or teacher).info)
     reconcile_manifest(out, manifest | described)
     # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
-    return Desk(replace(prepared, gates=gates_for(teacher, prepared.gates)), teacher, judge)
+    gated = replace(prepared, gates=gates_for(teacher, prepared.gates))
+    return Desk(gated, teacher, judge or teacher, turn)
 
 
 def _open_judge(
     prepared: Prepared, stack: ExitStack, out: Path, verdicts: dict[str, Any], reporter: Reporter
 ) -> Teacher | None:
-    """The judge's own teacher, where the job names one; it keeps no signals."""
+    """The judge's own teacher, where the job names one that does not answer now; it keeps no signals."""
     job = prepared.job
-    if job.judge is None or job.judge.teacher is None:
+    if job.judge is None or job.judge.teacher is None or (prepared.turn and job.judge.teacher == job.teacher):
         return None
     folder = out / JUDGE_FOLDER
     folder.mkdir(exist_ok=True)

@@ -15,7 +15,6 @@ from factory.quality.duplicates import Deduplication
 from factory.quality.samples import choose
 from factory.quality.withhold import withhold
 from factory.records import Outcome, Pair, Record
-from factory.runs.goals import Cell
 from factory.runs.plan import Plan
 from factory.runs.prepare import Prepared
 
@@ -85,34 +84,37 @@ def _admit(
 
 
 class Quota:
-    """How many rows of each task and level are accepted, in the order of the plan, against how many are wanted."""
+    """How many rows of each teacher, task and level are accepted, in the order of the plan, against how many are
+    wanted."""
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self.plan = plan
         self.entries = ledger.entries
         self.earlier = deque(sorted(ledger.entries))
-        self.accepted = Counter[Cell]()
+        self.accepted = Counter[tuple[str, str, str]]()
 
     def bound(self, shard: int, outcome: Outcome) -> Outcome:
         """The outcome, or its rejection where it was accepted and as many as are wanted were so before it."""
         while self.earlier and self.earlier[0] < shard:
-            for name, counts in self.entries[self.earlier.popleft()].cells.items():
+            before = self.earlier.popleft()
+            for name, counts in self.entries[before].cells.items():
                 task, _, level = name.partition("/")
-                self._add(task, level, counts[0])
-        wanted = self.plan.round_of(shard).wanted
-        cells = (outcome.prompt.task, outcome.prompt.level), (outcome.prompt.task, "")
-        if isinstance(outcome, Record) and any(self.accepted[cell] >= wanted.get(cell, math.inf) for cell in cells):
+                self._add(self.plan.round_of(before).teacher, task, level, counts[0])
+        one, task = self.plan.round_of(shard), outcome.prompt.task
+        counted = {cell: self.accepted[one.teacher, *cell] for cell in ((task, outcome.prompt.level), (task, ""))}
+        full = any(rows >= one.wanted.get(cell, math.inf) for cell, rows in counted.items())
+        if isinstance(outcome, Record) and full:
             return outcome.reject("samples", BEYOND_GOAL, outcome.findings)
         return outcome
 
     def count(self, outcome: Outcome) -> None:
         """The last word on a row."""
         if isinstance(outcome, Record):
-            self._add(outcome.prompt.task, outcome.prompt.level, 1)
+            self._add(outcome.prompt.teacher, outcome.prompt.task, outcome.prompt.level, 1)
 
-    def _add(self, task: str, level: str, rows: int) -> None:
-        self.accepted[task, level] += rows
-        self.accepted[task, ""] += rows
+    def _add(self, teacher: str, task: str, level: str, rows: int) -> None:
+        self.accepted[teacher, task, level] += rows
+        self.accepted[teacher, task, ""] += rows
 
 
 def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:

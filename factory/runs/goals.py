@@ -37,19 +37,20 @@ def plan_round(
     goals: Goals,
     asked: Mapping[Cell, int],
     accepted: Mapping[Cell, int],
+    teacher: str = "",
 ) -> Counts:
-    """Prompts of the next round by task and level.
+    """Prompts of the next round by task and level, of one teacher.
 
-    `asked` are the prompts and `accepted` the rows of the rounds before. No prompts where nothing is wanting, or where
-    what may be spent on it is spent.
+    `asked` are the prompts and `accepted` the rows of the rounds before, of this teacher too. No prompts where nothing
+    is wanting, or where what may be spent on it is spent.
     """
     prompts: Counts = {}
     for config in job.tasks:
         name, goal, source = config.name, goals[config.name], sources.get(config.name)
-        targets = find_targets(config, tasks[name], source, goal)
+        targets = find_targets(config, tasks[name], source, goal, teacher)
         spent = {level: asked.get((name, level), 0) for level in targets}
         rows = {level: accepted.get((name, level), 0) for level in targets}
-        have, target = (rows, goal["accepted"]) if "accepted" in goal else (spent, budget(goal, source))
+        have, target = rows if "accepted" in goal else spent, sum(targets.values())
         # a level's share of a larger number may be less than it has: the others get less than theirs then
         wants = share_out(
             target - sum(have.values()), {level: max(0, targets[level] - have[level]) for level in targets}
@@ -57,19 +58,25 @@ def plan_round(
         if "accepted" in goal:
             wants = {level: _prompts_for(job, wanting, spent[level], rows[level]) for level, wanting in wants.items()}
         if source is not None and source.levels:
-            wants = {level: min(want, source.levels.get(level, 0) - spent[level]) for level, want in wants.items()}
-        prompts[name] = share_out(budget(goal, source) - sum(spent.values()), wants)
+            # each teacher has its share of a level's rows
+            most = find_targets(config, tasks[name], source, {"count": "all"}, teacher)
+            wants = {level: min(want, most[level] - spent[level]) for level, want in wants.items()}
+        left = teacher_budget(config, tasks[name], source, goal, teacher) - sum(spent.values())
+        prompts[name] = share_out(left, wants)
     return prompts
 
 
-def list_bounds(job: Job, tasks: Mapping[str, Task], sources: Mapping[str, Source], goals: Goals) -> dict[Cell, int]:
-    """The accepted rows that goals want by task and level, and by task (level ""); no entry where as many as come."""
+def list_bounds(
+    job: Job, tasks: Mapping[str, Task], sources: Mapping[str, Source], goals: Goals, teacher: str = ""
+) -> dict[Cell, int]:
+    """The accepted rows that goals want of a teacher by task and level, and by task (level ""); no entry where as many
+    as come."""
     bounds: dict[Cell, int] = {}
     for config in job.tasks:
         name, goal = config.name, goals[config.name]
         if "accepted" in goal:
-            targets = find_targets(config, tasks[name], sources.get(name), goal)
-            bounds |= {(name, ""): goal["accepted"]} | {(name, level): rows for level, rows in targets.items()}
+            targets = find_targets(config, tasks[name], sources.get(name), goal, teacher)
+            bounds |= {(name, ""): sum(targets.values())} | {(name, level): rows for level, rows in targets.items()}
     return bounds
 
 
@@ -82,8 +89,45 @@ def budget(goal: Goal, source: Source | None) -> int:
     return most
 
 
-def find_targets(config: TaskConfig, task: Task, source: Source | None, goal: Goal) -> dict[str, int]:
-    """What a goal comes to by level: prompts, or accepted rows."""
+def teacher_budget(config: TaskConfig, task: Task, source: Source | None, goal: Goal, teacher: str) -> int:
+    """Prompts that one teacher may be asked for a goal in all: its share of them."""
+    if not teacher:
+        return budget(goal, source)
+    names = dict.fromkeys(name for level in task.levels for name in teacher_shares(config, level))
+    shares = {name: float(sum(find_targets(config, task, source, goal, name).values())) for name in names}
+    return allot(budget(goal, source), shares).get(teacher, 0) if any(shares.values()) else 0
+
+
+def find_targets(
+    config: TaskConfig, task: Task, source: Source | None, goal: Goal, teacher: str = ""
+) -> dict[str, int]:
+    """What a goal comes to by level, of one teacher: prompts, or accepted rows."""
+    targets = _level_targets(config, task, source, goal)
+    if not teacher:
+        return targets
+    return {level: allot(rows, teacher_shares(config, level)).get(teacher, 0) for level, rows in targets.items()}
+
+
+def require_teachers(job: Job, tasks: Mapping[str, Task]) -> None:
+    """Raise JobError where a level has no teacher of several, or one that is no level has."""
+    for config in job.tasks if job.teachers else ():
+        levels = tasks[config.name].levels
+        unknown = [level for level in config.level_teachers if level not in levels]
+        if unknown:
+            told = f"unknown level {unknown[0]} (has: {', '.join(levels)}){nearest(unknown[0], levels)}"
+            raise JobError(f"tasks.{config.name}.level_teachers: {told}")
+        bare = [level for level in levels if not teacher_shares(config, level)]
+        if bare:
+            told = f"nobody answers level {bare[0]}; name one (has: {', '.join(job.teachers)})"
+            raise JobError(f"tasks.{config.name}.level_teachers: {told}, or say teacher for all others")
+
+
+def teacher_shares(config: TaskConfig, level: str) -> dict[str, float]:
+    """The weights of the teachers that answer a task's level."""
+    return config.level_teachers.get(level) or config.teacher or {}
+
+
+def _level_targets(config: TaskConfig, task: Task, source: Source | None, goal: Goal) -> dict[str, int]:
     if source is None or not source.levels:
         return allocate_levels(config, task, goal["accepted"] if "accepted" in goal else budget(goal, source))
     if "count" in goal:
@@ -115,10 +159,10 @@ def _prompts_for(job: Job, wanting: int, asked: int, accepted: int) -> int:
 
 def share_out(total: int, wants: Mapping[str, int]) -> dict[str, int]:
     """What each gets of a total: all it wants where that is enough for all, else its share of it."""
-    wanted = sum(wants.values())
-    if wanted <= total:
+    total = max(0, total)
+    if sum(wants.values()) <= total:
         return dict(wants)
-    return allot(max(0, total), {name: float(want) for name, want in wants.items()})
+    return allot(total, {name: float(want) for name, want in wants.items()})
 
 
 def allot(total: int, weights: Mapping[str, float]) -> dict[str, int]:

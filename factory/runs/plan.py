@@ -14,8 +14,8 @@ a task's `accepted`, or because the job asks for more than it did. What is plann
 import random
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
@@ -33,8 +33,8 @@ from factory.tasks.transcripts import LEVEL, TASK
 class Round:
     """Prompts that were planned together. `order` permutes them; `first` is the number of the first of its shards.
 
-    `goals` are those it was planned for. `wanted` bounds the accepted rows of a task and level when the round is over,
-    those of the rounds before it too.
+    All are of one teacher; where a job has several, they take turns. `goals` are those it was planned for. `wanted`
+    bounds the accepted rows of that teacher, by task and level, when the round is over, those of rounds before it too.
     """
 
     blocks: tuple[tuple[str, str, int, int], ...]  # task, level, first number, count of prompts
@@ -42,6 +42,7 @@ class Round:
     first: int = 0
     goals: Goals = field(default_factory=dict)
     wanted: dict[Cell, int] = field(default_factory=dict)
+    teacher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,24 @@ class Plan:
             number = start + index - (ends[block] - count)
             # of the row's own name, not of its place: another order or shard size gives the same scenarios
             seed = derive_seed(self.seed, task, level, number)
-            yield PlannedRow(shard, position, task, level, number, seed, sample=position % self.samples)
+            yield PlannedRow(shard, position, task, level, number, seed, position % self.samples, one.teacher)
 
     def records(self) -> list[dict[str, Any]]:
         """The rounds as JSON has them: prompts by task and level, and the goals they were planned for."""
-        return [{"prompts": _prompts_of(one), "goals": one.goals} for one in self.rounds]
+        return [
+            {"prompts": _prompts_of(one), "goals": one.goals}
+            | ({"teacher": one.teacher, "first_shard": one.first} if one.teacher else {})
+            for one in self.rounds
+        ]
+
+    def of_teacher(self, teacher: str) -> "Plan":
+        """The rounds of one teacher alone, as if there were no others."""
+        rounds: list[Round] = []
+        for one in (one for one in self.rounds if one.teacher == teacher):
+            last = rounds[-1] if rounds else None
+            first = 0 if last is None else last.first + self._shards_of(len(last.order))
+            rounds.append(replace(one, first=first))
+        return replace(self, rounds=tuple(rounds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,26 +148,36 @@ class Planner:
     sources: Mapping[str, Source]
 
     def first(self, goals: Goals | None = None) -> Plan:
-        """The first round, by the job's own goals where no others are named."""
+        """The first round, of each teacher one, by the job's own goals where no others are named."""
         goals = read_goals(self.job) if goals is None else goals
-        empty = Plan(self.job.seed, self.job.shard_rows, self.job.samples.n, ())
-        return self.add(empty, plan_round(self.job, self.tasks, self.sources, goals, {}, {}), goals)
+        plan = Plan(self.job.seed, self.job.shard_rows, self.job.samples.n, ())
+        for teacher in self.job.teacher_names:
+            prompts = plan_round(self.job, self.tasks, self.sources, goals, {}, {}, teacher)
+            if any(map(_total, prompts.values())) or not teacher:
+                plan = self.add(plan, prompts, goals, teacher)
+        return plan
 
-    def next(self, plan: Plan, accepted: Mapping[Cell, int]) -> Plan | None:
+    def next(self, plan: Plan, accepted: Callable[[str], Mapping[Cell, int]]) -> Plan | None:
         """The plan and the round that the job's goals want behind it, once all its rows are committed.
 
-        `accepted` are rows so far. None where nothing is wanting, or all that may be spent on it is spent.
+        `accepted` gives the rows of a teacher so far. None where nothing is wanting, or all that may be spent on it is
+        spent.
         """
-        goals = read_goals(self.job)
-        asked = {
-            (task, level): rows // plan.samples
-            for task, levels in plan.counts().items()
-            for level, rows in levels.items()
-        }
-        prompts = plan_round(self.job, self.tasks, self.sources, goals, asked, accepted)
-        return self.add(plan, prompts, goals) if any(map(_total, prompts.values())) else None
+        goals, names = read_goals(self.job), self.job.teacher_names
+        # whose turn it is goes on first: to start an engine takes longer than to ask it a few rows more
+        turn = plan.rounds[-1].teacher
+        for teacher in sorted(names, key=lambda name: name != turn):
+            asked = {
+                (task, level): rows // plan.samples
+                for task, levels in plan.of_teacher(teacher).counts().items()
+                for level, rows in levels.items()
+            }
+            prompts = plan_round(self.job, self.tasks, self.sources, goals, asked, accepted(teacher), teacher)
+            if any(map(_total, prompts.values())):
+                return self.add(plan, prompts, goals, teacher)
+        return None
 
-    def add(self, plan: Plan, prompts: Counts, goals: Goals) -> Plan:
+    def add(self, plan: Plan, prompts: Counts, goals: Goals, teacher: str = "") -> Plan:
         """The plan and a round behind it. Numbers go on behind those of the rounds before."""
         blocks: list[tuple[str, str, int, int]] = []
         asked = plan.counts()
@@ -174,8 +198,8 @@ class Planner:
         order = array("Q", range(sum(count for *_, count in blocks)))
         number = len(plan.rounds)
         random.Random(derive_seed(plan.seed, "round", number) if number else plan.seed).shuffle(order)
-        bounds = list_bounds(self.job, self.tasks, self.sources, goals)
-        one = Round(tuple(blocks), order, plan.shards if number else 0, goals, bounds)
+        bounds = list_bounds(self.job, self.tasks, self.sources, goals, teacher)
+        one = Round(tuple(blocks), order, plan.shards if number else 0, goals, bounds, teacher)
         return Plan(plan.seed, plan.shard_rows, plan.samples, (*plan.rounds, one))
 
 

@@ -20,7 +20,7 @@ from factory.quality.judge import Judge, open_judges
 from factory.quality.trial import require_tried
 from factory.quality.validate import Gate
 from factory.records import PlannedRow, Prompt, Rejection, Sampling
-from factory.runs.goals import Goals, budget, read_goals
+from factory.runs.goals import Goals, read_goals, require_teachers, teacher_budget
 from factory.runs.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
 from factory.tasks.calls import find_misfit
 from factory.tasks.faults import TaskFault
@@ -58,6 +58,8 @@ class Prepared:
     transcripts: Transcripts | None = None
     # What the dataset was begun for, where it was begun for another job than one that asks for more now.
     begun: Goals | None = None
+    # Whose part of the job this is, where it has several teachers.
+    turn: str = ""
 
     def render(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row, or its rejection where it cannot be made or can lead to no row."""
@@ -99,6 +101,9 @@ class Prepared:
 
     def _render(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
         renderer = self.renderers[row.task]
+        if row.teacher:
+            prompted = self.job.teachers[row.teacher].reasoning == "prompted"
+            renderer = replace(renderer, prompted_reasoning=prompted)
         try:
             return renderer.render(row, fields)
         except TaskFault as error:
@@ -122,6 +127,7 @@ class Prepared:
             sampling=self.sampling[row.task],
             sample=row.sample,
             group=name,
+            teacher=row.teacher,
         )
 
     def most_rows(self) -> dict[str, int]:
@@ -130,7 +136,15 @@ class Prepared:
         if self.transcripts is not None:
             return {TASK: self.plan.planned}
         goals = read_goals(self.job)
-        return {name: budget(goals[name], self.sources.get(name)) * samples for name in self.tasks}
+        return {
+            task.name: samples
+            * teacher_budget(task, self.tasks[task.name], self.sources.get(task.name), goals[task.name], self.turn)
+            for task in self.job.tasks
+        }
+
+    def of_teacher(self, name: str) -> "Prepared":
+        """What one of several teachers has of the job: its rows, and its table as the job's `teacher`."""
+        return replace(self, job=self.job.of_teacher(name), plan=self.plan.of_teacher(name), turn=name)
 
     def probes(self) -> list[Prompt]:
         """A few prompts of each task, to see before the engine starts whether any fits the model's window; of
@@ -171,6 +185,7 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     for index, config in enumerate(job.tasks):
         if config.source is None and tasks[config.name].sample is None:
             raise JobError(f"tasks.{index}: {config.name} has no sample(); give it a source")
+    require_teachers(job, tasks)
     sources = _open_sources(job, tasks)
     plan = make_plan(job, tasks, sources)
     sampling, gates = resolve_sampling(job, tasks), resolve_gates(job, tasks)

@@ -58,7 +58,7 @@ def describe_plan(prepared: Prepared, manifest: dict[str, Any]) -> dict[str, Any
         if "accepted" in goal
     }
     told |= {"goals": wanted} if wanted else {}
-    return told | ({ROUNDS: plan.records()} if len(plan.rounds) > 1 else {})
+    return told | ({ROUNDS: plan.records()} if len(plan.rounds) > 1 or prepared.job.teachers else {})
 
 
 def describe_job(prepared: Prepared) -> dict[str, Any]:
@@ -72,7 +72,17 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
         for key in GOAL_KEYS:
             del task[key]
         task.update(said)
-    for teacher in filter(None, (job["teacher"], (job["judge"] or {}).get("teacher"))):
+    # what most jobs do not have is left out, so that they are called as they always were
+    for part in (job, *job["tasks"]):
+        for key in ("teachers", "level_teachers"):
+            if not part.get(key, True):
+                del part[key]
+    for task in job["tasks"]:
+        if task["teacher"] is None:
+            del task["teacher"]
+    for teacher in filter(
+        None, (job["teacher"], *job.get("teachers", {}).values(), (job["judge"] or {}).get("teacher"))
+    ):
         for name in HOW_NOT_WHAT:
             del teacher[name]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made

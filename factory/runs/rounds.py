@@ -4,14 +4,17 @@ A dataset's `manifest.json` keeps the job it was begun with; its `rounds`, there
 was planned since, and for which goals. A job may ask for more than that, and for nothing else.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import LEDGER, Ledger, is_unspent, scan_ledger
-from factory.dataset.manifest import read_manifest, replace_section
+from factory.dataset.manifest import read_manifest, replace_section, section
 from factory.errors import DatasetError
 from factory.runs.goals import Cell, Goals, budget, read_goal, read_goals
 from factory.runs.plan import Plan, Planner
@@ -36,7 +39,7 @@ def resume(prepared: Prepared, out: Path) -> Prepared:
         return replace(prepared, plan=planner.first(begun), begun=begun)
     plan = Plan(prepared.job.seed, prepared.job.shard_rows, prepared.job.samples.n, ())
     for record in records:
-        plan = planner.add(plan, record["prompts"], record["goals"])
+        plan = planner.add(plan, record["prompts"], record["goals"], record.get("teacher", ""))
     return replace(prepared, plan=plan, begun=begun)
 
 
@@ -45,7 +48,8 @@ def plan_on(prepared: Prepared, ledger: Ledger) -> Prepared:
     it too."""
     if prepared.transcripts is not None or ledger.totals.left:
         return prepared
-    plan = Planner(prepared.job, prepared.tasks, prepared.sources).next(prepared.plan, count_accepted(ledger))
+    planner = Planner(prepared.job, prepared.tasks, prepared.sources)
+    plan = planner.next(prepared.plan, partial(count_accepted, prepared.plan, ledger))
     if plan is None:
         return prepared
     grown = replace(prepared, plan=plan, begun=prepared.begun or read_goals(prepared.job))
@@ -57,6 +61,24 @@ def plan_on(prepared: Prepared, ledger: Ledger) -> Prepared:
     return grown
 
 
+def pending_of(prepared: Prepared, ledger: Ledger, turn: str) -> Iterator[int]:
+    """The shards that are next, in order, for as long as they are one teacher's."""
+    return takewhile(lambda shard: prepared.plan.round_of(shard).teacher == turn, ledger.pending())
+
+
+def next_turn(prepared: Prepared, ledger: Ledger) -> str | None:
+    """Whose rows are next, "" where there is one teacher only; None where no row is left, and all told who they are.
+
+    A manifest that was lost and made anew does not name them: they are opened although no row is left.
+    """
+    shard = next(ledger.pending(), None)
+    if shard is not None:
+        return prepared.plan.round_of(shard).teacher
+    manifest = read_manifest(ledger.out)
+    names = dict.fromkeys(one.teacher for one in prepared.plan.rounds)
+    return next((name for name in names if section("teacher", name) not in manifest), None)
+
+
 def catch_up(prepared: Prepared, ledger: Ledger) -> None:
     """Let line 1 of the ledger tell of a round that a kill kept from it, and a new manifest of all of them."""
     plan, records = describe_plan(prepared, describe_job(prepared)), prepared.plan.records()
@@ -66,10 +88,15 @@ def catch_up(prepared: Prepared, ledger: Ledger) -> None:
         ledger.replan(plan)
 
 
-def count_accepted(ledger: Ledger) -> dict[Cell, int]:
-    """Accepted rows by task and level."""
-    cells = ((cell.partition("/"), counts[0]) for cell, counts in ledger.totals.cells.items())
-    return {(task, level): accepted for (task, _, level), accepted in cells}
+def count_accepted(plan: Plan, ledger: Ledger, teacher: str) -> dict[Cell, int]:
+    """A teacher's accepted rows by task and level."""
+    accepted = Counter[Cell]()
+    for shard, entry in ledger.entries.items():
+        if plan.round_of(shard).teacher == teacher:
+            for cell, counts in entry.cells.items():
+                task, _, level = cell.partition("/")
+                accepted[task, level] += counts[0]
+    return accepted
 
 
 def _read_rounds(out: Path) -> tuple[Goals | None, list[dict[str, Any]]]:
@@ -99,16 +126,13 @@ def _require_growth(prepared: Prepared, out: Path, last: Goals) -> None:
         source = sources.get(name)
         for key, value in goal.items():
             before, after = (_resolve(goals[name], key, source) for goals in (last, now))
+            told = f"{out}: made by another job, cannot resume: tasks.{number}.{key}: was {last[name][key]}, is {value}"
             if after < before:
-                told = f"tasks.{number}.{key}: was {last[name][key]}, is {value}"
-                raise DatasetError(
-                    f"{out}: {told}: a dataset grows and never shrinks; undo this, or choose another `out`"
-                )
+                raise DatasetError(f"{told}: a dataset grows and never shrinks; undo this, or choose another `out`")
             if key == "count" and after > before and source is not None and source.levels:
                 raise DatasetError(
-                    f"{out}: tasks.{number}.count: was {last[name][key]}, is {value}: rows whose level stands in a "
-                    f"column (source.level) are numbered level by level, so their count cannot grow; undo this, or "
-                    f"choose another `out`"
+                    f"{told}: rows whose level stands in a column (source.level) are numbered level by level, so their "
+                    f"count cannot grow; undo this, or choose another `out`"
                 )
 
 

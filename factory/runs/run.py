@@ -20,7 +20,6 @@ from factory.checks.repair import repair
 from factory.dataset.entries import Totals, summarize_shard
 from factory.dataset.history import begin_run, end_run
 from factory.dataset.ledger import SPOOL, Ledger, hold, open_ledger, require_manifest
-from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
 from factory.errors import DatasetError
@@ -33,7 +32,7 @@ from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import Progress, Reporter
 from factory.runs.provenance import describe_job, describe_plan, keep_provenance
 from factory.runs.room import Room
-from factory.runs.rounds import catch_up, plan_on, resume
+from factory.runs.rounds import catch_up, next_turn, pending_of, plan_on, resume
 from factory.runs.watch import Watch
 
 
@@ -67,9 +66,8 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
             prepared = plan_on(prepared, ledger)
             planned, done = ledger.totals.planned, ledger.totals.done
             reporter.tell("started", out=str(out), digest=manifest["digest"], planned=planned, committed=done)
-            # a manifest that was lost and made anew does not name the teacher: one is opened although no row is left
-            if ledger.totals.left or "teacher" not in read_manifest(out):
-                _run_teacher(prepared, manifest, ledger, reporter)
+            if next_turn(prepared, ledger) is not None:
+                _run_teachers(prepared, manifest, ledger, reporter)
             # no teacher lives here any more, so the plain forward has the memory for itself
             _settle(ledger)
             _check_fidelity(ledger, prepared.job, reporter)
@@ -96,46 +94,43 @@ def _check_fidelity(ledger: Ledger, job: Job, reporter: Reporter) -> None:
         require_passed(ledger.out)
 
 
-def _run_teacher(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
-    """Ask, decide and commit what is left, between two lines of runs.jsonl."""
+def _run_teachers(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
+    """Ask, decide and commit what is left, between two lines of runs.jsonl; several teachers take turns."""
     # before anything is spent: a run that is killed outright leaves this line and no other
-    began, begin = begin_run(ledger.out, ledger.totals.done), time.monotonic()
-    figures: dict[str, Any] = {}
+    began, totals = begin_run(ledger.out, ledger.totals.done), ledger.totals
     outcome = "failed"
-    try:
-        with ExitStack() as stack:
-            desk = open_desk(prepared, manifest, ledger.out, stack, reporter)
-            figures["startup_seconds"] = round(time.monotonic() - begin, 3)
-            _make_rows(desk, ledger, reporter, figures)
-        outcome = "complete"
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
-        outcome = "stopped"
-        raise
-    finally:
-        end_run(ledger.out, began, outcome, figures)
-
-
-def _make_rows(desk: Desk, ledger: Ledger, reporter: Reporter, figures: dict[str, Any]) -> None:
-    """Commit round after round until no row is wanting; `figures` are filled with what was done, however it ends."""
-    totals = ledger.totals
-    goals = totals.goals if len(totals.goals) == len(desk.prepared.tasks) else {}
-    wanted = sum(goal["accepted"] for goal in goals.values())
-    later = chooses_later(desk.prepared.job)
+    goals = totals.goals if len(totals.goals) == len(prepared.tasks) else {}
+    wanted, later = sum(goal["accepted"] for goal in goals.values()), chooses_later(prepared.job)
     with Progress(totals.planned, totals.done, totals.accepted, reporter, later, wanted) as progress:
         try:
-            while True:
-                _make_round(desk, ledger, progress)
-                desk.prepared = plan_on(desk.prepared, ledger)
-                if not totals.left:
-                    return
-                progress.plan(totals.planned)
-                reporter.tell("round", planned=totals.planned, accepted=totals.accepted)
+            while (turn := next_turn(prepared, ledger)) is not None:
+                begin = time.monotonic()
+                with ExitStack() as stack:
+                    desk = open_desk(prepared, manifest, ledger.out, stack, reporter, turn)
+                    progress.start(time.monotonic() - begin)
+                    prepared = _make_rows(desk, ledger, progress)
+            outcome = "complete"
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+            outcome = "stopped"
+            raise
         finally:
-            figures |= progress.summary()
+            end_run(ledger.out, began, outcome, progress.summary())
+
+
+def _make_rows(desk: Desk, ledger: Ledger, progress: Progress) -> Prepared:
+    """Commit round after round until no row is wanting, or another teacher's are; the job with what is planned then."""
+    while True:
+        _make_round(desk, ledger, progress)
+        before, desk.prepared = desk.prepared, plan_on(desk.prepared, ledger)
+        if desk.prepared is not before:
+            progress.plan(ledger.totals.planned)
+            progress.reporter.tell("round", planned=ledger.totals.planned, accepted=ledger.totals.accepted)
+        if not ledger.totals.left or next_turn(desk.prepared, ledger) != desk.turn:
+            return desk.prepared
 
 
 def _make_round(desk: Desk, ledger: Ledger, progress: Progress) -> None:
-    """Commit shard after shard of what is planned, until no row is left."""
+    """Commit shard after shard of what is planned for this teacher, until no row of it is left."""
     prepared, out = desk.prepared, ledger.out
     room = Room(out, prepared.plan.shard_size(0))
     for shard, outcomes, pairs in finish_shards(prepared, ledger, _produce(desk, room, ledger, progress)):
@@ -150,7 +145,7 @@ def _make_round(desk: Desk, ledger: Ledger, progress: Progress) -> None:
         save_card(ledger, current_summary(ledger))
         progress.commit(entry.planned, entry.accepted)
         progress.reporter.tell("shard", **entry.counts())
-    room.require_none_left(ledger.totals.left)
+    room.require_none_left(sum(map(prepared.plan.shard_size, pending_of(prepared, ledger, desk.turn))))
 
 
 def chooses_later(job: Job) -> bool:
@@ -170,7 +165,7 @@ def _settle(ledger: Ledger) -> None:
 def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iterator[tuple[int, list[Outcome]]]:
     """Whole shards, each as soon as its last row is decided."""
     prepared = desk.prepared
-    rows = (row for shard in ledger.pending() for row in prepared.plan.rows(shard))
+    rows = (row for shard in pending_of(prepared, ledger, desk.turn) for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
     held: deque[tuple[int, list[Outcome]]] = deque()
     watch = Watch(in_doubt=not ledger.totals.accepted)

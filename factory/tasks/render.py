@@ -72,6 +72,7 @@ class Renderer:
             sample=row.sample,
             group=group,
             form=task.form,
+            teacher=row.teacher,
         )
 
     def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:

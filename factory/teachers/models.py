@@ -176,6 +176,7 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
         tuple(layers),
         asked.final_norm,
         pairs=job.samples.keep == "pair",
+        teachers=bool(job.teachers),
         sourced=job.transcripts is not None or any(task.source is not None for task in job.tasks),
         compact=job.storage.logprobs == "compact",
         keep=asked.keep,
