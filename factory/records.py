@@ -142,6 +142,8 @@ class Prompt:
     source_row: str | None = None
     # Who is asked, where a job has several teachers.
     teacher: str = ""
+    # What the student is shown in place of `messages`, where that is something else.
+    student_messages: tuple[Message, ...] = ()
     # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
     # What an answer to it has to be.
@@ -202,6 +204,8 @@ class Generation:
     experts: Experts | None = None
     # None also for a row that is not among those drawn.
     attention: Attention | None = None
+    # int32: the student's prompt, by the same tokenizer; None where it is the teacher's. The completion follows both.
+    student_prompt_token_ids: Array | None = None
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""

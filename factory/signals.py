@@ -122,6 +122,8 @@ class SignalSpec:
     sourced: bool = False
     # Whether rows say which of several teachers answered; neither.
     teachers: bool = False
+    # Whether rows have a prompt of the student's beside the teacher's; neither.
+    students: bool = False
     # Whether logprobs are stored in fewer bytes, within the bounds of `factory.dataset.codec`.
     compact: bool = False
     # Which ids of a distribution, at which tokens: told in docs/signals.md. `min_entropy` is in nats.

@@ -28,6 +28,8 @@ COMPLETION: Final = pa.struct([("role", pa.string()), ("content", pa.string()), 
 IDS: Final = pa.list_(pa.int32())
 # of `Measures` those that are float32; `reasoning_tokens` is a number of tokens
 MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
+# as they are called where a task shows the student another prompt, by the names of the teacher's
+STUDENT_COLUMNS: Final = {"prompt": "student_prompt", "prompt_token_ids": "student_prompt_token_ids"}
 TOKEN_IDS: Final = ("prompt_token_ids", "completion_token_ids")
 
 
@@ -94,6 +96,16 @@ def _clean(text: str | None) -> str | None:
 
 def _messages(outcome: Outcome) -> list[Message]:
     return [{key: _clean(text) or "" for key, text in message.items()} for message in outcome.prompt.messages]
+
+
+def _student_messages(outcome: Outcome) -> list[Message]:
+    shown = outcome.prompt.student_messages
+    return [{key: _clean(text) or "" for key, text in turn.items()} for turn in shown] if shown else _messages(outcome)
+
+
+def _student_ids(generation: Generation) -> Array:
+    ids = generation.student_prompt_token_ids
+    return generation.prompt_token_ids if ids is None else ids
 
 
 def _turn(generation: Generation | None) -> list[dict[str, str | None]]:
@@ -164,6 +176,9 @@ IDENTITY: Final = (
 SOURCE_ROW: Final = text_column("source_row", lambda o: o.prompt.source_row)
 # only where several teachers answer
 TEACHER: Final = text_column("teacher", lambda o: o.prompt.teacher)
+# only where a task shows the student another prompt: of a row of another task it is the same
+STUDENT_PROMPT: Final = Column("student_prompt", pa.list_(MESSAGE), take_values(pa.list_(MESSAGE), _student_messages))
+STUDENT_IDS: Final = array_column("student_prompt_token_ids", lambda o: _student_ids(o.generation), np.int32)
 ACCEPTED: Final = (
     Column("completion", pa.list_(COMPLETION), take_values(pa.list_(COMPLETION), lambda o: _turn(o.generation))),
     text_column("reasoning", lambda o: o.generation.reasoning),
@@ -198,4 +213,7 @@ PREFERENCES: Final = (
     # an attempt that a retry replaced stands in no other config
     int_column("rejected_attempt", lambda pair: pair[1].prompt.attempt),
     text_column("rejected_reason", lambda pair: getattr(pair[1], "reason", None)),
+)
+PAIR_STUDENT: Final = Column(
+    "student_prompt", pa.list_(MESSAGE), take_values(pa.list_(MESSAGE), lambda pair: _student_messages(pair[0]))
 )

@@ -20,6 +20,7 @@ from factory.runs.room import FILE_BYTES
 from factory.runs.rounds import resume
 from factory.teachers.models import require_window, resolve_signals
 from factory.teachers.spool import SEGMENT_BYTES
+from factory.teachers.student import open_student_encoder
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
@@ -36,6 +37,8 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     prepared = prepare(job, workspace)
     for name in job.teacher_names:
         state_bytes(job.of_teacher(name))  # refuses what the model cannot do, before any work
+        if prepared.has_student:
+            open_student_encoder(job.of_teacher(name).teacher)
     if pilot is not None and len(job.teachers) > 1:
         raise JobError("--pilot: the job has several teachers; try each in a job of its own, or leave --pilot out")
     refusal: list[str] = []

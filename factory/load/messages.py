@@ -15,11 +15,14 @@ class Voices:
 
     tokenizers: dict[str, str] = field(default_factory=dict)
     markers: dict[str, Markers] | None = None
+    # whether rows have the student's prompt, where they have another one for it
+    students: bool = False
 
     def tell(self, row: Row) -> Row:
         """A row with what its teacher adds to it."""
         name = row.columns.get("teacher") or ""
         row = replace(row, tokenizer=self.tokenizers.get(name, ""))
+        row = row.as_student() if self.students else row
         return row if self.markers is None else inline_reasoning(row, self.markers[name])
 
 

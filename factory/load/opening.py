@@ -5,7 +5,7 @@ A local copy in the cache of `datasets` is named by the present state of the fil
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -150,6 +150,7 @@ def load_rows(
     join_experts: bool = False,
     join_attention: bool = False,
     reasoning: Literal["apart", "content"] = "apart",
+    prompt: Literal["teacher", "student"] = "teacher",
     teacher: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Rows | RowStream:
@@ -162,6 +163,8 @@ def load_rows(
 
     `reasoning="content"` puts the reasoning inside the answers' content, between the teacher's markers, for a chat
     template that does not render `reasoning_content`. `teacher` takes the rows of one of several alone.
+    `prompt="student"` gives each row the prompt that the student is shown, where a task has a student.j2
+    (`Row.as_student`).
 
     Streaming reads the files as they are; otherwise `datasets` first copies them, uncompressed, into its cache
     (`cache_dir`). Raises DatasetError where source, config or split is not there; reading the rows raises it at one
@@ -173,7 +176,7 @@ def load_rows(
     # what is asked of a config beside the rows is asked with them: without its tokens a state means nothing
     config = "default" if config in wanted else config
     columns = _require_columns(place, config, split, joined)
-    voices = _find_voices(place, inline=reasoning == "content")
+    voices = replace(_find_voices(place, inline=reasoning == "content"), students=prompt == "student")
     if teacher is not None:
         _require_teacher(place, columns, teacher)
     top_k = place.top_k() if set(TOKEN_IDS) <= set(columns) else None

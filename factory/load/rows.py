@@ -111,7 +111,7 @@ class Rows:
         if name not in self.column_names:
             has = ", ".join(self.column_names)
             raise DatasetError(f"{self._source}: no column {name!r} in these rows (has: {has})")
-        if self._voices.markers is not None or name not in self._plain:
+        if self._voices.markers is not None or self._voices.students or name not in self._plain:
             return [row[name] for row in self]
         dataset = self._beside["labels"] if name in self._labels() else self._dataset
         tables = dataset.select_columns([name]).iter(BATCH_ROWS)

@@ -141,6 +141,8 @@ def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     lines = [f"── {row['task']} · {row['level']}{teacher} · row {row['id']}{source} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
+    if row.get("student_prompt") not in (None, row["prompt"]):
+        lines += _block("student", row["student_prompt"][-1]["content"], most=8)
     if "stage" in row:
         return [*lines, *_describe_end(row)]
     if row["reasoning"] is not None:
@@ -232,7 +234,8 @@ def describe_prompt(
     encoded = encode(prompt.messages) if encode is not None and prompt is made else None
     wrong = {"reason": made.reason, "findings": made.findings} if isinstance(made, Rejection) else {}
     if as_json:
-        fields = ("id", "task", "level", "messages", "scenario")
+        fields = ["id", "task", "level", "messages", "scenario"]
+        fields += ["student_messages"] if prompt.student_messages else []
         given = {} if encoded is None else {"prompt_text": encoded.text, "prompt_tokens": len(encoded.ids)}
         given |= {} if prompt.source_row is None else {"source_row": prompt.source_row}
         return canonical_json({name: getattr(prompt, name) for name in fields} | given | wrong)
@@ -243,5 +246,19 @@ def describe_prompt(
     if encoded is not None:
         ends = "its reasoning follows" if encoded.reasons else "its answer follows"
         told = f"── what the model is given: {len(encoded.ids):,} ids, {ends} ".ljust(WIDTH, "─")
-        return "\n".join([head, encoded.text, told])
-    return "\n".join([head, *(f"[{m['role']}]\n{m['content']}\n" for m in prompt.messages)])
+        return "\n".join([head, encoded.text, told, *_describe_student(prompt, encode)])
+    return "\n".join([head, *_describe_turns(prompt.messages), *_describe_student(prompt, None)])
+
+
+def _describe_turns(messages: Sequence[Message]) -> list[str]:
+    return [f"[{message['role']}]\n{message['content']}\n" for message in messages]
+
+
+def _describe_student(prompt: Prompt, encode: Callable[[Sequence[Message]], EncodedPrompt] | None) -> list[str]:
+    """What the student is shown, where that is not the same."""
+    if not prompt.student_messages:
+        return []
+    if encode is None:
+        return ["── what the student is shown ".ljust(WIDTH, "─"), *_describe_turns(prompt.student_messages)]
+    encoded = encode(prompt.student_messages)
+    return [f"── what the student is shown: {len(encoded.ids):,} ids ".ljust(WIDTH, "─"), encoded.text]

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from factory.dataset.manifest import reconcile_manifest, section
+from factory.errors import TeacherError
 from factory.job.gates import StudentConfig
 from factory.job.signals import SignalsConfig
 from factory.quality.filters import RowFilters, apply
@@ -20,8 +23,10 @@ from factory.quality.validate import Gate, validate
 from factory.records import Generation, Outcome, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared
 from factory.runs.progress import Reporter
+from factory.signals import Array, SignalSpec
 from factory.teachers import Teacher, open_teacher
 from factory.teachers.fit import refuse_for_student
+from factory.teachers.student import Encode, open_student_encoder
 
 JUDGE_FOLDER = ".judge"  # spool and log of a judge that is not the teacher
 
@@ -35,6 +40,9 @@ class Desk:
     judge: Teacher
     # the name of this teacher, where there are several
     turn: str = ""
+    # what is kept of a row, and the ids of what the student is shown, where a task has a prompt of its own for it
+    signals: SignalSpec = field(default_factory=SignalSpec)
+    encode: Encode | None = None
     asked: dict[str, Prompt] = field(default_factory=dict)
     judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
     again: deque[Prompt] = field(default_factory=deque)
@@ -61,8 +69,12 @@ class Desk:
             record, prompt = self.judged.pop(generation.prompt_id)
             return self._settle(self.prepared.judges[record.prompt.task].conclude(record, prompt, generation))
         prompt = self.asked.pop(generation.prompt_id)
-        filters = self.prepared.filters[prompt.task]
-        outcome = decide(self.prepared.gates[prompt.task], prompt, generation, filters, self.prepared.job.student)
+        filters, gate = self.prepared.filters[prompt.task], self.prepared.gates[prompt.task]
+        shown = self.show_student(prompt)
+        if isinstance(shown, Rejection):
+            return shown
+        generation = replace(generation, student_prompt_token_ids=shown)
+        outcome = decide(gate, prompt, generation, filters, self.prepared.job.student)
         judge = self.prepared.judges.get(prompt.task)
         if judge is None or isinstance(outcome, Rejection):
             return self._settle(outcome)
@@ -73,6 +85,19 @@ class Desk:
         self.judged[question.id] = (outcome, question)
         self.judge.submit(question)
         return None
+
+    def show_student(self, prompt: Prompt) -> Array | Rejection | None:
+        """The ids of the student's prompt, None where it is the teacher's; or why it leads to no row."""
+        if not prompt.student_messages:
+            return None
+        assert self.encode is not None
+        try:
+            ids = np.array(self.encode(prompt.student_messages), np.int32)
+        except TeacherError as error:  # a template that refuses these turns
+            return Rejection(prompt, None, "prompt", "student_prompt_refused", (str(error),))
+        student = self.prepared.job.student
+        refusal = None if student is None else refuse_for_student(len(ids), 0, student.max_tokens)
+        return ids if refusal is None else Rejection(prompt, None, "filter", refusal[0], (refusal[1],))
 
     def _settle(self, outcome: Outcome) -> Outcome | None:
         prompt = ask_again(self.prepared.job, outcome) if isinstance(outcome, Rejection) else None
@@ -108,9 +133,14 @@ def open_desk(
     """
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
     tasks, own = prepared.tasks.values(), prepared.of_teacher(turn) if turn else prepared
+    encode = open_student_encoder(own.job.teacher) if own.has_student else None
+    if encode is not None:
+        # what the teacher is given may be longer than the student can take: that is what it is for
+        own = replace(own, job=own.job.model_copy(update={"student": None}))
     teacher = stack.enter_context(open_teacher(own.job, tasks, own.probes(), out, verdicts, reporter.tell))
+    signals = replace(teacher.signals, students=encode is not None)
     judge = _open_judge(own, stack, out, verdicts, reporter)
-    described = {section("teacher", turn): asdict(teacher.info), section("signals", turn): asdict(teacher.signals)}
+    described = {section("teacher", turn): asdict(teacher.info), section("signals", turn): asdict(signals)}
     if prepared.judges:
         # one that judges beside its own rows is set up for these: it is described by itself
         name = "judge" if judge is not None else section("judge", turn)
@@ -118,7 +148,7 @@ def open_desk(
     reconcile_manifest(out, manifest | described)
     # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
     gated = replace(prepared, gates=gates_for(teacher, prepared.gates))
-    return Desk(gated, teacher, judge or teacher, turn)
+    return Desk(gated, teacher, judge or teacher, turn, signals, encode)
 
 
 def _open_judge(
@@ -160,6 +190,7 @@ def decide(
 def fit_student(student: StudentConfig, record: Record) -> Outcome:
     """The record, or its rejection where it has more tokens than the student may be shown."""
     generation = record.generation
-    lengths = len(generation.prompt_token_ids), len(generation.completion_token_ids)
-    refusal = refuse_for_student(*lengths, student.max_tokens)
+    shown = generation.student_prompt_token_ids
+    prompt_ids = generation.prompt_token_ids if shown is None else shown
+    refusal = refuse_for_student(len(prompt_ids), len(generation.completion_token_ids), student.max_tokens)
     return record if refusal is None else record.reject("filter", refusal[0], (refusal[1],))

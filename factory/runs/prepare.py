@@ -130,6 +130,11 @@ class Prepared:
             teacher=row.teacher,
         )
 
+    @property
+    def has_student(self) -> bool:
+        """Whether a task shows the student another prompt than the teacher."""
+        return any(task.has_student for task in self.tasks.values())
+
     def most_rows(self) -> dict[str, int]:
         """Rows that the job makes by task, at most: those of what is to come, too."""
         samples = self.plan.samples

@@ -136,7 +136,7 @@ def _make_round(desk: Desk, ledger: Ledger, progress: Progress) -> None:
     for shard, outcomes, pairs in finish_shards(prepared, ledger, _produce(desk, room, ledger, progress)):
         # files first, then the line in the ledger: what the ledger names is whole on the disk
         room.require(shard, outcomes)
-        files = write_shard(out, shard, outcomes, desk.teacher.signals, pairs)
+        files = write_shard(out, shard, outcomes, desk.signals, pairs)
         entry = summarize_shard(shard, outcomes, files, prepared.scrubbed(shard))
         ledger.commit(entry)
         # only now may the spool forget them: a kill before the commit finds every answer again
@@ -174,7 +174,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         # while the disk is short nothing more is asked, until what is asked is committed
         while not decided and not room.short(desk.waiting()) and desk.teacher.room():
             # a row's next attempt goes first: its shard waits for it
-            prompt = desk.again.popleft() if desk.again else _next_prompt(prepared, rows)
+            prompt = desk.again.popleft() if desk.again else _next_prompt(desk, rows)
             if prompt is None:
                 break
             if isinstance(prompt, Rejection):
@@ -204,6 +204,9 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
             yield held.popleft()
 
 
-def _next_prompt(prepared: Prepared, rows: Iterator[PlannedRow]) -> Prompt | Rejection | None:
+def _next_prompt(desk: Desk, rows: Iterator[PlannedRow]) -> Prompt | Rejection | None:
     row = next(rows, None)
-    return None if row is None else prepared.render(row)
+    prompt = None if row is None else desk.prepared.render(row)
+    shown = desk.show_student(prompt) if isinstance(prompt, Prompt) else None
+    # nobody is asked for what no student could be shown
+    return shown if isinstance(shown, Rejection) else prompt

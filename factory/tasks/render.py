@@ -31,7 +31,7 @@ from factory.tasks.sandbox import (
     TaskEnvironment,
     bounds,
 )
-from factory.tasks.tasks import JUDGE, Task
+from factory.tasks.tasks import JUDGE, STUDENT, STUDENT_SYSTEM, Task
 from factory.tasks.turns import TurnError, TurnTag, find_tags, marking, spell
 
 VARIABLES = ("scenario", "level", "answer_schema", "style")
@@ -54,8 +54,10 @@ class Renderer:
         task = self.task
         scenario = call_sample(task, row.seed, row.level) if source is None else adopt_scenario(task, source)
         scenario_json = dump_scenario(task, scenario)  # before any template has had it: what `check` will be given
-        messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed))
-        identity = [self.task.name, self.task.version, row.level, row.number, messages]
+        phrasing = self._draw_phrasing(row.seed)
+        messages = self.messages(scenario, row.level, phrasing)
+        student = self.student_messages(scenario, row.level, phrasing)
+        identity = [self.task.name, self.task.version, row.level, row.number, messages, *([student] if student else [])]
         group = content_hash(identity)
         # the first sample is the one that the group is named after
         prompt_id = content_hash([group, row.sample]) if row.sample else group
@@ -73,6 +75,7 @@ class Renderer:
             group=group,
             form=task.form,
             teacher=row.teacher,
+            student_messages=tuple(student),
         )
 
     def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
@@ -84,6 +87,22 @@ class Renderer:
             system = f"{system}\n\n{REASON_IN_WORDS}".strip()
         turns = fill_turns(self.environment, phrasing, variables)
         return [{"role": "system", "content": system}, *turns] if system else turns
+
+    def student_messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
+        """What the student is shown in place of `messages`; empty where it is the same.
+
+        `student_short.j2` stands for `user_short.j2`, and `student.j2` for all that have none of their own.
+        """
+        task = self.task
+        if not task.has_student:
+            return []
+        variables = {"scenario": scenario, "level": level, "answer_schema": task.answer_schema, "style": task.style}
+        own = STUDENT.replace("student", phrasing.removesuffix(".j2").replace("user", "student", 1))
+        name = own if own in task.templates else STUDENT
+        turns = fill_turns(self.environment, name, variables)
+        if STUDENT_SYSTEM in task.templates:
+            return [{"role": "system", "content": fill(self.environment, STUDENT_SYSTEM, variables)}, *turns]
+        return turns
 
     def _draw_phrasing(self, seed: int) -> str:
         names = self.task.phrasings
@@ -243,8 +262,11 @@ def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
         return f"{task.schema_path}: a Scenario of level {row.level!r} cannot be read back from its JSON: {error}"
     try:
         messages = renderer.messages(scenario, row.level, phrasing)
+        student = renderer.student_messages(scenario, row.level, phrasing)
     except TaskFault as error:
         return f"{task.folder}/{error}"
+    if student and not student[-1]["content"]:
+        return f"{task.folder / STUDENT}: renders to nothing at level {row.level}"
     if not messages[-1]["content"]:
         return f"{task.folder / phrasing}: renders to nothing at level {row.level}"
     return _try_judge(task, row.level, scenario, [turn for turn in messages if turn["role"] != "system"])
