@@ -195,7 +195,7 @@ def _read_template(task: Task, templates: dict[str, str], name: str, variables: 
             problems.append(
                 f"{path}:{call.lineno}: no filter named {call.name!r}; see Jinja's list of built-in filters"
             )
-    for line in find_tags(tree) if name in ("system.j2", JUDGE) else ():
+    for line in find_tags(tree) if name in ("system.j2", STUDENT_SYSTEM, JUDGE) else ():
         problems.append(f"{path}:{line}: holds a turn; turns stand in user templates alone")
     for other in meta.find_referenced_templates(tree):
         if other not in templates:
