@@ -239,7 +239,8 @@ def preview_job(
     Without `level` each in turn, so that a few prompts show them all.
     """
     prepared = prepare(job, workspace)
-    cells = [(name, each) for name, each, _, _ in prepared.plan.blocks]
+    # of several teachers, each has blocks of its own
+    cells = list(dict.fromkeys((name, each) for name, each, _, _ in prepared.plan.blocks))
     chosen = [cell for cell in cells if task is None or cell[0] == task]
     if not chosen:
         has = ", ".join(dict.fromkeys(name for name, _ in cells))

@@ -168,7 +168,9 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
     rows = (row for shard in pending_of(prepared, ledger, desk.turn) for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
     held: deque[tuple[int, list[Outcome]]] = deque()
-    watch = Watch(in_doubt=not ledger.totals.accepted)
+    # of several teachers each is new
+    accepted = ledger.totals.teachers.get(desk.turn, [0])[0] if desk.turn else ledger.totals.accepted
+    watch = Watch(in_doubt=not accepted)
     while True:
         decided: list[Outcome] = []
         # while the disk is short nothing more is asked, until what is asked is committed

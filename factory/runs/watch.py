@@ -13,7 +13,8 @@ REFUSALS = ("refused_by_engine", "refused_by_template", "prompt_too_long")  # of
 class Watch:
     """In doubt while every row so far has failed for the one reason; a row that ends otherwise ends the watch.
 
-    Nothing is committed while in doubt, so a task that is mended can begin again in the same directory.
+    Nothing of them is committed while in doubt, so a task that is mended can begin again in the same directory; not so
+    where another teacher's rows are there already.
     """
 
     in_doubt: bool
@@ -29,7 +30,9 @@ class Watch:
         self.seen += 1
         if self.in_doubt and self.seen >= FIRST_ROWS:
             assert self.first is not None
-            raise TaskError(f"{describe_failure(self.first, self.seen)}; nothing was committed, mend it and run again")
+            raise TaskError(
+                f"{describe_failure(self.first, self.seen)}; none of them was committed, mend it and run again"
+            )
 
     def _is_the_same(self, outcome: Rejection) -> bool:
         return self.first is not None and (outcome.stage, outcome.reason) == (self.first.stage, self.first.reason)

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_task
+from conftest import SCHEMA, write_task
 from dataset_support import read_ledger_lines, read_table, read_tree
 
 from factory.checks.verify import verify
 from factory.dataset.manifest import read_manifest
-from factory.errors import DatasetError, JobError
+from factory.errors import DatasetError, JobError, TaskError
 from factory.forecast.estimate import estimate
 from factory.job.job import Job
 from factory.load import collate, load_rows
 from factory.publish.show import describe_totals
+from factory.records import Prompt
 from factory.runs import run as module
-from factory.runs.prepare import prepare
-from factory.runs.run import run
+from factory.runs.prepare import prepare, preview_job
+from factory.runs.run import run, run_prepared
 
 MakeJob = Callable[..., Job]
 VARIABLE = ("runs.jsonl", ".lock")
@@ -209,3 +210,25 @@ def test_a_level_without_a_teacher_and_one_that_is_none_are_refused(workspace: P
             prepare(several(make_job, task), workspace)
     with pytest.raises(JobError, match="--pilot: the job has several teachers"):
         estimate(several(make_job), workspace, workspace / "out", pilot=2)
+
+
+def test_preview_shows_each_prompt_once_and_the_same_reasoning_as_will_be_asked(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    prompts = list(preview_job(several(make_job), workspace, None, None, 20))
+    assert len({prompt.id for prompt in prompts if isinstance(prompt, Prompt)}) == len(prompts) == 20
+
+
+def test_a_run_stops_where_all_of_a_later_teacher_s_first_rows_fail_for_one_reason(
+    workspace: Path, make_job: MakeJob
+) -> None:
+    # whole while it is tried, broken when its rows are made
+    broken = workspace / "broken"
+    raises = f"    if __import__('os').path.exists({str(broken)!r}):\n        raise RuntimeError('no')\n    most = "
+    write_task(workspace, "second", schema=SCHEMA.replace("    most = ", raises))
+    tasks = [{"name": "adding", "count": 8, "teacher": "big"}, {"name": "second", "count": 60, "teacher": "small"}]
+    prepared = prepare(several(make_job, *tasks), workspace)
+    broken.touch()
+    with pytest.raises(TaskError, match=r"the first 50 rows all fail for one reason .*'second'.*sample_raised"):
+        run_prepared(prepared, workspace / "out")
+    assert {row["teacher"] for row in read_table(workspace / "out", "data")} == {"big"}
