@@ -62,9 +62,11 @@ class Progress:
         self.chosen = chosen
         self.wanted = wanted
         self.tokens = 0
-        self.startup: float | None = None
         self.started = self.last_line = time.monotonic()
-        self.bar: Any = None
+        self.bar = None
+        if self.stream.isatty() and not self.reporter.as_json:
+            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} rows [{elapsed}<{remaining}{postfix}]"
+            self.bar = tqdm(total=planned, initial=done, file=self.stream, bar_format=layout, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -72,17 +74,12 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif self.reporter.as_json and self.startup is not None:
+        elif self.reporter.as_json:
             self.reporter.tell("progress", **self.figures())
 
-    def start(self, seconds: float) -> None:
-        """A teacher is ready, after so many seconds: they are not those of its rows."""
-        first, self.startup = self.startup is None, (self.startup or 0.0) + seconds
-        self.started = time.monotonic() if first else self.started + seconds
-        if first and self.stream.isatty() and not self.reporter.as_json:
-            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} rows [{elapsed}<{remaining}{postfix}]"
-            done, total = self.done, self.planned
-            self.bar = tqdm(total=total, initial=done, file=self.stream, bar_format=layout, dynamic_ncols=True)
+    def wait(self, seconds: float) -> None:
+        """Another teacher was waited for, so long: these seconds are of no row."""
+        self.started += seconds
 
     def plan(self, planned: int) -> None:
         """More rows are planned than were: so many in all."""
@@ -135,11 +132,8 @@ class Progress:
         }
 
     def summary(self) -> dict[str, Any]:
-        """What this run has done, for runs.jsonl; nothing where no teacher was ready."""
-        if self.startup is None:
-            return {}
+        """What this run has done, for runs.jsonl."""
         return {
-            "startup_seconds": round(self.startup, 3),
             "seconds": round(time.monotonic() - self.started, 3),
             "rows": self.done - self.first,
             "completion_tokens": self.tokens,

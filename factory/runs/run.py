@@ -97,24 +97,40 @@ def _check_fidelity(ledger: Ledger, job: Job, reporter: Reporter) -> None:
 def _run_teachers(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
     """Ask, decide and commit what is left, between two lines of runs.jsonl; several teachers take turns."""
     # before anything is spent: a run that is killed outright leaves this line and no other
-    began, totals = begin_run(ledger.out, ledger.totals.done), ledger.totals
+    began = begin_run(ledger.out, ledger.totals.done)
+    figures: dict[str, Any] = {}
     outcome = "failed"
-    goals = totals.goals if len(totals.goals) == len(prepared.tasks) else {}
-    wanted, later = sum(goal["accepted"] for goal in goals.values()), chooses_later(prepared.job)
-    with Progress(totals.planned, totals.done, totals.accepted, reporter, later, wanted) as progress:
-        try:
+    try:
+        with ExitStack() as whole:
+            progress: Progress | None = None
             while (turn := next_turn(prepared, ledger)) is not None:
-                begin = time.monotonic()
                 with ExitStack() as stack:
+                    begin = time.monotonic()
                     desk = open_desk(prepared, manifest, ledger.out, stack, reporter, turn)
-                    progress.start(time.monotonic() - begin)
-                    prepared = _make_rows(desk, ledger, progress)
-            outcome = "complete"
-        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
-            outcome = "stopped"
-            raise
-        finally:
-            end_run(ledger.out, began, outcome, progress.summary())
+                    seconds = time.monotonic() - begin
+                    figures["startup_seconds"] = round(figures.get("startup_seconds", 0) + seconds, 3)
+                    # rows are counted from when the first teacher is ready, and not while the next one starts
+                    if progress is None:
+                        progress = whole.enter_context(_open_progress(prepared, ledger, reporter))
+                    else:
+                        progress.wait(seconds)
+                    try:
+                        prepared = _make_rows(desk, ledger, progress)
+                    finally:
+                        figures |= progress.summary()
+        outcome = "complete"
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        outcome = "stopped"
+        raise
+    finally:
+        end_run(ledger.out, began, outcome, figures)
+
+
+def _open_progress(prepared: Prepared, ledger: Ledger, reporter: Reporter) -> Progress:
+    totals, later = ledger.totals, chooses_later(prepared.job)
+    goals = totals.goals if len(totals.goals) == len(prepared.tasks) else {}
+    wanted = sum(goal["accepted"] for goal in goals.values())
+    return Progress(totals.planned, totals.done, totals.accepted, reporter, later, wanted)
 
 
 def _make_rows(desk: Desk, ledger: Ledger, progress: Progress) -> Prepared:

@@ -255,9 +255,15 @@ def test_numbers_that_do_not_fit_are_refused(tasks: list[dict[str, Any]], told: 
         make_job(tasks=tasks)
 
 
-def test_a_grown_dataset_is_repaired_to_the_same_bytes(workspace: Path, make_job: MakeJob) -> None:
-    out, job = workspace / "out", want(make_job, tasks=[{"name": "adding", "count": 40}])
-    run(want(make_job, tasks=[{"name": "adding", "count": 20}]), workspace, out)
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [({"count": 20}, {"count": 40}), ({"accepted": 10, "at_most": 90}, {"accepted": 20, "at_most": 90})],
+)
+def test_a_grown_dataset_is_repaired_to_the_same_bytes(
+    first: dict[str, int], then: dict[str, int], workspace: Path, make_job: MakeJob
+) -> None:
+    out, job = workspace / "out", want(make_job, tasks=[{"name": "adding"} | then])
+    run(want(make_job, tasks=[{"name": "adding"} | first]), workspace, out)
     run(job, workspace, out)
     whole = content(out)
     for damage in (
