@@ -12,6 +12,7 @@ encoded again. How the arrays of a Generation line up with its ids is drawn in `
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ import numpy as np
 from factory.hashing import derive_seed
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
 
-Message = dict[str, str]
-Form = Literal["json", "text"]  # what an answer is: one JSON object, or text as it stands
+# `role` and `content`; perhaps `reasoning_content`, or `tool_calls` as chat templates take them
+Message = dict[str, Any]
+Form = Literal["json", "text", "calls"]  # what an answer is: a JSON object, text as it stands, or text and tool calls
 KNOWN_MARKERS = (  # texts that models put around their reasoning
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, and most others
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
@@ -60,6 +62,30 @@ class Sampling:
     max_tokens: int = 1024
     thinking_tokens: int | None = None
     stop_repetition: Repetition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that a teacher made: the tool's name and the JSON text of its arguments, neither trusted yet.
+
+    What cannot be read as a call has no name, and stands as it was written in `arguments`.
+    """
+
+    name: str
+    arguments: str
+
+
+def as_turn(content: str, calls: Sequence[ToolCall]) -> Message:
+    """An assistant's turn with calls as chat templates take it. Raises ValueError for a call that cannot be read."""
+    told = [_as_function(call) for call in calls]
+    return {"role": "assistant", "content": content} | ({"tool_calls": told} if told else {})
+
+
+def _as_function(call: ToolCall) -> dict[str, Any]:
+    arguments = json.loads(call.arguments)
+    if not call.name or not isinstance(arguments, dict):
+        raise ValueError(f"no call: {call.arguments[:80]}")
+    return {"type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +174,8 @@ class Prompt:
     keeps: bool = True
     # What an answer to it has to be.
     form: Form = "json"
+    # JSON of the tools that an answer may call, as chat templates take them; empty where there are none.
+    tools: str = ""
 
     @property
     def turns(self) -> tuple[Message, ...]:
@@ -170,11 +198,11 @@ class Prompt:
         number = self.attempt + 1
         return replace(self, attempt=number, seed=derive_seed(self.id, number), history=(*self.history, attempt))
 
-    def repair(self, answer: str, feedback: str) -> "Prompt":
-        """The request itself, then an answer that was not accepted, then what is wrong with it."""
+    def repair(self, answer: Message, feedback: str) -> "Prompt":
+        """The request itself, then the turn that was not accepted, then what is wrong with it."""
         # a second repair takes the place of the first, or every attempt would make the prompt longer
         asked = self.messages[:-2] if self.repaired else self.messages
-        turns = ({"role": "assistant", "content": answer}, {"role": "user", "content": feedback})
+        turns = (answer, {"role": "user", "content": feedback})
         return replace(self, messages=(*asked, *turns), repaired=True)
 
 
@@ -206,6 +234,9 @@ class Generation:
     attention: Attention | None = None
     # int32: the student's prompt, by the same tokenizer; None where it is the teacher's. The completion follows both.
     student_prompt_token_ids: Array | None = None
+    # Of an answer with tools, which its teacher's own format was read for: what is said beside the calls, and these.
+    content: str = ""
+    calls: tuple[ToolCall, ...] = ()
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""
@@ -327,6 +358,8 @@ class Rejection:
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()
     passed: bool | None = None
+    # Filled in when the whole shard is known, as a record's; `difficulty` is None: nobody trains on the row.
+    measures: Measures = Measures()
 
     @property
     def right(self) -> bool | None:

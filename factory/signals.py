@@ -14,7 +14,7 @@ So the state that predicts c_t is entry P - 1 + t, and c1, the last token, was n
 Concatenated, `prompt_logprobs` and `logprobs` are N long, and entry n of both is predicted by entry n of the states.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -124,6 +124,9 @@ class SignalSpec:
     teachers: bool = False
     # Whether rows have a prompt of the student's beside the teacher's; neither.
     students: bool = False
+    # Whether some rows may call tools, or show images; no signals either.
+    tools: bool = False
+    images: bool = False
     # Whether logprobs are stored in fewer bytes, within the bounds of `factory.dataset.codec`.
     compact: bool = False
     # Which ids of a distribution, at which tokens: told in docs/signals.md. `min_entropy` is in nats.
@@ -137,6 +140,12 @@ class SignalSpec:
     attention: tuple[int, ...] = ()
     attention_share: float = 0.0
     attention_tokens: int = 0
+    # Whether rows that were not accepted say how sure the teacher was of them; no signal, but columns of `rejected`.
+    rejected_measures: bool = False
+
+    def as_manifest(self) -> dict[str, Any]:
+        """The section `signals` of a manifest; what came later than it is told where it is not as it ever was."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("tools", "images")}
 
     @property
     def any(self) -> bool:

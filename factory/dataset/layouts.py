@@ -12,16 +12,12 @@ from typing import Any, Final
 import pyarrow as pa
 
 from factory.dataset.columns import (
-    ACCEPTED,
-    IDENTITY,
-    PAIR_STUDENT,
-    PREFERENCES,
     REJECTED,
-    SOURCE_ROW,
-    STUDENT_IDS,
-    STUDENT_PROMPT,
-    TEACHER,
+    REJECTED_MEASURES,
     Column,
+    accepted_columns,
+    identity_columns,
+    preference_columns,
 )
 from factory.dataset.signal_columns import ATTENTION, EXPERTS, HIDDEN, POSITIONS, logprob_columns
 from factory.hashing import canonical_json
@@ -98,16 +94,15 @@ HALF_LEVEL: Final = 3
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
-    identity = (*IDENTITY, *([SOURCE_ROW] if signals.sourced else []), *([TEACHER] if signals.teachers else []))
-    student = (STUDENT_PROMPT, STUDENT_IDS) if signals.students else ()
-    accepted = (*identity, *student, *ACCEPTED, *logprob_columns(signals))
+    identity = identity_columns(signals)
+    accepted = (*identity, *accepted_columns(signals), *logprob_columns(signals))
+    rejected = (*REJECTED, *REJECTED_MEASURES) if signals.rejected_measures else REJECTED
     configs = {
         "default": Layout("default", "data", accepted, signals),
-        "rejected": Layout("rejected", "rejected", (*identity, *student[:1], *REJECTED), signals),
+        "rejected": Layout("rejected", "rejected", (*identity, *rejected), signals),
     }
     if signals.pairs:
-        pairs = (*PREFERENCES, PAIR_STUDENT) if signals.students else PREFERENCES
-        configs["preferences"] = Layout("preferences", "preferences", pairs, signals)
+        configs["preferences"] = Layout("preferences", "preferences", preference_columns(signals), signals)
     if signals.layers:
         hidden = HIDDEN if signals.hidden_positions == "all" else (*HIDDEN, POSITIONS)
         configs["hidden_states"] = Layout("hidden_states", "hidden_states", hidden, signals)

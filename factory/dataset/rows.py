@@ -257,9 +257,23 @@ def _scalars(batches: Iterable[Any], names: tuple[str, ...]) -> Iterator[dict[st
             yield dict(zip(present, values, strict=True))
 
 
-def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows with their hidden states as tensors."""
-    torch = import_torch()
+@dataclass(frozen=True, slots=True, eq=False)
+class StateBits:
+    """The hidden states of one row as they are stored; `positions` only where some are left out."""
+
+    layers: tuple[int, ...]
+    shape: tuple[int, ...]  # [N, L, H]
+    blob: Any  # bytes-like: bits of bfloat16, little-endian, then one byte more
+    positions: Array | None
+
+    @property
+    def bits_NLH(self) -> Array:
+        """uint16 [N, L, H]; a view."""
+        return np.frombuffer(self.blob, "<u2", count=int(np.prod(self.shape))).reshape(self.shape)
+
+
+def join_bits(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[tuple[Row, StateBits]]:
+    """The rows with their hidden states as stored, which needs no torch."""
     names = ("layers", "shape", "dtype", "states", "positions")
     for row, values in _join(source, "hidden_states", rows, batches, names):
         layers, shape, dtype = (values[name].as_py() for name in names[:3])
@@ -275,9 +289,16 @@ def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Ite
             told = f"hidden states are {dtype} {shape} in {len(blob)} bytes"
             expected = f"bfloat16 [{count}, {len(layers)}, H] in 2 bytes a value and 1 more"
             raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected}; damaged")
+        yield row, StateBits(tuple(layers), tuple(shape), blob, positions)
+
+
+def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their hidden states as tensors."""
+    torch = import_torch()
+    for row, found in join_bits(source, rows, batches):
         # One copy: a value may begin at an odd byte, and writing to a tensor over a read-only file map is a crash.
-        flat = torch.frombuffer(bytearray(blob), dtype=torch.bfloat16, count=int(np.prod(shape)))
-        yield replace(row, hidden_states=flat.reshape(shape), layers=tuple(layers), positions=positions)
+        flat = torch.frombuffer(bytearray(found.blob), dtype=torch.bfloat16, count=int(np.prod(found.shape)))
+        yield replace(row, hidden_states=flat.reshape(found.shape), layers=found.layers, positions=found.positions)
 
 
 def join_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import SPOOL, read_ledger, require_resumable
-from factory.errors import DatasetError, JobError
+from factory.errors import DatasetError, JobError, TeacherError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.job.job import Job
 from factory.job.paths import real_path
+from factory.job.teacher import TeacherConfig
 from factory.records import Prompt
 from factory.runs.prepare import Prepared, prepare
+from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import tell_clock
 from factory.runs.provenance import describe_job
 from factory.runs.room import FILE_BYTES
 from factory.runs.rounds import resume
-from factory.teachers.models import require_window, resolve_signals
+from factory.teachers.given_up import list_given_up
+from factory.teachers.models import has_cpu_engine, require_window, resolve_signals
 from factory.teachers.spool import SEGMENT_BYTES
 from factory.teachers.student import open_student_encoder
+from factory.teachers.tokens import open_exact
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
@@ -46,6 +50,8 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         prepared = resume(prepared, out)
     except DatasetError as error:
         refusal = [f"  a run would be refused: {error}"]
+    for part in parts_of(prepared):
+        require_templates(part)
     plan, manifest = prepared.plan, describe_job(prepared)
     size = plan.shard_prompts * plan.samples
     lines = [f"job {manifest['digest']}: {plan.planned:,} rows in {plan.shards:,} shards of {size:,}"]
@@ -66,7 +72,8 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     forecasts = [make_forecast(part, out, pilot) for part in parts]
     lines += _turn_lines(parts)
     for part, forecast in zip(parts, forecasts, strict=True):
-        lines += [*([f"  teacher {part.turn}:"] if part.turn else []), *_forecast_lines(forecast), *_byte_lines(part)]
+        lines += [f"  teacher {part.turn}:"] if part.turn else []
+        lines += [*engine_lines(part.job, has_cpu_engine()), *_forecast_lines(forecast), *_byte_lines(part)]
     return [*lines, *_disk_lines(parts, forecasts, out)]
 
 
@@ -100,6 +107,28 @@ def _goal_lines(prepared: Prepared) -> list[str]:
     return lines
 
 
+def require_templates(prepared: Prepared) -> None:
+    """Raise TeacherError where a model's chat template does not take what the job will ask; the model of the teacher
+    and that of a judge of its own, where their tokenizers are on this machine."""
+    job = prepared.job
+    if job.transcripts is not None:  # one that the template does not take is a row of its own
+        return
+    _require_template(job.teacher, teacher_probes(prepared))
+    if job.judge is not None and job.judge.teacher is not None:
+        try:
+            _require_template(job.judge.teacher, judge_probes(prepared))
+        except TeacherError as error:
+            raise TeacherError(f"judge.{error}") from None
+
+
+def _require_template(teacher: TeacherConfig, probes: list[Prompt]) -> None:
+    counter = None if teacher.backend == "scripted" else open_exact(teacher)
+    if counter is None:
+        return
+    for probe in probes:
+        counter.encode_prompt(probe.messages)
+
+
 def _tell_bad(bad: Iterator[str]) -> str:
     """What a job that does not stop at bad rows says of them before it starts."""
     first = next(bad, None)
@@ -117,6 +146,16 @@ def _rejected_pii_lines(job: Job) -> list[str]:
     }
     chosen = job.filters.rejected_pii
     return [f"  personal data in rejected answers (filters.rejected_pii): {told[chosen]}"] if job.filters.pii else []
+
+
+def engine_lines(job: Job, on_cpu: bool) -> list[str]:
+    """Which of vLLM's own defaults the job runs without, why, and what of it asks for that."""
+    if job.teacher.backend != "vllm":
+        return []
+    given_up = list_given_up(job, on_cpu)
+    if not given_up:
+        return ["  engine: with all of vLLM's own defaults"]
+    return ["  engine: without these defaults of vLLM", *(f"    {one}" for one in given_up)]
 
 
 def _refusal_lines(out: Path, manifest: dict[str, Any]) -> list[str]:

@@ -209,7 +209,7 @@ def weigh_stand_ins(
     """The first rows of a job as stand-ins, written in the job's own shards; and how their tokens were counted."""
     job = prepared.job
     shape = shape_of_teacher(job)
-    signals = resolve_signals(job, shape)
+    signals = resolve_signals(job, shape, tools=any(task.tools for task in prepared.tasks.values()))
     counter = None if job.teacher.backend == "scripted" else open_counter(job)
     weighed = Weighed()
     stand_ins = StandIns(prepared, shape, signals, counter, measured, unsolved=weighed.unsolved)

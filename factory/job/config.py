@@ -33,6 +33,8 @@ def _read_count(value: Any) -> int | Literal["all"] | None:
         return NUMBER.validate_python(value)
     except ValidationError as error:
         # told as one error of the key; of a union pydantic tells one for each branch
+        if isinstance(value, str):
+            raise ValueError('need a whole number, or "all" for every row of a source') from None
         raise ValueError(error.errors()[0]["msg"]) from None
 
 

@@ -14,7 +14,8 @@ from zlib import crc32
 
 import numpy as np
 
-from factory.curriculum.regroup import STAGE_LABELS, take_table
+from factory.curriculum.regroup import STAGE_LABELS
+from factory.dataset.picking import take_table
 from factory.dataset.rows import Row, record_batches
 from factory.dataset.shards import read_batches, shard_path
 from factory.errors import DatasetError

@@ -4,9 +4,11 @@ It is a function of ledger, manifest and curriculum.json alone, written anew aft
 number that was not in one of them. So equal datasets have equal cards, and a card that is lost comes back with the run.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from factory.checks.fidelity import SECTION, describe
+from factory.dataset.aligned import aligned_configs
 from factory.dataset.codec import BOUNDS, COLUMNS
 from factory.dataset.entries import Totals
 from factory.dataset.layouts import layouts
@@ -52,8 +54,10 @@ REJECTED_PII = {
 def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
     """Write the card of a dataset as its ledger and manifest now are; `curriculum` is the summary of its curriculum."""
     manifest = read_manifest(ledger.out)
-    state = content_hash([dataset_state(ledger), curriculum and curriculum["files"]])
-    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), curriculum, state)
+    aligned = dict(aligned_configs(ledger))
+    named = [dataset_state(ledger), curriculum and curriculum["files"], *([aligned] if aligned else [])]
+    signals = read_signals(manifest) or SignalSpec()
+    card = write_card(ledger.totals, manifest, signals, curriculum, content_hash(named), list(aligned))
     write_atomically(ledger.out / "README.md", card.encode())
 
 
@@ -63,6 +67,7 @@ def write_card(
     signals: SignalSpec,
     curriculum: dict[str, Any] | None = None,
     state: str = "",
+    aligned: Sequence[str] = (),
 ) -> str:
     """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
 
@@ -72,7 +77,7 @@ def write_card(
     names = teachers_of(manifest)
     parts = [of_teacher(manifest, name) for name in names]
     models = ", ".join(f"`{part.get('teacher', {}).get('model', '?')}`" for part in parts)
-    lines = [*_front_matter(totals, signals, curriculum, state), "# Distillation dataset", ""]
+    lines = [*_front_matter(totals, signals, curriculum, state, aligned), "# Distillation dataset", ""]
     state = "complete" if totals.complete else totals.describe_rest()
     lines += [
         f"Answers of {models} with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
@@ -100,7 +105,9 @@ def write_card(
     return "\n".join(lines)
 
 
-def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None, state: str) -> list[str]:
+def _front_matter(
+    totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None, state: str, aligned: Sequence[str]
+) -> list[str]:
     """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence.
 
     `datasets` names its cached copy of a local directory by what the card says of a config and not by the files, so the
@@ -116,6 +123,9 @@ def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any
         lines += [f'- config_name: "{name}"', *about, "  data_files:"]  # quoted: YAML takes a bare `on` for no text
         for split in splits:
             lines += [f"  - split: {split}", f"    path: {FOLDER}/{name}/{split}-*.parquet"]
+    for name in aligned:
+        lines += [f'- config_name: "{name}"', *about, "  data_files:"]
+        lines += ["  - split: train", f"    path: {name}/data/train-*.parquet"]
     return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
 
 

@@ -72,6 +72,16 @@ def read_samples(out: Path) -> tuple[int, str]:
     return int(samples.get("n", 1)), str(samples.get("keep", "all"))
 
 
+def describe_nothing(out: Path, totals: Totals) -> str:
+    """Why a dataset has no accepted row: the one reason there is, in the words of the first row that has it."""
+    if len(totals.reasons) != 1:
+        return "the reasons are above"
+    (reason,) = totals.reasons
+    row = next(chosen_rows(out, Choice(reason=reason)), None)
+    why = f": {row['findings'][0]}" if row is not None and row["findings"] else ""
+    return f"all for one reason, {reason}{why}"
+
+
 def read_totals(out: Path) -> Totals:
     """Totals of a dataset, from its ledger alone."""
     return read_ledger(out).totals
@@ -224,19 +234,20 @@ def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:
 
 
 def describe_prompt(
-    made: Prompt | Rejection, as_json: bool, encode: Callable[[Sequence[Message]], EncodedPrompt] | None = None
+    made: Prompt | Rejection, as_json: bool, encode: Callable[[Sequence[Message], str], EncodedPrompt] | None = None
 ) -> str:
     """A rendered prompt for people, or as one JSON line; `encode` gives what a model would be given of it.
 
     A row whose prompt cannot be made is told with the reason.
     """
     prompt = made.prompt if isinstance(made, Rejection) else made
-    encoded = encode(prompt.messages) if encode is not None and prompt is made else None
+    encoded = encode(prompt.messages, prompt.tools) if encode is not None and prompt is made else None
     wrong = {"reason": made.reason, "findings": made.findings} if isinstance(made, Rejection) else {}
     if as_json:
         fields = ["id", "task", "level", "messages", "scenario"]
         fields += ["student_messages"] if prompt.student_messages else []
         given = {} if encoded is None else {"prompt_text": encoded.text, "prompt_tokens": len(encoded.ids)}
+        given |= {"tools": json.loads(prompt.tools)} if prompt.tools else {}
         given |= {} if prompt.source_row is None else {"source_row": prompt.source_row}
         return canonical_json({name: getattr(prompt, name) for name in fields} | given | wrong)
     source = "" if prompt.source_row is None else f"source {prompt.source_row} · "
@@ -247,18 +258,25 @@ def describe_prompt(
         ends = "its reasoning follows" if encoded.reasons else "its answer follows"
         told = f"── what the model is given: {len(encoded.ids):,} ids, {ends} ".ljust(WIDTH, "─")
         return "\n".join([head, encoded.text, told, *_describe_student(prompt, encode)])
-    return "\n".join([head, *_describe_turns(prompt.messages), *_describe_student(prompt, None)])
+    tools = [f"[tools]\n{_name_tools(prompt.tools)}\n"] if prompt.tools else []
+    return "\n".join([head, *tools, *_describe_turns(prompt.messages), *_describe_student(prompt, None)])
 
 
 def _describe_turns(messages: Sequence[Message]) -> list[str]:
     return [f"[{message['role']}]\n{message['content']}\n" for message in messages]
 
 
-def _describe_student(prompt: Prompt, encode: Callable[[Sequence[Message]], EncodedPrompt] | None) -> list[str]:
+def _describe_student(prompt: Prompt, encode: Callable[..., EncodedPrompt] | None) -> list[str]:
     """What the student is shown, where that is not the same."""
     if not prompt.student_messages:
         return []
     if encode is None:
         return ["── what the student is shown ".ljust(WIDTH, "─"), *_describe_turns(prompt.student_messages)]
-    encoded = encode(prompt.student_messages)
+    encoded = encode(prompt.student_messages, prompt.tools)
     return [f"── what the student is shown: {len(encoded.ids):,} ids ".ljust(WIDTH, "─"), encoded.text]
+
+
+def _name_tools(tools: str) -> str:
+    """Each tool as it would be called."""
+    functions = [tool["function"] for tool in json.loads(tools)]
+    return "\n".join(f"{each['name']}({', '.join(each['parameters']['properties'])})" for each in functions)

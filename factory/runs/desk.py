@@ -22,6 +22,7 @@ from factory.quality.retry import ask_again
 from factory.quality.validate import Gate, validate
 from factory.records import Generation, Outcome, Prompt, Record, Rejection
 from factory.runs.prepare import Prepared
+from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import Reporter
 from factory.signals import Array, SignalSpec
 from factory.teachers import Teacher, open_teacher
@@ -92,7 +93,7 @@ class Desk:
             return None
         assert self.encode is not None
         try:
-            ids = np.array(self.encode(prompt.student_messages), np.int32)
+            ids = np.array(self.encode(prompt.student_messages, prompt.tools), np.int32)
         except TeacherError as error:  # a template that refuses these turns
             return Rejection(prompt, None, "prompt", "student_prompt_refused", (str(error),))
         student = self.prepared.job.student
@@ -137,10 +138,11 @@ def open_desk(
     if encode is not None:
         # what the teacher is given may be longer than the student can take: that is what it is for
         own = replace(own, job=own.job.model_copy(update={"student": None}))
-    teacher = stack.enter_context(open_teacher(own.job, tasks, own.probes(), out, verdicts, reporter.tell))
+    probes = teacher_probes(own)
+    teacher = stack.enter_context(open_teacher(own.job, tasks, probes, out, verdicts, reporter.tell))
     signals = replace(teacher.signals, students=encode is not None)
     judge = _open_judge(own, stack, out, verdicts, reporter)
-    described = {section("teacher", turn): asdict(teacher.info), section("signals", turn): asdict(signals)}
+    described = {section("teacher", turn): asdict(teacher.info), section("signals", turn): signals.as_manifest()}
     if prepared.judges:
         # one that judges beside its own rows is set up for these: it is described by itself
         name = "judge" if judge is not None else section("judge", turn)
@@ -161,7 +163,10 @@ def _open_judge(
     folder = out / JUDGE_FOLDER
     folder.mkdir(exist_ok=True)
     own = job.model_copy(update={"teacher": job.judge.teacher, "signals": SignalsConfig(top_k=0)})
-    return stack.enter_context(open_teacher(own, [], [], folder, verdicts, reporter.tell))
+    try:
+        return stack.enter_context(open_teacher(own, [], judge_probes(prepared), folder, verdicts, reporter.tell))
+    except TeacherError as error:  # its keys are those of `judge.teacher`
+        raise TeacherError(f"judge.{error}") from None
 
 
 def gates_for(teacher: Teacher, gates: dict[str, Gate]) -> dict[str, Gate]:

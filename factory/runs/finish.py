@@ -129,4 +129,5 @@ def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[O
 
 
 def _measured(prepared: Prepared, outcome: Outcome) -> Outcome:
-    return replace(outcome, measures=measure(outcome, prepared.formula)) if isinstance(outcome, Record) else outcome
+    # difficulty is of rows that are trained on; how sure the teacher was of the others tells what its sureness is worth
+    return replace(outcome, measures=measure(outcome, prepared.formula if isinstance(outcome, Record) else None))

@@ -99,6 +99,10 @@ class Plan:
             levels[level] = levels.get(level, 0) + count * self.samples
         return counts
 
+    def rows_of_tasks(self) -> dict[str, int]:
+        """Planned rows by task."""
+        return {task: sum(levels.values()) for task, levels in self.counts().items()}
+
     def prompts(self) -> dict[str, int]:
         """Planned prompts by task."""
         prompts: dict[str, int] = {}

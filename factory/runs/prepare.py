@@ -31,7 +31,6 @@ from factory.tasks.tasks import Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
 from factory.tasks.user_rows import require_sound
 
-PROBES_PER_TASK = 8
 LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
 
 
@@ -150,20 +149,6 @@ class Prepared:
     def of_teacher(self, name: str) -> "Prepared":
         """What one of several teachers has of the job: its rows, and its table as the job's `teacher`."""
         return replace(self, job=self.job.of_teacher(name), plan=self.plan.of_teacher(name), turn=name)
-
-    def probes(self) -> list[Prompt]:
-        """A few prompts of each task, to see before the engine starts whether any fits the model's window; of
-        transcripts those that the model's chat template has to render."""
-        found: list[Prompt] = []
-        if self.transcripts is not None:
-            prompts = map(self.render, islice(self.plan.rows(0), PROBES_PER_TASK))
-            readable = (prompt for prompt in prompts if isinstance(prompt, Prompt))
-            return [prompt for prompt in readable if prompt.transcript is not None and prompt.transcript.turn]
-        for name in self.tasks:
-            rows = (row for row in self.plan.rows(0) if row.task == name and not row.sample)
-            prompts = map(self.render, islice(rows, PROBES_PER_TASK))
-            found += [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-        return found
 
     def bad_rows(self, task: str) -> Iterator[str]:
         """Each planned row of a task's source that cannot become a prompt, and why."""

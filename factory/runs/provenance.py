@@ -24,7 +24,7 @@ from factory.records import Sampling
 from factory.runs.goals import GOAL_KEYS, budget
 from factory.runs.prepare import Prepared
 from factory.tasks.digests import digest_bytes
-from factory.tasks.tasks import JUDGE, Task
+from factory.tasks.tasks import Task
 from factory.tasks.transcripts import TASK
 
 ROUNDS = "rounds"  # of manifest and ledger: what was planned since a dataset was begun, where it has more than one
@@ -85,6 +85,8 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     ):
         for name in HOW_NOT_WHAT:
             del teacher[name]
+        if teacher["tool_parser"] is None:  # came later: a job without one is the job that it was
+            del teacher["tool_parser"]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
     # what a task's rows are sampled and gated with stands in `tasks`, whichever of three places it was said in
     for said in (job, *job["tasks"]):
@@ -114,7 +116,7 @@ def _describe_task(prepared: Prepared, task: Task) -> dict[str, Any]:
         "style": task.style.model_dump(mode="json"),
         "gate": "check" if prepared.gates[task.name].check else "schema",
         "sampling": _describe_sampling(prepared.sampling[task.name]),
-        "files": {name: digest for name, digest in task.digests.items() if judged or Path(name).name != JUDGE},
+        "files": {name: digest for name, digest in task.digests.items() if judged or not task.is_of_rubric(name)},
     }
 
 

@@ -32,8 +32,10 @@ from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import Progress, Reporter
 from factory.runs.provenance import describe_job, describe_plan, keep_provenance
 from factory.runs.room import Room
-from factory.runs.rounds import catch_up, next_turn, pending_of, plan_on, resume
+from factory.runs.rounds import catch_up, count_accepted, next_turn, pending_of, plan_on, resume
 from factory.runs.watch import Watch
+
+MOST_HELD = 16  # whole shards that wait while a task is in doubt, for one that has few rows may be so for long
 
 
 def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool = False) -> Totals:
@@ -185,8 +187,8 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
     drafts: dict[int, Draft] = {}
     held: deque[tuple[int, list[Outcome]]] = deque()
     # of several teachers each is new
-    accepted = ledger.totals.teachers.get(desk.turn, [0])[0] if desk.turn else ledger.totals.accepted
-    watch = Watch(in_doubt=not accepted)
+    known = count_accepted(prepared.plan, ledger, desk.turn)
+    watch = Watch(task for (task, _), rows in known.items() if rows)
     while True:
         decided: list[Outcome] = []
         # while the disk is short nothing more is asked, until what is asked is committed
@@ -202,6 +204,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         generations = [] if decided else desk.collect()
         # nothing asked, nothing under way: all rows are decided, or the disk is short and all that was asked is in
         if not decided and not generations:
+            watch.tell_failed(prepared.plan.of_teacher(desk.turn).rows_of_tasks(), progress.reporter.tell)
             yield from held
             return
         for generation in generations:
@@ -212,13 +215,13 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
             room.saw(outcome)
-            watch.saw(outcome)
+            watch.saw(outcome, ledger.totals.done)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
             # shards are whole in any order; only duplicates need them in theirs, see `_in_order`
             if draft.put(outcome):
                 held.append((shard, drafts.pop(shard).whole()))
-        while held and not watch.in_doubt:
+        while held and (not watch.in_doubt or len(held) > MOST_HELD):
             yield held.popleft()
 
 

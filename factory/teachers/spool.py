@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import Generation
+from factory.records import Generation, ToolCall
 from factory.signals import LOGPROB_ARRAYS, Array, Attention, Experts, HiddenStates, Logprobs
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
@@ -205,6 +205,8 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     """A generation as a head and the buffers that follow it."""
     arrays = {"prompt_token_ids": generation.prompt_token_ids, "completion_token_ids": generation.completion_token_ids}
     head: dict[str, Any] = {name: getattr(generation, name) for name in TEXTS}
+    if generation.content or generation.calls:
+        head |= {"content": generation.content, "calls": [(call.name, call.arguments) for call in generation.calls]}
     for prefix, logprobs in (("", generation.logprobs), (PROMPT, generation.prompt_logprobs)):
         arrays |= {} if logprobs is None else {prefix + name: array for name, array in logprobs.arrays().items()}
     if generation.hidden_states is not None:
@@ -238,6 +240,8 @@ def unpack(payload: Array) -> Generation:
     layers, bits_NLH = tuple(head.get("layers", ())), arrays.get("bits_NLH")
     return Generation(
         **{name: head[name] for name in TEXTS},
+        content=head.get("content", ""),
+        calls=tuple(ToolCall(*call) for call in head.get("calls", ())),
         prompt_token_ids=arrays["prompt_token_ids"],
         completion_token_ids=arrays["completion_token_ids"],
         logprobs=as_logprobs(arrays),

@@ -8,13 +8,13 @@ from factory.records import Message
 from factory.teachers import scripted
 from factory.teachers.tokens import require_exact
 
-Encode = Callable[[Sequence[Message]], list[int]]
+Encode = Callable[[Sequence[Message], str], list[int]]  # of messages, and of the tools that go with them
 
 
 def open_student_encoder(teacher: TeacherConfig) -> Encode:
     """How this teacher would be given messages, as ids. Raises TeacherError where its tokenizer is not at hand."""
     if teacher.backend == "scripted":
-        return lambda messages: scripted.encode("\n".join(message["content"] for message in messages))
+        return lambda messages, _: scripted.encode("\n".join(message["content"] for message in messages))
     try:
         return require_exact(teacher).prompt_ids
     except TeacherError as error:

@@ -38,7 +38,7 @@ class Counter(Protocol):
 
     how: str
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """The ids of a rendered prompt, the chat template's own and the reasoning's opening among them."""
         ...
 
@@ -90,7 +90,8 @@ class LocalTokenizer:
         self, messages: list[Message], *, tokenize: bool, add_generation_prompt: bool, **values: Any
     ) -> str:
         """The conversation as the model's template renders it."""
-        given = self.special | values | {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        said = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        given = {"tools": None} | self.special | values | said  # as transformers says that there are none
         own = values.get("chat_template")
         return (self.template if own is None else _compile(own)).render(given)
 
@@ -109,17 +110,17 @@ class ExactCounter:
         self.model, self.strict = teacher.model, strict
         self.how = "the model's own tokenizer"
 
-    def encode_prompt(self, messages: Sequence[Message]) -> EncodedPrompt:
+    def encode_prompt(self, messages: Sequence[Message], tools: str = "") -> EncodedPrompt:
         """A prompt as the engine would be given it. Raises TeacherError where the engine would not start."""
         try:
-            self.encoder.template.require_header(tuple(message["role"] for message in messages))
-            return self.encoder.encode_prompt(messages)
+            self.encoder.showing(tools).require_header(tuple(message["role"] for message in messages))
+            return self.encoder.encode_prompt(messages, tools)
         except TemplateRefusal as error:
             raise TeacherError(f"teacher.model {self.model!r}: its chat template and the prompts: {error}") from None
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         try:
-            return self.encode_prompt(messages).ids
+            return self.encode_prompt(messages, tools).ids
         except TeacherError:
             if self.strict:
                 raise
@@ -138,8 +139,8 @@ class GuessedCounter:
 
     how = "a guess of 3 characters a token: the model's tokenizer is not on this machine"
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return [0] * GUESSED_TEMPLATE_TOKENS + _guess("\n".join(message["content"] for message in messages))
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
+        return [0] * GUESSED_TEMPLATE_TOKENS + _guess("\n".join([tools, *(m["content"] for m in messages)]).strip())
 
     def completion_ids(self, reasoning: str, answer: str) -> tuple[list[int], list[int]]:
         return [*_guess(reasoning), 0], [*_guess(answer), 0]
@@ -157,7 +158,7 @@ def open_exact(teacher: TeacherConfig, strict: bool = True) -> ExactCounter | No
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     try:
-        return ExactCounter(LocalTokenizer(folder), teacher, read_end_ids(model, teacher.revision), strict)
+        return ExactCounter(LocalTokenizer(folder), teacher, read_end_ids(model, teacher), strict)
     except (OSError, ValueError, TemplateError) as error:
         told = one_line(error, 200)
         raise TeacherError(f"teacher.model {teacher.model!r}: its tokenizer cannot be used: {told}") from None

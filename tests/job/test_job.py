@@ -110,7 +110,10 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         (SMALLEST.replace("5", "-5"), "tasks.0.count: Input should be greater than or equal to 1, got -5"),
         (SMALLEST.replace("5", "0"), "tasks.0.count: Input should be greater than or equal to 1, got 0"),
         (SMALLEST.replace("5", "2.5"), "tasks.0.count: Input should be a valid integer"),
-        (SMALLEST.replace("5", '"many"'), "tasks.0.count: Input should be a valid integer"),
+        (
+            SMALLEST.replace("5", '"many"'),
+            (SMALLEST.replace("5", '"many"'), 'tasks.0.count: need a whole number, or "all" for every row of a source'),
+        ),
         (SMALLEST.replace("adding", "../etc"), "tasks.0.name: String should match pattern"),
         (SMALLEST + "levels = {easy = -1}", "tasks.0.levels.easy: Input should be greater than or equal to 0, got -1"),
         (SMALLEST + "levels = {easy = inf}", "tasks.0.levels.easy: Input should be less than or equal to 1000000000"),
