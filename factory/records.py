@@ -102,6 +102,8 @@ class PlannedRow:
     number: int
     seed: int
     sample: int = 0
+    # Who answers, where a job has several teachers.
+    teacher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,10 @@ class Prompt:
     transcript: Transcript | None = None
     # What the row of the user's data is called that it was made from; None where none was.
     source_row: str | None = None
+    # Who is asked, where a job has several teachers.
+    teacher: str = ""
+    # What the student is shown in place of `messages`, where that is something else.
+    student_messages: tuple[Message, ...] = ()
     # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
     # What an answer to it has to be.
@@ -226,6 +232,8 @@ class Generation:
     experts: Experts | None = None
     # None also for a row that is not among those drawn.
     attention: Attention | None = None
+    # int32: the student's prompt, by the same tokenizer; None where it is the teacher's. The completion follows both.
+    student_prompt_token_ids: Array | None = None
     # Of an answer with tools, which its teacher's own format was read for: what is said beside the calls, and these.
     content: str = ""
     calls: tuple[ToolCall, ...] = ()

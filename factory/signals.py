@@ -120,6 +120,10 @@ class SignalSpec:
     pairs: bool = False
     # Whether rows say which row of the user's data they were made from; no signal either.
     sourced: bool = False
+    # Whether rows say which of several teachers answered; neither.
+    teachers: bool = False
+    # Whether rows have a prompt of the student's beside the teacher's; neither.
+    students: bool = False
     # Whether some rows may call tools, or show images; no signals either.
     tools: bool = False
     images: bool = False

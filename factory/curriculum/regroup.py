@@ -12,9 +12,10 @@ Memory holds one number or two of each row, SPILL_BYTES of rows on their way and
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -119,8 +120,12 @@ class _Group:
     last: int
 
 
-def regroup(sources: Sequence[Path], moves: Sequence[Move], folder: Path) -> list[ShardFile]:
+def regroup(
+    sources: Sequence[Path], moves: Sequence[Move], folder: Path, renamed: Mapping[str, str] = MappingProxyType({})
+) -> list[ShardFile]:
     """Write the files of all moves (of one kind) under `folder`, and return them; a move without rows has none.
+
+    `renamed` says which column of the sources a copied one is taken from, where it is called otherwise there.
 
     The bytes depend on rows and order alone. Raises DatasetError for a source that cannot be read, OSError for a disk
     that refuses.
@@ -133,7 +138,7 @@ def regroup(sources: Sequence[Path], moves: Sequence[Move], folder: Path) -> lis
     found = _find_types(sources[0], moves[0].of_prompts)
     spill = folder / ".spill"
     spill.mkdir(parents=True)
-    _scatter(sources, list(dict.fromkeys([*copied, *found])), groups, spill)
+    _scatter(sources, {name: renamed.get(name, name) for name in dict.fromkeys([*copied, *found])}, groups, spill)
     files = [_write_file(folder, spill, numbered, found) for numbered in _by_file(groups)]
     # empty by now, or a spilled row was never written: then this raises
     spill.rmdir()
@@ -167,7 +172,7 @@ def _by_file(groups: Sequence[_Group]) -> Iterator[list[tuple[int, _Group]]]:
     yield held
 
 
-def _scatter(sources: Sequence[Path], columns: list[str], groups: Sequence[_Group], spill: Path) -> None:
+def _scatter(sources: Sequence[Path], columns: dict[str, str], groups: Sequence[_Group], spill: Path) -> None:
     """Read every source once and append each wanted row to the spill file of its group."""
     source = np.concatenate([g.move.source_D[g.first : g.last] for g in groups])
     row = np.concatenate([g.move.row_D[g.first : g.last] for g in groups])
@@ -189,13 +194,14 @@ def _scatter(sources: Sequence[Path], columns: list[str], groups: Sequence[_Grou
     _spill(held, group, place, spill)
 
 
-def _pick(path: Path, columns: list[str], rows: Array) -> Iterator[tuple[Any, slice]]:
+def _pick(path: Path, columns: dict[str, str], rows: Array) -> Iterator[tuple[Any, slice]]:
     """The rows of a file with the numbers `rows` (sorted, some twice), batch by batch; and which of `rows` they are."""
     start = 0
-    for batch in read_batches(path, columns):
+    for batch in read_batches(path, list(columns.values())):
         first, last = np.searchsorted(rows, [start, start + batch.num_rows]).tolist()
         if last > first:
-            yield batch.select(columns).take(pa.array(rows[first:last] - start)), slice(first, last)
+            taken = batch.select(list(columns.values())).take(pa.array(rows[first:last] - start))
+            yield taken.rename_columns(list(columns)), slice(first, last)
         start += batch.num_rows
     if len(rows) and rows[-1] >= start:
         raise DatasetError(f"{path}: has {start} rows, not as committed; run `factory verify`")
@@ -257,8 +263,16 @@ def _first_requests(table: Any) -> Any:
     prompts, repaired = table.column("prompt"), table.column("repaired").to_pylist()
     if not any(repaired):
         return prompts
-    cut = [prompt[:-2] if again else prompt for prompt, again in zip(prompts.to_pylist(), repaired, strict=True)]
+    cut = [
+        prompt[:-2] if again and _holds_answer(prompt) else prompt
+        for prompt, again in zip(prompts.to_pylist(), repaired, strict=True)
+    ]
     return pa.array(cut, storage_of(prompts.type)).cast(prompts.type)
+
+
+def _holds_answer(prompt: list[dict[str, str]]) -> bool:
+    # a student's own prompt never does
+    return len(prompt) > 2 and prompt[-2]["role"] == "assistant"
 
 
 def _read_streams(path: Path) -> Iterator[Any]:

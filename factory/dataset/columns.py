@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from factory.records import Message, Outcome, Rejection, as_turn
+from factory.records import Generation, Message, Outcome, Rejection, as_turn
 from factory.signals import Array, SignalSpec
 
 MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -35,6 +35,8 @@ PARTS: Final = pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]
 IDS: Final = pa.list_(pa.int32())
 # of `Measures` those that are float32; `reasoning_tokens` is a number of tokens
 MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "difficulty")
+# as they are called where a task shows the student another prompt, by the names of the teacher's
+STUDENT_COLUMNS: Final = {"prompt": "student_prompt", "prompt_token_ids": "student_prompt_token_ids"}
 TOKEN_IDS: Final = ("prompt_token_ids", "completion_token_ids")
 
 
@@ -123,11 +125,24 @@ def _clean(text: str | None) -> str | None:
 
 
 def _messages(outcome: Outcome, signals: SignalSpec) -> list[Message]:
+    return _told(outcome.prompt.messages, signals)
+
+
+def _told(messages: Sequence[Message], signals: SignalSpec) -> list[Message]:
     return [
         {"role": message["role"], "content": _content(message["content"], signals)}
         | ({"tool_calls": _calls_of(message.get("tool_calls"))} if signals.tools else {})
-        for message in outcome.prompt.messages
+        for message in messages
     ]
+
+
+def _student_messages(outcome: Outcome, signals: SignalSpec) -> list[Message]:
+    return _told(outcome.prompt.student_messages or outcome.prompt.messages, signals)
+
+
+def _student_ids(generation: Generation) -> Array:
+    ids = generation.student_prompt_token_ids
+    return generation.prompt_token_ids if ids is None else ids
 
 
 def _content(content: Any, signals: SignalSpec) -> Any:
@@ -206,12 +221,22 @@ def _more_columns(signals: SignalSpec, get: Callable[[Any], Outcome]) -> tuple[C
     return (tools,) if signals.tools else ()
 
 
+def _student_column(signals: SignalSpec, get: Callable[[Any], Outcome]) -> tuple[Column, ...]:
+    """What the student is shown, only where a task shows it something else; the same for a row of another task."""
+    kind = pa.list_(message_type(signals))
+    shown = Column("student_prompt", kind, take_values(kind, lambda row: _student_messages(get(row), signals)))
+    return (shown,) if signals.students else ()
+
+
 def itself(row: Any) -> Any:
     return row
 
 
 # only where rows come from the user's data
 SOURCE_ROW: Final = text_column("source_row", lambda o: o.prompt.source_row)
+# only where several teachers answer
+TEACHER: Final = text_column("teacher", lambda o: o.prompt.teacher)
+STUDENT_IDS: Final = array_column("student_prompt_token_ids", lambda o: _student_ids(o.generation), np.int32)
 
 
 def identity_columns(signals: SignalSpec) -> tuple[Column, ...]:
@@ -237,6 +262,8 @@ def identity_columns(signals: SignalSpec) -> tuple[Column, ...]:
         float_column("judge_score", lambda o: o.verdict.score if o.verdict else None),
         text_column("judge_reasoning", lambda o: o.verdict.reasoning if o.verdict else None),
         *((SOURCE_ROW,) if signals.sourced else ()),
+        *((TEACHER,) if signals.teachers else ()),
+        *_student_column(signals, itself),
         *_more_columns(signals, itself),
     )
 
@@ -244,6 +271,7 @@ def identity_columns(signals: SignalSpec) -> tuple[Column, ...]:
 def accepted_columns(signals: SignalSpec) -> tuple[Column, ...]:
     """What accepted rows have beside that, but for their distributions."""
     return (
+        *((STUDENT_IDS,) if signals.students else ()),
         _turn_column("completion", signals, itself),
         text_column("reasoning", lambda o: o.generation.reasoning),
         float_column("score", lambda o: o.score),
@@ -286,4 +314,5 @@ def preference_columns(signals: SignalSpec) -> tuple[Column, ...]:
         int_column("rejected_attempt", lambda pair: pair[1].prompt.attempt),
         text_column("rejected_reason", lambda pair: getattr(pair[1], "reason", None)),
         *_more_columns(signals, lambda pair: pair[0]),
+        *_student_column(signals, lambda pair: pair[0]),
     )

@@ -88,7 +88,7 @@ class Layout:
 # Byte planes halve signals, but not every reader knows them: DuckDB none of float16, fastparquet none at all. So what
 # is no signal, text and token ids, has only encodings that all readers know, and float16 a higher level in their place.
 SPLIT: Final = (pa.int32(), pa.int16(), pa.uint16(), pa.float32())
-PLAIN: Final = ("prompt_token_ids", "completion_token_ids", "layers", "shape")
+PLAIN: Final = ("prompt_token_ids", "completion_token_ids", "student_prompt_token_ids", "layers", "shape")
 HALF_LEVEL: Final = 3
 
 

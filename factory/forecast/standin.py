@@ -14,8 +14,8 @@ import numpy as np
 
 from factory.hashing import derive_seed
 from factory.records import Generation, Outcome, PlannedRow, Prompt, Record, Rejection, Transcript
+from factory.runs.desk import Desk, gates_for
 from factory.runs.prepare import Prepared
-from factory.runs.run import Desk, gates_for
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.calls import call_solve, invent_answer, read_scenario
 from factory.tasks.faults import TaskFault

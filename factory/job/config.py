@@ -24,7 +24,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _read_count(value: Any) -> int | Literal["all"]:
+def _read_count(value: Any) -> int | Literal["all"] | None:
+    if value is None:
+        return None
     if value == "all":
         return "all"
     try:
@@ -37,7 +39,7 @@ def _read_count(value: Any) -> int | Literal["all"]:
 
 
 NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=100_000_000)])
-Count = Annotated[int | Literal["all"], PlainValidator(_read_count)]
+Count = Annotated[int | Literal["all"] | None, PlainValidator(_read_count)]
 
 
 def read_toml(path: Path, missing: str) -> dict[str, Any]:

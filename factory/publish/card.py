@@ -10,9 +10,10 @@ from typing import Any, Final
 from factory.checks.fidelity import SECTION, describe
 from factory.dataset.aligned import aligned_configs
 from factory.dataset.codec import BOUNDS, COLUMNS
+from factory.dataset.entries import Totals
 from factory.dataset.layouts import layouts
-from factory.dataset.ledger import Ledger, Totals
-from factory.dataset.manifest import read_manifest, read_signals, write_atomically
+from factory.dataset.ledger import Ledger
+from factory.dataset.manifest import of_teacher, read_manifest, read_signals, section, teachers_of, write_atomically
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
 from factory.signals import SignalSpec
@@ -73,14 +74,13 @@ def write_card(
     `state` names the rows as they are, by their content. The card holds no time and no path, so equal datasets have
     equal cards.
     """
-    teacher = manifest.get("teacher", {})
+    names = teachers_of(manifest)
+    parts = [of_teacher(manifest, name) for name in names]
+    models = ", ".join(f"`{part.get('teacher', {}).get('model', '?')}`" for part in parts)
     lines = [*_front_matter(totals, signals, curriculum, state, aligned), "# Distillation dataset", ""]
-    model = teacher.get("model", "?")
-    state = (
-        "complete" if totals.left == 0 else f"unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
-    )
+    state = "complete" if totals.complete else totals.describe_rest()
     lines += [
-        f"Answers of `{model}` with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
+        f"Answers of {models} with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
         "",
     ]
     lines += ["| | rows |", "|---|---:|"]
@@ -92,9 +92,12 @@ def write_card(
         *_task_table(totals),
         *_reasons(totals),
         *_quality(totals, manifest, signals),
-        *_meaning(teacher, signals),
-        *_fidelity(manifest),
+        *_teacher_table(names, parts, totals),
     ]
+    for name, part in zip(names, parts, strict=True):
+        lines += _meaning(part.get("teacher", {}), read_signals(part) or signals, name)
+        lines += _fidelity(part, name)
+    lines += []
     lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
     lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
     lines += _stage_table(curriculum) if curriculum else []
@@ -150,6 +153,17 @@ def _stage_table(curriculum: dict[str, Any]) -> list[str]:
     return [*lines, "so ask `datasets.get_dataset_split_names` which a stage has.", ""]
 
 
+def _teacher_table(names: list[str], parts: list[dict[str, Any]], totals: Totals) -> list[str]:
+    """Who answered how many rows, where there are several; token ids are those of each one's own tokenizer."""
+    if names == [""]:
+        return []
+    lines = ["## Teachers", "", "| `teacher` | model | accepted | of |", "|---|---|---:|---:|"]
+    for name, part in zip(names, parts, strict=True):
+        counts = totals.teachers.get(name, [0, 0, 0])
+        lines.append(f"| {name} | `{part['teacher']['model']}` | {counts[0]:,} | {sum(counts):,} |")
+    return [*lines, "", "Token ids, logprobs and hidden states are those of a row's own teacher.", ""]
+
+
 def _task_table(totals: Totals) -> list[str]:
     lines = ["| task | level | accepted | of | share |", "|---|---|---:|---:|---:|"]
     for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
@@ -179,8 +193,9 @@ def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> l
         lines.append(f"- Filters: {', '.join(on)}.")
     if filters.get("pii"):
         lines.append(f"- {REJECTED_PII[filters.get('rejected_pii', 'kept')]}")
-    if "judge" in manifest:
-        lines.append(f"- Judged by `{manifest['judge']['model']}`, threshold {job['judge']['threshold']:g}.")
+    judge = next((manifest[name] for name in sorted(manifest) if name.split(".")[0] == "judge"), None)
+    if judge is not None:
+        lines.append(f"- Judged by `{judge['model']}`, threshold {job['judge']['threshold']:g}.")
     if "difficulty" in job:
         lines.append(f"- `difficulty` is `{job['difficulty']['formula']}`.")
     if totals.scrubbed:
@@ -189,12 +204,18 @@ def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> l
     return ["## How rows were chosen", "", *lines, ""] if lines else []
 
 
-def _fidelity(manifest: dict[str, Any]) -> list[str]:
+def _fidelity(manifest: dict[str, Any], name: str = "") -> list[str]:
     """What became of the self-test, where the job asked for one."""
     if not manifest.get(SECTION):
         return []
-    lines = ["## Self-test", "", f"- {describe(manifest[SECTION])}"]
-    return [*lines, "- Figures, bounds and row ids are in `manifest.json`, section `fidelity`; in nats, worst row.", ""]
+    lines = [f"## Self-test{_of(name)}", "", f"- {describe(manifest[SECTION])}"]
+    kept = section(SECTION, name)
+    told = f"- Figures, bounds and row ids are in `manifest.json`, section `{kept}`; in nats, worst row."
+    return [
+        *lines,
+        told,
+        "",
+    ]
 
 
 def _tell_choice(signals: SignalSpec) -> list[str]:
@@ -243,8 +264,12 @@ def _tell_topk(signals: SignalSpec) -> list[str]:
     ]
 
 
-def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
-    lines = ["## What the numbers mean", ""]
+def _of(name: str) -> str:
+    return f" of {name}" if name else ""
+
+
+def _meaning(teacher: dict[str, Any], signals: SignalSpec, name: str = "") -> list[str]:
+    lines = [f"## What the numbers{_of(name)} mean", ""]
     if signals.top_k:
         lines += [
             *_tell_choice(signals),

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, read_topk
+from factory.dataset.entries import Totals
 from factory.dataset.history import count_runs
-from factory.dataset.ledger import Totals, read_ledger
-from factory.dataset.manifest import MANIFEST, read_manifest
+from factory.dataset.ledger import read_ledger
+from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.records import Message, Prompt, Rejection
@@ -33,7 +34,8 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     # of a prompt's samples one is kept at most: a share of rows would call that a loss
     chosen = samples > 1 and keep != "all"
     share = f" ({totals.accepted / totals.done:.0%})" if totals.done and not chosen else ""
-    state = "complete" if totals.left == 0 else f"{totals.left:,} rows left; the same `factory run` goes on"
+    left = f"{totals.left:,} rows left" if totals.left else "rows are wanting"
+    state = "complete" if totals.complete else f"{left}; the same `factory run` goes on"
     lines = [
         f"{out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"
@@ -46,12 +48,15 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
         kept = f", {totals.accepted:,} with a kept answer" if chosen else ""
         pairs = f", {totals.pairs:,} preference pairs" if keep == "pair" else ""
         lines.append(f"  {samples} samples a prompt, keep {keep}: {decided}{kept}{pairs}")
+    for task, rows, wanted in totals.short():
+        spent = " and its budget is spent; a larger at_most goes on" if totals.complete else " so far"
+        lines.append(f"  {task}: {rows:,} of {wanted:,} wanted rows are accepted{spent}")
     runs = count_runs(out)
     if runs.begun > runs.ended:
         told = "has told of no end: killed, or at work" if runs.begun == runs.ended + 1 else "have told of no end"
         lines.append(f"  runs {runs.begun:,}, of which {runs.begun - runs.ended:,} {told}")
-    width = max((len(cell) for cell in totals.cells), default=0)
-    for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
+    width = max((len(cell) for cell in (*totals.cells, *totals.teachers)), default=0)
+    for cell, (accepted, rejected, errors) in (*sorted(totals.teachers.items()), *sorted(totals.cells.items())):
         lines.append(f"  {cell:<{width}}  {accepted:>7,} accepted of {accepted + rejected + errors:,}")
     for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
@@ -142,9 +147,12 @@ def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[s
 
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     source = f" · source {row['source_row']}" if row.get("source_row") is not None else ""
-    lines = [f"── {row['task']} · {row['level']} · row {row['id']}{source} ".ljust(WIDTH, "─")]
+    teacher = f" · {row['teacher']}" if row.get("teacher") else ""
+    lines = [f"── {row['task']} · {row['level']}{teacher} · row {row['id']}{source} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
+    if row.get("student_prompt") not in (None, row["prompt"]):
+        lines += _block("student", row["student_prompt"][-1]["content"], most=8)
     if "stage" in row:
         return [*lines, *_describe_end(row)]
     if row["reasoning"] is not None:
@@ -179,6 +187,7 @@ def _block(name: str, text: str, most: int = 14) -> list[str]:
 
 
 def _describe_signals(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    manifest = of_teacher(manifest, row.get("teacher") or "")
     signals, tokens = manifest["signals"], len(row["completion_token_ids"])
     told = (
         f"{len(row['prompt_token_ids'])} prompt + {tokens} completion tokens, answer from token {row['answer_start']}"
@@ -235,7 +244,8 @@ def describe_prompt(
     encoded = encode(prompt.messages, prompt.tools) if encode is not None and prompt is made else None
     wrong = {"reason": made.reason, "findings": made.findings} if isinstance(made, Rejection) else {}
     if as_json:
-        fields = ("id", "task", "level", "messages", "scenario")
+        fields = ["id", "task", "level", "messages", "scenario"]
+        fields += ["student_messages"] if prompt.student_messages else []
         given = {} if encoded is None else {"prompt_text": encoded.text, "prompt_tokens": len(encoded.ids)}
         given |= {"tools": json.loads(prompt.tools)} if prompt.tools else {}
         given |= {} if prompt.source_row is None else {"source_row": prompt.source_row}
@@ -247,9 +257,23 @@ def describe_prompt(
     if encoded is not None:
         ends = "its reasoning follows" if encoded.reasons else "its answer follows"
         told = f"── what the model is given: {len(encoded.ids):,} ids, {ends} ".ljust(WIDTH, "─")
-        return "\n".join([head, encoded.text, told])
+        return "\n".join([head, encoded.text, told, *_describe_student(prompt, encode)])
     tools = [f"[tools]\n{_name_tools(prompt.tools)}\n"] if prompt.tools else []
-    return "\n".join([head, *tools, *(f"[{m['role']}]\n{m['content']}\n" for m in prompt.messages)])
+    return "\n".join([head, *tools, *_describe_turns(prompt.messages), *_describe_student(prompt, None)])
+
+
+def _describe_turns(messages: Sequence[Message]) -> list[str]:
+    return [f"[{message['role']}]\n{message['content']}\n" for message in messages]
+
+
+def _describe_student(prompt: Prompt, encode: Callable[..., EncodedPrompt] | None) -> list[str]:
+    """What the student is shown, where that is not the same."""
+    if not prompt.student_messages:
+        return []
+    if encode is None:
+        return ["── what the student is shown ".ljust(WIDTH, "─"), *_describe_turns(prompt.student_messages)]
+    encoded = encode(prompt.student_messages, prompt.tools)
+    return [f"── what the student is shown: {len(encoded.ids):,} ids ".ljust(WIDTH, "─"), encoded.text]
 
 
 def _name_tools(tools: str) -> str:

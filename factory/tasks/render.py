@@ -32,7 +32,7 @@ from factory.tasks.sandbox import (
     TaskEnvironment,
     bounds,
 )
-from factory.tasks.tasks import JUDGE, Task
+from factory.tasks.tasks import JUDGE, STUDENT, STUDENT_SYSTEM, Task
 from factory.tasks.turns import TurnError, TurnTag, find_tags, marking, spell
 
 VARIABLES = ("scenario", "level", "answer_schema", "style", "few_shot")
@@ -56,8 +56,10 @@ class Renderer:
         task = self.task
         scenario = call_sample(task, row.seed, row.level) if source is None else adopt_scenario(task, source)
         scenario_json = dump_scenario(task, scenario)  # before any template has had it: what `check` will be given
-        messages = self.messages(scenario, row.level, self._draw_phrasing(row.seed), row.seed, scenario_json)
-        identity = [self.task.name, self.task.version, row.level, row.number, messages]
+        phrasing = self._draw_phrasing(row.seed)
+        messages = self.messages(scenario, row.level, phrasing, row.seed, scenario_json)
+        student = self.student_messages(scenario, row.level, phrasing)
+        identity = [self.task.name, self.task.version, row.level, row.number, messages, *([student] if student else [])]
         identity += [task.tools_json] if task.tools_json else []
         group = content_hash(identity)
         # the first sample is the one that the group is named after
@@ -75,6 +77,8 @@ class Renderer:
             sample=row.sample,
             group=group,
             form=task.form,
+            teacher=row.teacher,
+            student_messages=tuple(student),
             tools=task.tools_json,
         )
 
@@ -97,6 +101,23 @@ class Renderer:
             system = f"{system}\n\n{REASON_IN_WORDS}".strip()
         turns = fill_turns(self.environment, phrasing, variables)
         return [{"role": "system", "content": system}, *turns] if system else turns
+
+    def student_messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
+        """What the student is shown in place of `messages`; empty where it is the same.
+
+        `student_short.j2` stands for `user_short.j2`, and `student.j2` for all that have none of their own.
+        """
+        task = self.task
+        if not task.has_student:
+            return []
+        # examples are for the teacher: the student is to do without
+        variables = self._variables(scenario, level) | {"few_shot": _no_examples}
+        own = STUDENT.replace("student", phrasing.removesuffix(".j2").replace("user", "student", 1))
+        name = own if own in task.templates else STUDENT
+        turns = fill_turns(self.environment, name, variables)
+        if STUDENT_SYSTEM in task.templates:
+            return [{"role": "system", "content": fill(self.environment, STUDENT_SYSTEM, variables)}, *turns]
+        return turns
 
     def _ask(self, scenario: BaseModel, level: str) -> str:
         """What an example asks, as a judge is shown it: the plain phrasing, which shows no examples there."""
@@ -205,7 +226,7 @@ def _read_template(task: Task, templates: dict[str, str], name: str, variables: 
             problems.append(
                 f"{path}:{call.lineno}: no filter named {call.name!r}; see Jinja's list of built-in filters"
             )
-    for line in find_tags(tree) if name in ("system.j2", JUDGE) else ():
+    for line in find_tags(tree) if name in ("system.j2", STUDENT_SYSTEM, JUDGE) else ():
         problems.append(f"{path}:{line}: holds a turn; turns stand in user templates alone")
     for other in meta.find_referenced_templates(tree):
         if other not in templates:
@@ -273,8 +294,11 @@ def _try_one(renderer: Renderer, row: PlannedRow, phrasing: str) -> str | None:
         return f"{task.schema_path}: a Scenario of level {row.level!r} cannot be read back from its JSON: {error}"
     try:
         messages = renderer.messages(scenario, row.level, phrasing)
+        student = renderer.student_messages(scenario, row.level, phrasing)
     except TaskFault as error:
         return f"{task.folder}/{error}"
+    if student and not student[-1]["content"]:
+        return f"{task.folder / STUDENT}: renders to nothing at level {row.level}"
     if not messages[-1]["content"]:
         return f"{task.folder / phrasing}: renders to nothing at level {row.level}"
     return _try_judge(task, row.level, scenario, [turn for turn in messages if turn["role"] != "system"])

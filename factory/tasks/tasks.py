@@ -7,6 +7,7 @@ A broken task never vanishes: `discover` returns what is whole and, for what is 
     prompts/<name>/task.toml            name, version, levels, gate, sampling, style
                    user.j2, user_*.j2   phrasings of the user turn; the seed draws one
                    system.j2            the system turn, where there is one
+                   student.j2           the user turn that the student is shown, where it is not the teacher's
                    judge.j2             the rubric, where there is one
     schemas/<name>.py                   Scenario, Answer, check; sample and solve where it has them
 
@@ -41,6 +42,7 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 REQUIRED = ("Scenario", "Answer", "check")
 FEW_SHOT = re.compile(r"\bfew_shot\b")  # a template that shows golden lines
 SHARED = re.compile(r"""["'](_shared/[\w-]+\.j2)["']""")  # as {% include %} and {% import %} name one
+STUDENT, STUDENT_SYSTEM = "student.j2", "student_system.j2"  # what the student is shown, where it is not the same
 JUDGE = "judge.j2"  # the rubric: a template of its own, with variables of its own
 
 
@@ -117,6 +119,11 @@ class Task:
         path = Path(name)
         key = f"_shared/{path.name}" if path.parent.name == "_shared" else path.name
         return key == JUDGE or (key in self.judge_parts and key not in self.templates)
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the student is shown another prompt than the teacher."""
+        return STUDENT in self.templates
 
     @property
     def keys(self) -> list[str]:
@@ -264,6 +271,9 @@ def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
             problems.append(f"{path}: cannot be read: {error}")
     if "user.j2" not in templates:
         problems.append(f"{folder / 'user.j2'}: missing; it is the user's turn")
+    lonely = [name for name in templates if name.startswith("student_") and STUDENT not in templates]
+    if lonely:
+        problems.append(f"{folder / lonely[0]}: is of the student's prompt, and there is no {STUDENT}; write it")
     return templates
 
 

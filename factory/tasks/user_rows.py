@@ -302,10 +302,8 @@ def _load_own(config: TableConfig, where: str, paths: Sequence[str] | None) -> R
             f"{where}: {folder} is a dataset of the factory, its accepted rows are read; no config, split or format"
         )
     ledger = read_ledger(folder)
-    if ledger.totals.left:
-        raise JobError(
-            f"{where}.path: {folder} is unfinished, {ledger.totals.left:,} rows are to come; finish it first"
-        )
+    if not ledger.totals.complete:
+        raise JobError(f"{where}.path: {folder} is {ledger.totals.describe_rest()}; finish it first")
     if not ledger.totals.accepted:
         raise JobError(f"{where}.path: {folder} has 0 rows: none was accepted (`factory status {folder}` says why)")
     if paths is None:

@@ -188,6 +188,7 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
         tuple(layers),
         asked.final_norm,
         pairs=job.samples.keep == "pair",
+        teachers=bool(job.teachers),
         sourced=job.transcripts is not None or any(task.source is not None for task in job.tasks),
         tools=tools,
         images=images,

@@ -13,7 +13,8 @@ from factory.errors import DatasetError, FactoryError, JobError, TeacherError
 from factory.forecast.estimate import engine_lines, estimate, format_bytes, require_room, state_bytes
 from factory.forecast.forecast import make_forecast
 from factory.job.job import Job
-from factory.runs.prepare import describe_job, prepare
+from factory.runs.prepare import prepare
+from factory.runs.provenance import describe_job
 from factory.runs.room import Room
 from factory.runs.run import run
 

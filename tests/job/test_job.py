@@ -103,7 +103,8 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         ),
         (
             SMALLEST + "level = 5",
-            "tasks.0.level: unknown key (known here: count, gate, levels, name, sampling, source)",
+            "tasks.0.level: unknown key (known here: accepted, at_most, count, gate, level_teachers, levels, name, "
+            "sampling, source, teacher)",
         ),
         (SMALLEST + "[teacher.scripted]\nlies = 1", "teacher.scripted.lies: unknown key (known here: bad_json, crash,"),
         (SMALLEST.replace("5", "-5"), "tasks.0.count: Input should be greater than or equal to 1, got -5"),

@@ -9,8 +9,9 @@ from conftest import write_task
 from factory.checks.verify import verify
 from factory.errors import DatasetError, TaskError
 from factory.job.job import Job
-from factory.runs.prepare import describe_job, prepare
+from factory.runs.prepare import prepare
 from factory.runs.probes import judge_probes
+from factory.runs.provenance import describe_job
 from factory.runs.run import run
 from factory.tasks.catalog import preview
 from factory.tasks.render import check_templates

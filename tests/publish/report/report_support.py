@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from dataset_support import held_ledger, make_prompt
 
-from factory.dataset.ledger import summarize_shard
+from factory.dataset.entries import summarize_shard
 from factory.dataset.shards import write_shard
 from factory.records import Generation, Measures, Outcome, Record, Rejection
 from factory.signals import Logprobs, SignalSpec
