@@ -21,7 +21,8 @@ LINE_EVERY_S = 10.0
 
 def chooses_later(job: Job) -> bool:
     """Whether an accepted row may still be turned down when its shard is whole."""
-    return job.samples.keep != "all" or job.filters.duplicates or job.filters.near_duplicates is not None
+    filters, wants = job.filters, any(task.accepted is not None for task in job.tasks)
+    return job.samples.keep != "all" or filters.duplicates or filters.near_duplicates is not None or wants
 
 
 class Reporter:
