@@ -42,7 +42,8 @@ ALLOWED: Final = (ast.Expression, ast.Load, *NODES, *OPERATORS)
 def measure(outcome: Outcome, formula: Formula | None = None) -> Measures:
     """The measures of a row; every float is finite. `difficulty` is None without a formula.
 
-    A row that was not accepted has those of its last attempt, where the teacher gave a whole completion.
+    A row that was not accepted has those of its last attempt, where the teacher gave a whole completion: they tell what
+    its sureness is worth. Nobody gives a formula for it, as difficulty ranks rows that are trained on.
     """
     generation = outcome.generation
     if generation is None or generation.failure is not None:
