@@ -19,7 +19,21 @@ from factory.cli import build_parser, main
 from factory.teachers.demo import FOLDER
 
 HEAVY = ("torch", "vllm", "datasets", "pyarrow", "pydantic", "transformers", "numpy", "jinja2")
-COMMANDS = ["curriculum", "new", "plan", "preview", "run", "score", "show", "status", "tasks", "test", "verify"]
+COMMANDS = [
+    "align",
+    "curriculum",
+    "export",
+    "new",
+    "plan",
+    "preview",
+    "run",
+    "score",
+    "show",
+    "status",
+    "tasks",
+    "test",
+    "verify",
+]
 Run = Callable[..., tuple[int, str, str]]
 
 

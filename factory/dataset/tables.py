@@ -169,7 +169,7 @@ def saved_dataset_files(folder: Path, files: Sequence[ShardFile], formatted: str
     state: dict[str, Any] = {
         "_data_files": [{"filename": file.path} for file in files],
         # names the rows by their content, so caches made of them never serve others
-        "_fingerprint": content_hash([file.sha256 for file in files], 16),
+        "_fingerprint": content_hash([file.digest for file in files], 16),
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": formatted,

@@ -77,7 +77,7 @@ def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]
         file, tally = _write_part(source, asked, form, part, out, total.numbered)
         total.add(tally)
         files.append(file)
-        _note(out, {"file": None if file is None else asdict(file), "tally": tally.figures()})
+        _note(out, {"file": None if file is None else file.told(), "tally": tally.figures()})
     if not total.rows:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in sorted(total.left.items()))
         raise DatasetError(f"{root}: no row is left for {asked.to} ({reasons or 'none was read'}); nothing to train on")
@@ -232,7 +232,7 @@ def _finish(written: Written, form: Format, plan: dict[str, Any]) -> list[str]:
     for name, content in beside.items():
         write_atomically(out / name, content if isinstance(content, bytes) else content.encode())
     write_atomically(out / "README.md", _readme(written, form, content_hash(plan)).encode())
-    done = {"plan": json.loads(canonical_json(plan)), "files": [asdict(file) for file in written.files]}
+    done = {"plan": json.loads(canonical_json(plan)), "files": [file.told() for file in written.files]}
     done |= {"rows": written.rows, "positions": written.positions, "left": dict(written.left)}
     write_atomically(out / DONE, sealed_text(done).encode())
     (out / JOURNAL).unlink()

@@ -211,6 +211,10 @@ def test_a_stage_comes_in_its_own_order_with_its_signals(workspace: Path, make_j
         export_to(root, workspace / to, to, stage=stage)
         ids = [row["prompt_token_ids"] + row["completion_token_ids"] for row in split]
         assert [row["input_ids"] for row in read_export(workspace / to)] == ids
+    # other rows under the same options are another export
+    other = summary["stages"][0]["name"]
+    with pytest.raises(JobError, match="holds another export"):
+        export_to(root, workspace / "trl-sft", "trl-sft", stage=other)
     with pytest.raises(JobError, match=r"no such stage .*did you mean 'stage-1'"):
         export_to(root, workspace / "y", "trl-sft", stage="stage_1")
     for to in ("kto", "verl-rl"):
@@ -228,7 +232,7 @@ def test_rows_of_several_teachers_need_one_named(workspace: Path, make_job: Make
     def renew(line: dict[str, Any]) -> None:
         for file in line["files"]:
             if file["path"] == "data/train-00000.parquet":
-                file |= {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+                file |= {"bytes": path.stat().st_size, "blake3": file_digest(path)}
 
     change_line(root, 1, renew)
     with pytest.raises(JobError, match=r"rows of several teachers.*--teacher"):

@@ -77,7 +77,7 @@ class Source:
     @cached_property
     def state(self) -> str:
         """One name for the rows that are exported."""
-        files = [file.sha256 for file in self._stage_files] if self.stage else None
+        files = [file.digest for file in self._stage_files] if self.stage else None
         return rows_state(self.ledger, files)
 
     @cached_property
