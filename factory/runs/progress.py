@@ -13,9 +13,15 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from factory.job.job import Job
 from factory.terminal import say
 
 LINE_EVERY_S = 10.0
+
+
+def chooses_later(job: Job) -> bool:
+    """Whether an accepted row may still be turned down when its shard is whole."""
+    return job.samples.keep != "all" or job.filters.duplicates or job.filters.near_duplicates is not None
 
 
 class Reporter:

@@ -29,7 +29,7 @@ from factory.records import Outcome, PlannedRow, Prompt, Rejection
 from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk
 from factory.runs.finish import Draft, finish_shards
 from factory.runs.prepare import Prepared, prepare
-from factory.runs.progress import Progress, Reporter
+from factory.runs.progress import Progress, Reporter, chooses_later
 from factory.runs.provenance import describe_job, describe_plan, keep_provenance
 from factory.runs.room import Room
 from factory.runs.rounds import catch_up, count_accepted, next_turn, pending_of, plan_on, resume
@@ -164,12 +164,6 @@ def _make_round(desk: Desk, ledger: Ledger, progress: Progress) -> None:
         progress.commit(entry.planned, entry.accepted)
         progress.reporter.tell("shard", **entry.counts())
     room.require_none_left(sum(map(prepared.plan.shard_size, pending_of(prepared, ledger, desk.turn))))
-
-
-def chooses_later(job: Job) -> bool:
-    """Whether an accepted row may still be turned down when its shard is whole."""
-    filters, wants = job.filters, any(task.accepted is not None for task in job.tasks)
-    return job.samples.keep != "all" or filters.duplicates or filters.near_duplicates is not None or wants
 
 
 def _settle(ledger: Ledger) -> None:

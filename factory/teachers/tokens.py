@@ -53,7 +53,10 @@ class LocalTokenizer:
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
 
-        self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # of no type of its own
+            raise ValueError(f"tokenizer.json: {one_line(error)}") from None
         config = _read_json(folder / "tokenizer_config.json")
         self.backend.no_truncation()  # both may be kept in the file, and are for another use
         self.backend.no_padding()
@@ -209,7 +212,10 @@ def _compile(source: str) -> Template:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return value
 
 
 def _text_of(token: Any) -> str:

@@ -37,7 +37,14 @@ def prompts(count: int, sampling: Sampling, samples: int = 1, task: str = "addin
         for sample in range(samples):
             told = {"id": f"p{number}s{sample}", "attempt": 0, "task": task, "seed": 7 * number + sample, "keeps": True}
             messages = [{"role": "user", "content": f"Add {number}: {text}"}]
-            made.append(told | {"messages": messages, "sampling": asdict(sampling), "transcript": None})
+            told |= {
+                "messages": messages,
+                "sampling": asdict(sampling),
+                "transcript": None,
+                "form": "json",
+                "tools": "",
+            }
+            made.append(told)
     return made
 
 
@@ -57,7 +64,7 @@ def start(folder: Path, signals: dict[str, Any], settings: dict[str, Any], **tea
     setup["settings"] |= settings
     # what a replica adds for itself
     setup |= {"replica": 0, "cores": []}
-    setup["probes"] = [{"task": "adding", "messages": prompts(1, Sampling())[0]["messages"]}]
+    setup["probes"] = [{"task": "adding", "messages": prompts(1, Sampling())[0]["messages"], "tools": ""}]
     (folder / ".spool").mkdir(parents=True)
     from vllm.distributed import cleanup_dist_env_and_memory
 

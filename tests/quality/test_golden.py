@@ -36,7 +36,7 @@ for task in discover(Path(sys.argv[1])).get(sys.argv[2:]):
         for seed in range(20):
             scenario = task.sample(random.Random(seed), level)
             reasoning, answer = task.solve(scenario)
-            told = answer if isinstance(answer, str) else answer.model_dump_json()
+            told = answer.model_dump_json() if hasattr(answer, "model_dump_json") else repr(answer)
             digest.update((scenario.model_dump_json() + reasoning + told).encode())
     digests[task.name] = digest.hexdigest()
 print(json.dumps(digests))

@@ -24,8 +24,10 @@ VALUES: Final = 5
 OPENINGS: Final = 5
 WORDS: Final = 3
 SHOWN: Final = 60  # characters of a value
-COLUMNS: Final = f"""id, prompt_id, task, level, [left(m.content, {CHARACTERS}) FOR m IN prompt] AS prompt,
-    left(reasoning, 200) AS reasoning, left(answer, {CHARACTERS}) AS answer, left(scenario, {CHARACTERS}) AS scenario"""
+# a turn that calls a tool may have no text
+PROMPT: Final = f"[left(coalesce(m.content, ''), {CHARACTERS}) FOR m IN prompt] AS prompt"
+COLUMNS: Final = f"""id, prompt_id, task, level, {PROMPT}, left(reasoning, 200) AS reasoning,
+    left(answer, {CHARACTERS}) AS answer, left(scenario, {CHARACTERS}) AS scenario"""
 
 
 def describe_coverage(store: Store) -> dict[str, Any]:

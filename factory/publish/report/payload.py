@@ -73,7 +73,8 @@ def _describe(row: dict[str, Any], top_k: int, decode: Decode | None, limits: Li
     most = limits.characters
     strip = make_strip(row, top_k, decode, limits) if top_k and limits.tokens and "answer_start" in row else None
     shown: dict[str, Any] = {
-        "prompt": [[message["role"], *_cut(message["content"] or "", most)] for message in row["prompt"][:MOST_TEXTS]],
+        "prompt": [[message["role"], *_cut(_said(message), most)] for message in row["prompt"][:MOST_TEXTS]],
+        "tools": _cut_or_none(row.get("tools"), most),
         "reasoning": _cut_or_none(row.get("reasoning"), most),
         "answer": _cut_or_none(row.get("answer"), most),
         "text": None if "reasoning" in row else _cut(row["text"] or "", most),
@@ -90,6 +91,13 @@ def _describe(row: dict[str, Any], top_k: int, decode: Decode | None, limits: Li
     if "source_row" in shown["facts"]:
         shown["facts"]["source_row"] = row["source_row"][:100]
     return shown | {"prompt_tokens": len(row["prompt_token_ids"]), "top_k": top_k}
+
+
+def _said(message: dict[str, Any]) -> str:
+    """A turn's text, and the calls of tools that it makes, as JSON."""
+    calls = message.get("tool_calls")
+    said = [message["content"] or "", json.dumps(calls, ensure_ascii=False) if calls else ""]
+    return "\n".join(filter(None, said))
 
 
 def _describe_history(row: dict[str, Any], most: int) -> Iterator[dict[str, Any]]:

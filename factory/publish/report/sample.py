@@ -19,7 +19,19 @@ ENDS: Final = (
 OF_EACH_END: Final = 2
 DRAWN: Final = "drawn"
 NAMES: Final[tuple[str, ...]] = (
-    *("id", "prompt_id", "sample", "task", "level", "prompt", "scenario", "source_row", "text", "finish_reason"),
+    *(
+        "id",
+        "prompt_id",
+        "sample",
+        "task",
+        "level",
+        "prompt",
+        "tools",
+        "scenario",
+        "source_row",
+        "text",
+        "finish_reason",
+    ),
     *("findings", "seed", "attempt", "repaired", "answer", "pass_rate", "agreement", "judge_score", "judge_reasoning"),
     *("completion", "reasoning", "score", "answer_start", "entropy_mean", "surprise", "confidence", "difficulty"),
     *("reasoning_tokens", "kind", "stage", "reason", "history", "prompt_token_ids", "completion_token_ids"),

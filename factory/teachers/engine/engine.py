@@ -73,7 +73,7 @@ class Engine:
         self.parts = Parts(self.encoder, self.window, schemas, flat_k)
         self.spool = SpoolWriter(Path(setup["spool"]), setup["replica"])
         self.requests: dict[str, Request] = {}
-        self.reserve = open_reserve(self.signals, self.llm.llm_engine.model_config)
+        self.reserve = open_reserve(self.signals, self.llm.llm_engine.model_config, self.teacher["replicas"])
         # the engine's own logprobs are masked by the grammar: a forward without one would differ
         if expected is not None and not self.flat:
             tell("probing it with a short text")

@@ -5,11 +5,12 @@ come to: prompt and completion at their longest. While that is more than the res
 engine; it stays unanswered, so whoever feeds the engine finds no room and asks no more.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from factory.signals import SignalSpec
 
-SHARE = 0.5  # of the memory that is free when the engine is ready; the rest is the engine's, the spool's and others'
+SHARE: Final = 0.5  # of the memory that is free when an engine is ready; the rest is the engine's and the spool's
+REPLICAS: Final = 8  # of a teacher that has as many as there are GPUs: an engine sees its own alone
 
 
 class Reserve:
@@ -42,13 +43,16 @@ def kept_bytes(signals: SignalSpec, hidden_size: int, chosen_experts: int) -> in
     return row + 2 * len(signals.layers) * hidden_size + (4 * chosen_experts if signals.experts else 0)
 
 
-def open_reserve(signals: SignalSpec, config: Any) -> Reserve:
-    """The reserve of an engine whose model has this configuration, by the memory that is free now."""
+def open_reserve(signals: SignalSpec, config: Any, replicas: int | str) -> Reserve:
+    """The reserve of an engine whose model has this configuration, by the memory that is free now.
+
+    It is one of so many `replicas` on this machine, or "auto".
+    """
     import psutil
 
     text = config.hf_text_config
     names = ("num_experts_per_tok", "top_k_experts", "moe_topk")
     experts = next((int(getattr(text, name)) for name in names if getattr(text, name, None)), 0)
-    most = psutil.virtual_memory().available * SHARE
+    most = psutil.virtual_memory().available * SHARE / (replicas if isinstance(replicas, int) else REPLICAS)
     per_token = kept_bytes(signals, int(config.get_hidden_size()), experts * int(getattr(text, "num_hidden_layers", 0)))
     return Reserve(per_token, most)

@@ -10,13 +10,15 @@ from typing import Any
 
 import altair
 import pytest
+import tool_task
+from conftest import write_task
 from dataset_support import read_table
-from report_support import make_record, make_rejection, write_dataset
+from report_support import embedded, make_record, make_rejection, unpack, write_dataset
 
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import read_manifest
 from factory.job.job import Job
-from factory.publish.report.build import read_facts
+from factory.publish.report.build import read_facts, write_report
 from factory.publish.report.coverage import describe_coverage
 from factory.publish.report.facts import gather
 from factory.publish.report.headlines import clock, write_headlines
@@ -98,6 +100,23 @@ def test_values_openings_and_rows_alike_are_counted(tmp_path: Path) -> None:
     assert pair["similarity"] == 1.0
     opening = next(opening for opening in found["openings"] if opening["what"] == "reasoning")
     assert (opening["distinct"], opening["top"]) == (1, [{"opening": "ab", "rows": 7}])
+
+
+def test_rows_with_tools_show_them_and_the_calls_of_earlier_turns(tmp_path: Path, make_job: Callable[..., Job]) -> None:
+    texts = {"schema": tool_task.SCHEMA, "task_toml": tool_task.TASK, "system_j2": "Use the tools."}
+    write_task(tmp_path, "errands", user_j2=tool_task.USER, user_short_j2=tool_task.USER, **texts)
+    out = tmp_path / "out"
+    job = make_job(
+        tasks=[{"name": "errands", "count": 12}],
+        teacher={"backend": "scripted", "scripted": {"wrong": 0.5}},
+        validation={"retries": 2, "retry": "repair"},
+    )
+    run(job, tmp_path, out)
+    page = embedded(write_report(out).read_text(encoding="utf-8"))
+    rows = [unpack(packed) for packed in page["packed"]]
+    assert all("set_timer" in row["tools"][0] for row in rows)
+    turns = [turn for row in rows for turn in row["prompt"] if turn[0] == "assistant"]
+    assert any("set_timer" in text for _, text, *_ in turns)
 
 
 def test_every_chart_fits_the_schema_and_holds_the_numbers_it_draws(tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ function describe(about, row) {
   if (row.strip) nodes.push(...strip(row));
   for (const [role, ...text] of row.prompt) nodes.push(turn(role, role, role === "system" && row.prompt.length > 1
     ? el("details", {}, el("summary", {}, "system prompt"), block("system", text)) : block(role, text)));
+  if (row.tools) nodes.push(turn("", "tools", el("details", {}, el("summary", {}, "what it may call"), block("tools", pretty(row.tools)))));
   if (row.reasoning && row.reasoning[0]) nodes.push(turn("reasoning", "reasoning",
     el("details", {}, el("summary", {}, `${(row.reasoning[0].length + row.reasoning[1]).toLocaleString("en")} characters`), block("reasoning", row.reasoning))));
   if (row.text) nodes.push(turn("answer", "what it wrote", block("what it wrote", row.text)));
