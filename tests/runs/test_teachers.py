@@ -229,6 +229,6 @@ def test_a_run_stops_where_all_of_a_later_teacher_s_first_rows_fail_for_one_reas
     tasks = [{"name": "adding", "count": 8, "teacher": "big"}, {"name": "second", "count": 60, "teacher": "small"}]
     prepared = prepare(several(make_job, *tasks), workspace)
     broken.touch()
-    with pytest.raises(TaskError, match=r"the first 50 rows all fail for one reason .*'second'.*sample_raised"):
+    with pytest.raises(TaskError, match=r"the first 50 rows of task 'second' fail for one reason .*sample_raised"):
         run_prepared(prepared, workspace / "out")
     assert {row["teacher"] for row in read_table(workspace / "out", "data")} == {"big"}
