@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers import scripted
 from factory.teachers.tokens import require_exact
 
