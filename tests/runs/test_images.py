@@ -81,7 +81,7 @@ def test_every_config_shows_the_pictures(pictured: Path, make_job: MakeJob) -> N
 def test_an_author_and_a_preview_see_pictures(pictured: Path) -> None:
     report = examine(pictured, "adding", 8, "demo")
     assert report.problems == []
-    assert not any("changes no prompt" in line for line in report.warnings)
+    assert not any("changes no prompt" in line for line in report.lines())
     assert "Look:\n[image]\nAdd" in describe_prompt(next(preview(pictured, "adding", "easy", 0, 1)), as_json=False)
 
 
