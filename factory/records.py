@@ -12,24 +12,16 @@ encoded again. How the arrays of a Generation line up with its ids is drawn in `
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from factory.hashing import derive_seed
+from factory.messages import Message, ToolCall
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
 
-# `role` and `content`; perhaps `reasoning_content`, or `tool_calls` as chat templates take them
-Message = dict[str, Any]
 Form = Literal["json", "text", "calls"]  # what an answer is: a JSON object, text as it stands, or text and tool calls
-KNOWN_MARKERS = (  # texts that models put around their reasoning
-    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, and most others
-    ("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ("[THINK]", "[/THINK]"),  # Magistral
-    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
-)
 Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "judge", "filter", "samples"]
 
 
@@ -62,30 +54,6 @@ class Sampling:
     max_tokens: int = 1024
     thinking_tokens: int | None = None
     stop_repetition: Repetition | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """One call that a teacher made: the tool's name and the JSON text of its arguments, neither trusted yet.
-
-    What cannot be read as a call has no name, and stands as it was written in `arguments`.
-    """
-
-    name: str
-    arguments: str
-
-
-def as_turn(content: str, calls: Sequence[ToolCall]) -> Message:
-    """An assistant's turn with calls as chat templates take it. Raises ValueError for a call that cannot be read."""
-    told = [_as_function(call) for call in calls]
-    return {"role": "assistant", "content": content} | ({"tool_calls": told} if told else {})
-
-
-def _as_function(call: ToolCall) -> dict[str, Any]:
-    arguments = json.loads(call.arguments)
-    if not call.name or not isinstance(arguments, dict):
-        raise ValueError(f"no call: {call.arguments[:80]}")
-    return {"type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +144,8 @@ class Prompt:
     form: Form = "json"
     # JSON of the tools that an answer may call, as chat templates take them; empty where there are none.
     tools: str = ""
+    # PNG of each picture, in the order of the parts of type "image" in the messages.
+    images: tuple[bytes, ...] = ()
 
     @property
     def turns(self) -> tuple[Message, ...]:

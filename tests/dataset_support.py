@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from factory.dataset.ledger import Ledger, hold, open_ledger
 from factory.dataset.manifest import seal
 from factory.hashing import canonical_json
-from factory.records import Generation, Message, Outcome, Prompt, Record, Rejection, Sampling
+from factory.messages import Message
+from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling
 from factory.signals import HiddenStates, Logprobs, SignalSpec
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import factory
+from factory.tasks.catalog import KINDS
 from factory.tasks.tasks import discover
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,7 @@ def test_a_wheel_carries_the_built_in_tasks_inside_the_package() -> None:
 
 def test_every_built_in_task_has_its_two_halves_and_its_golden_file() -> None:
     prompts = {path.name for path in (ROOT / "prompts").iterdir() if path.is_dir()}
-    parts = {path.stem for path in SCHEMAS if path.stem.startswith("_")} - {"_template"}
+    parts = {path.stem for path in SCHEMAS if path.stem.startswith("_")} - {*KINDS.values()}
     assert prompts == {path.stem for path in SCHEMAS} - parts
     assert [name for name in sorted(prompts) if not (ROOT / "prompts" / name / "golden.jsonl").is_file()] == []
 
@@ -88,11 +89,12 @@ def test_every_built_in_task_has_its_two_halves_and_its_golden_file() -> None:
 def test_every_file_of_the_schemas_is_a_source_of_a_task() -> None:
     sources = {path for task in discover(ROOT).tasks.values() for path in task.sources}
     files = {path for path in (ROOT / "schemas").rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
-    assert files - sources == {ROOT / "schemas" / "_template.py"}
+    assert files - sources == {ROOT / "schemas" / f"{template}.py" for template in KINDS.values()}
 
 
-def test_a_schema_knows_of_the_factory_no_more_than_word_banks() -> None:
+def test_a_schema_knows_of_the_factory_no_more_than_word_banks_and_replies() -> None:
     nodes = [node for path in SCHEMAS for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     imports = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     imports |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for name in imports if name.split(".")[0] == "factory"} == {"factory.tasks.words"}
+    known = {"factory.tasks.words", "factory.tasks.replies"}
+    assert {name for name in imports if name.split(".")[0] == "factory"} == known

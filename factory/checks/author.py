@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from factory.hashing import content_hash, derive_seed
 from factory.job.job import Job
+from factory.messages import text_of
 from factory.quality.golden import count_golden
 from factory.quality.trial import Fault, Faults, try_check, try_seed, try_task
 from factory.records import PlannedRow, Prompt
@@ -28,6 +29,7 @@ from factory.tasks.calls import (
     read_scenario,
 )
 from factory.tasks.faults import TaskFault, blamed
+from factory.tasks.pictures import picture_digest
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.tasks import Task, discover
 from factory.teachers.tokens import Counter, open_counter
@@ -190,11 +192,9 @@ def _value(task: Task, scenario: BaseModel, name: str) -> object:
 
 
 def _texts(renderer: Renderer, scenario: BaseModel, level: str) -> list[str]:
-    return [
-        message["content"]
-        for phrasing in renderer.task.phrasings
-        for message in renderer.messages(scenario, level, phrasing)
-    ]
+    composed = [renderer.compose(scenario, level, phrasing) for phrasing in renderer.task.phrasings]
+    texts = [text_of(message["content"]) for messages, _ in composed for message in messages]
+    return texts + [picture_digest(picture) for _, pictures in composed for picture in pictures]
 
 
 def _look_at_check(task: Task, levels: dict[str, Level], report: Report) -> None:

@@ -24,6 +24,8 @@ def add(commands: Commands) -> None:
 
     new = commands.add_parser("new", help="start a task: prompts/NAME/ and schemas/NAME.py that pass as they are")
     new.add_argument("name")
+    kinds = ("json", "text", "tools")
+    new.add_argument("--kind", choices=kinds, default="json", help="what it answers with (default: json)")
     new.set_defaults(command=_new)
 
     _add_preview(commands)
@@ -62,7 +64,7 @@ def _test(options: argparse.Namespace) -> int:
 def _new(options: argparse.Namespace) -> int:
     from factory.tasks.catalog import scaffold
 
-    print_lines(f"wrote {path}" for path in scaffold(options.workspace, options.name))
+    print_lines(f"wrote {path}" for path in scaffold(options.workspace, options.name, options.kind))
     say(f"next: factory preview {options.name}")
     return 0
 

@@ -16,6 +16,7 @@ from factory.dataset.columns import list_lengths
 from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, read_schema, shard_path
 from factory.errors import DatasetError, JobError
+from factory.messages import text_of
 from factory.records import Measures, SampleStats
 from factory.signals import Array
 
@@ -90,7 +91,7 @@ def _earlier(messages: list[dict[str, Any]], repaired: bool) -> Iterator[str]:
     for message in messages[: -3 if repaired else -1]:
         if message["role"] == "system":
             continue
-        told += f"{message['role']}: {message['content']}\n"
+        told += f"{message['role']}: {text_of(message['content'])}\n"
         if message["role"] == "assistant":
             yield told
 

@@ -20,7 +20,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from factory.records import Generation, Message, Outcome, Rejection, as_turn
+from factory.messages import Message, as_turn
+from factory.records import Generation, Outcome, Rejection
 from factory.signals import Array, SignalSpec
 
 MESSAGE: Final = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -31,6 +32,7 @@ CALLS: Final = pa.list_(
     pa.struct([("type", pa.string()), ("function", pa.struct([("name", pa.string()), ("arguments", pa.json_())]))])
 )
 # of jobs with images: a content is a list of parts, which name the place of a picture among its text
+IMAGES: Final = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # `datasets`' own Image
 PARTS: Final = pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))
 IDS: Final = pa.list_(pa.int32())
 # of `Measures` those that are float32; `reasoning_tokens` is a number of tokens
@@ -218,7 +220,12 @@ def _prompt_column(signals: SignalSpec, get: Callable[[Any], Outcome]) -> Column
 def _more_columns(signals: SignalSpec, get: Callable[[Any], Outcome]) -> tuple[Column, ...]:
     """What a row is asked with beside its messages."""
     tools = Column("tools", pa.json_(), take_values(pa.json_(), lambda row: _clean(get(row).prompt.tools or None)))
-    return (tools,) if signals.tools else ()
+    images = Column("images", IMAGES, take_values(IMAGES, lambda row: _pictures(get(row).prompt.images)))
+    return (*((tools,) if signals.tools else ()), *((images,) if signals.images else ()))
+
+
+def _pictures(images: Sequence[bytes]) -> list[dict[str, Any]]:
+    return [{"bytes": png, "path": None} for png in images]
 
 
 def _student_column(signals: SignalSpec, get: Callable[[Any], Outcome]) -> tuple[Column, ...]:

@@ -53,8 +53,8 @@ class Layout:
         meaning |= {"logprobs": "compact"} if self.signals.compact else {}
         choices = {name: getattr(self.signals, name) for name in CHOICES}
         meaning |= {name: value for name, value in choices.items() if value != getattr(NO_SIGNALS, name)}
-        fields = [pa.field(column.name, column.type) for column in self.columns]
-        return pa.schema(fields, metadata={"factory": canonical_json(meaning)})
+        schema = pa.schema([pa.field(column.name, column.type) for column in self.columns])
+        return schema.with_metadata({"factory": canonical_json(meaning)} | _features(schema))
 
     def writer_options(self) -> dict[str, Any]:
         """How Parquet stores this config (measured choices, see docs/decisions/0004 and 0018)."""
@@ -83,6 +83,16 @@ class Layout:
             made[of] = [of(outcome) for outcome in outcomes]
         arrays = [column.take(made[column.of]).cast(column.type) for column in self.columns]
         return pa.Table.from_arrays(arrays, schema=self.schema)
+
+
+def _features(schema: pa.Schema) -> dict[str, str]:
+    """What `datasets` needs to be told of a file with pictures: that their bytes are images."""
+    if "images" not in schema.names:
+        return {}
+    from datasets import Features, Image, List
+
+    features = Features.from_arrow_schema(schema) | {"images": List(Image())}
+    return {"huggingface": canonical_json({"info": {"features": Features(features).to_dict()}})}
 
 
 # Byte planes halve signals, but not every reader knows them: DuckDB none of float16, fastparquet none at all. So what
@@ -126,7 +136,7 @@ def config_bytes(outcome: Outcome, config: str) -> int:
     # no measurement: row groups need only be about even, and 2000 stands for ids, messages and labels
     if generation is None:
         return 2000
-    size = 4 * len(generation.text) + 2000 + generation.prompt_token_ids.nbytes
+    size = sum(map(len, outcome.prompt.images)) + 4 * len(generation.text) + 2000 + generation.prompt_token_ids.nbytes
     for logprobs in (generation.logprobs, generation.prompt_logprobs):
         size += sum(array.nbytes for array in logprobs.arrays().values()) if logprobs is not None else 0
     return size

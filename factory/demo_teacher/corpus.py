@@ -16,7 +16,8 @@ from typing import Any
 from factory.demo_teacher.recipe import TASKS, Draw
 from factory.demo_teacher.tokenizer import THINK_END, THINK_START, TURN_END
 from factory.hashing import content_hash, derive_seed
-from factory.records import Message, PlannedRow, Sampling
+from factory.messages import Message
+from factory.records import PlannedRow, Sampling
 from factory.tasks.calls import call_solve, read_scenario
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.tasks import Task, builtin_root, discover

@@ -13,6 +13,7 @@ from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape
 from factory.job.job import Job
 from factory.job.paths import real_path
 from factory.job.teacher import TeacherConfig
+from factory.messages import text_of
 from factory.records import Prompt
 from factory.runs.prepare import Prepared, prepare
 from factory.runs.probes import judge_probes, teacher_probes
@@ -334,7 +335,7 @@ def state_bytes(job: Job) -> int:
 
 def _prompt_tokens(prepared: Prepared) -> float:
     prompts = [prepared.render(row) for row in islice(prepared.plan.rows(0), 64)]
-    lengths = [sum(len(m["content"]) for m in p.messages) for p in prompts if isinstance(p, Prompt)]
+    lengths = [sum(len(text_of(m["content"])) for m in p.messages) for p in prompts if isinstance(p, Prompt)]
     a_token = 1.0 if prepared.job.teacher.backend == "scripted" else CHARACTERS_A_TOKEN
     return sum(lengths) / max(len(lengths), 1) / a_token
 

@@ -28,6 +28,7 @@ from factory.runs.finish import choose_kept
 from factory.runs.prepare import Prepared, prepare
 from factory.runs.provenance import describe_job
 from factory.runs.run import run_prepared
+from factory.tasks.tasks import held_in
 from factory.teachers.models import ModelShape, locate_model, read_shape, resolve_signals
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter
@@ -209,7 +210,7 @@ def weigh_stand_ins(
     """The first rows of a job as stand-ins, written in the job's own shards; and how their tokens were counted."""
     job = prepared.job
     shape = shape_of_teacher(job)
-    signals = resolve_signals(job, shape, tools=any(task.tools for task in prepared.tasks.values()))
+    signals = resolve_signals(job, shape, **held_in(prepared.tasks.values()))
     counter = None if job.teacher.backend == "scripted" else open_counter(job)
     weighed = Weighed()
     stand_ins = StandIns(prepared, shape, signals, counter, measured, unsolved=weighed.unsolved)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from factory.hashing import derive_seed
+from factory.messages import text_of
 from factory.records import Generation, Outcome, PlannedRow, Prompt, Record, Rejection, Transcript
 from factory.runs.desk import Desk, gates_for
 from factory.runs.prepare import Prepared
@@ -109,7 +110,7 @@ class StandIns:
         task = self.prepared.tasks[prompt.task]
         known = self._known(prompt.task, prompt.level)
         solved = self._solve(task, prompt)
-        reasoning, answer = solved or (prompt.messages[-1]["content"], invent_answer(task, prompt.seed))
+        reasoning, answer = solved or (text_of(prompt.messages[-1]["content"]), invent_answer(task, prompt.seed))
         if known is None and solved:
             return (reasoning if not prompt.sample else _shuffle(reasoning, 1.0, rng)), answer
         target = known.tokens if known else prompt.sampling.max_tokens

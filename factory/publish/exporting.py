@@ -110,6 +110,10 @@ def _require_right(source: Source, asked: Asked, form: Format) -> None:
             f"--to {asked.to}: rows of several teachers, whose ids and distributions may be of several tokenizers; "
             "choose one with --teacher"
         )
+    if source.signals.images:  # a student would learn to speak of pictures that it never saw
+        raise JobError(
+            f"--to {asked.to}: some rows show pictures, and exports carry none; datasets.load_dataset gives them"
+        )
     if told := form.refuse(source, asked):
         raise JobError(f"--to {asked.to}: {told}")
     require_student(source, asked, form)

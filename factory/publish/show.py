@@ -17,7 +17,8 @@ from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
-from factory.records import Message, Prompt, Rejection
+from factory.messages import Message, text_of
+from factory.records import Prompt, Rejection
 from factory.signals import Array
 from factory.teachers.prompt_ids import EncodedPrompt
 from factory.teachers.spelling import open_speller
@@ -150,9 +151,9 @@ def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     teacher = f" · {row['teacher']}" if row.get("teacher") else ""
     lines = [f"── {row['task']} · {row['level']}{teacher} · row {row['id']}{source} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
-        lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
+        lines += _block(message["role"], text_of(message["content"]), most=14 if message["role"] == "user" else 5)
     if row.get("student_prompt") not in (None, row["prompt"]):
-        lines += _block("student", row["student_prompt"][-1]["content"], most=8)
+        lines += _block("student", text_of(row["student_prompt"][-1]["content"]), most=8)
     if "stage" in row:
         return [*lines, *_describe_end(row)]
     if row["reasoning"] is not None:
@@ -263,7 +264,7 @@ def describe_prompt(
 
 
 def _describe_turns(messages: Sequence[Message]) -> list[str]:
-    return [f"[{message['role']}]\n{message['content']}\n" for message in messages]
+    return [f"[{message['role']}]\n{text_of(message['content'])}\n" for message in messages]
 
 
 def _describe_student(prompt: Prompt, encode: Callable[..., EncodedPrompt] | None) -> list[str]:

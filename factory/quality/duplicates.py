@@ -21,6 +21,7 @@ from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.job.gates import FiltersConfig
+from factory.messages import text_of
 from factory.quality.samples import canonical_answer
 from factory.records import Form, Outcome, Record
 from factory.signals import Array
@@ -183,7 +184,7 @@ def digest_row(row: StoredRow) -> bytes:
     """
     # a repaired row is like another when its request and its final answer are, however it came to it
     asked = row.messages[:-2] if row.repaired else row.messages
-    prompt = [[message["role"], normalize(message["content"])] for message in asked]
+    prompt = [[message["role"], normalize(text_of(message["content"]))] for message in asked]
     identity = canonical_json([row.task, prompt, canonical_answer(row.answer, row.form)])
     return blake2b(identity.encode("utf-8", "replace"), digest_size=16).digest()
 

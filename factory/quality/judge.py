@@ -81,6 +81,7 @@ class Judge:
             keeps=False,
             form="json",
             tools="",
+            images=(),
         )
 
     def conclude(self, record: Record, prompt: Prompt, generation: Generation) -> Outcome:

@@ -7,7 +7,8 @@ import json
 from collections import Counter
 from typing import Any, Literal
 
-from factory.records import KNOWN_MARKERS, Generation, Prompt, Rejection, Stage, ToolCall
+from factory.messages import KNOWN_MARKERS, ToolCall
+from factory.records import Generation, Prompt, Rejection, Stage
 from factory.texts.calls import compose_reply
 
 UNFIT_PROMPTS = ("prompt_too_long", "transcript_too_long", "empty_transcript", "bad_token_id")

@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from factory.job.job import Job
+from factory.messages import as_turn
 from factory.quality.parse import OVER_BUDGET
 from factory.quality.withhold import Cover, covers
-from factory.records import Generation, Prompt, Rejection, as_turn
+from factory.records import Generation, Prompt, Rejection
 
 HOPELESS_REASONS = ("engine_crash", "contaminated")  # another answer would change nothing
 MAX_FINDINGS = 10

@@ -12,6 +12,9 @@ from factory.tasks.render import check_templates, open_renderer, require_whole
 from factory.tasks.replies import tool_name
 from factory.tasks.tasks import NAME_PATTERN, Task, builtin_root, discover, load_task
 
+# what `factory new` begins with: JSON; a free text, with earlier turns; calls of tools
+KINDS = {"json": "_template", "text": "_template_text", "tools": "_template_tools"}
+
 
 def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_templates) -> tuple[list[str], list[str]]:
     """One readable block for each task in sight, and every problem of every broken one that `try_task` finds."""
@@ -58,20 +61,24 @@ def preview(workspace: Path, name: str, level: str | None, seed: int, count: int
             raise TaskError(f"task {name!r}, level {drawn}, row {number + 1}: {error}") from None
 
 
-def scaffold(workspace: Path, name: str) -> list[Path]:
-    """Write a small whole task of that name into the workspace; it passes its own checks as it stands."""
+def scaffold(workspace: Path, name: str, kind: str = "json") -> list[Path]:
+    """Write a small whole task of that name into the workspace; it passes its own checks as it stands.
+
+    `kind` is one of KINDS: what its answers are.
+    """
     if not re.fullmatch(NAME_PATTERN, name):
         raise TaskError(f"task name {name!r}: use lower-case letters, digits and underscores, a letter first")
     taken = [path for path in (workspace / "prompts" / name, workspace / "schemas" / f"{name}.py") if path.exists()]
     if taken:
         raise TaskError(f"{taken[0]}: is there already; choose another name or remove it")
     root = builtin_root()
-    sources = sorted((root / "prompts" / "_template").iterdir())
+    template = KINDS[kind]
+    sources = sorted((root / "prompts" / template).iterdir())
     targets = {source: workspace / "prompts" / name / source.name for source in sources}
-    targets[root / "schemas" / "_template.py"] = workspace / "schemas" / f"{name}.py"
+    targets[root / "schemas" / f"{template}.py"] = workspace / "schemas" / f"{name}.py"
     for source, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(source.read_text(encoding="utf-8").replace("_template", name), encoding="utf-8")
+        target.write_text(source.read_text(encoding="utf-8").replace(template, name), encoding="utf-8")
     # the template is ours: if it does not load, it is our fault and not the user's
     task, problems = load_task(workspace, name)
     assert task is not None, problems

@@ -19,10 +19,12 @@ from pydantic import BaseModel
 
 from factory.errors import TaskError, Terminated, nearest
 from factory.hashing import content_hash, derive_seed
-from factory.records import Message, PlannedRow, Prompt, Sampling
+from factory.messages import Message
+from factory.records import PlannedRow, Prompt, Sampling
 from factory.tasks.calls import adopt_scenario, call_sample, dump_scenario, read_scenario
 from factory.tasks.faults import TaskFault, name_error
 from factory.tasks.few_shot import Example, Shown, choose_examples, make_examples
+from factory.tasks.pictures import picture_digest
 from factory.tasks.sandbox import (
     MAX_BYTES,
     MAX_CHARACTERS,
@@ -33,7 +35,7 @@ from factory.tasks.sandbox import (
     bounds,
 )
 from factory.tasks.tasks import JUDGE, STUDENT, STUDENT_SYSTEM, Task
-from factory.tasks.turns import TurnError, TurnTag, find_tags, marking, spell
+from factory.tasks.turns import ImageTag, TurnError, TurnTag, find_tags, marking, spell
 
 VARIABLES = ("scenario", "level", "answer_schema", "style", "few_shot")
 JUDGE_VARIABLES = ("scenario", "level", "style", "prompt", "turns", "reasoning", "answer")
@@ -57,10 +59,11 @@ class Renderer:
         scenario = call_sample(task, row.seed, row.level) if source is None else adopt_scenario(task, source)
         scenario_json = dump_scenario(task, scenario)  # before any template has had it: what `check` will be given
         phrasing = self._draw_phrasing(row.seed)
-        messages = self.messages(scenario, row.level, phrasing, row.seed, scenario_json)
-        student = self.student_messages(scenario, row.level, phrasing)
+        messages, pictures = self.compose(scenario, row.level, phrasing, row.seed, scenario_json)
+        student = self.student_messages(scenario, row.level, phrasing, pictures)
         identity = [self.task.name, self.task.version, row.level, row.number, messages, *([student] if student else [])]
         identity += [task.tools_json] if task.tools_json else []
+        identity += [list(map(picture_digest, pictures))] if pictures else []
         group = content_hash(identity)
         # the first sample is the one that the group is named after
         prompt_id = content_hash([group, row.sample]) if row.sample else group
@@ -80,15 +83,17 @@ class Renderer:
             teacher=row.teacher,
             student_messages=tuple(student),
             tools=task.tools_json,
+            images=tuple(pictures),
         )
 
-    def messages(
-        self, scenario: BaseModel, level: str, phrasing: str, seed: int = 0, scenario_json: str = ""
-    ) -> list[Message]:
-        """The system turn, where there is one, the turns before the request and the user's request.
+    def messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
+        """The system turn, where there is one, the turns before the request and the user's request."""
+        return self.compose(scenario, level, phrasing)[0]
 
-        `seed` draws the examples that they show.
-        """
+    def compose(
+        self, scenario: BaseModel, level: str, phrasing: str, seed: int = 0, scenario_json: str = ""
+    ) -> tuple[list[Message], list[bytes]]:
+        """The messages, and the PNG of each picture in them; `seed` draws the examples that they show."""
 
         def few_shot(count: int) -> list[Example]:
             if not self.examples:
@@ -99,10 +104,12 @@ class Renderer:
         system = fill(self.environment, "system.j2", variables) if "system.j2" in self.task.templates else ""
         if self.prompted_reasoning:
             system = f"{system}\n\n{REASON_IN_WORDS}".strip()
-        turns = fill_turns(self.environment, phrasing, variables)
-        return [{"role": "system", "content": system}, *turns] if system else turns
+        turns, pictures = fill_turns(self.environment, phrasing, variables)
+        return [{"role": "system", "content": system}, *turns] if system else turns, pictures
 
-    def student_messages(self, scenario: BaseModel, level: str, phrasing: str) -> list[Message]:
+    def student_messages(
+        self, scenario: BaseModel, level: str, phrasing: str, pictures: Sequence[bytes] = ()
+    ) -> list[Message]:
         """What the student is shown in place of `messages`; empty where it is the same.
 
         `student_short.j2` stands for `user_short.j2`, and `student.j2` for all that have none of their own.
@@ -114,7 +121,9 @@ class Renderer:
         variables = self._variables(scenario, level) | {"few_shot": _no_examples}
         own = STUDENT.replace("student", phrasing.removesuffix(".j2").replace("user", "student", 1))
         name = own if own in task.templates else STUDENT
-        turns = fill_turns(self.environment, name, variables)
+        turns, shown = fill_turns(self.environment, name, variables)
+        if shown and shown != list(pictures):  # a row has one column of pictures
+            raise TaskFault("render_failed", f"{name}: shows other pictures than {phrasing}; show all of them or none")
         if STUDENT_SYSTEM in task.templates:
             return [{"role": "system", "content": fill(self.environment, STUDENT_SYSTEM, variables)}, *turns]
         return turns
@@ -122,7 +131,7 @@ class Renderer:
     def _ask(self, scenario: BaseModel, level: str) -> str:
         """What an example asks, as a judge is shown it: the plain phrasing, which shows no examples there."""
         variables = self._variables(scenario, level) | {"few_shot": _no_examples}
-        return spell(fill_turns(self.environment, "user.j2", variables))
+        return spell(fill_turns(self.environment, "user.j2", variables)[0])
 
     def _variables(self, scenario: BaseModel, level: str) -> dict[str, Any]:
         task = self.task
@@ -153,7 +162,7 @@ def fill(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[
     except Terminated:
         raise
     except TurnError as error:
-        raise TaskFault("render_failed", f"{name}: {error}") from None
+        raise TaskFault(error.reason, f"{name}: {error}") from None
     except (Exception, SystemExit) as error:  # a template can raise anything its scenario's methods raise
         raise TaskFault("render_failed", f"{name}: {name_error(error)}") from error
     if len(text) > MAX_CHARACTERS:
@@ -161,16 +170,18 @@ def fill(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[
     return text.strip()
 
 
-def fill_turns(environment: ImmutableSandboxedEnvironment, name: str, variables: dict[str, Any]) -> list[Message]:
-    """The turns of a user template, the request last. Raises TaskFault."""
+def fill_turns(
+    environment: ImmutableSandboxedEnvironment, name: str, variables: dict[str, Any]
+) -> tuple[list[Message], list[bytes]]:
+    """The turns of a user template, the request last, and the PNG of each picture in them. Raises TaskFault."""
     with marking() as marked:
         text = fill(environment, name, variables)
     if sum(len(turn["content"]) for turn in marked.turns) > MAX_CHARACTERS:
         raise TaskFault("render_too_large", f"{name}: turns of more than {MAX_CHARACTERS:,} characters")
     try:
-        return marked.read(text)
+        return marked.read(text), marked.pictures
     except TurnError as error:
-        raise TaskFault("render_failed", f"{name}: {error}") from None
+        raise TaskFault(error.reason, f"{name}: {error}") from None
 
 
 def open_renderer(task: Task, sampling: Sampling, prompted_reasoning: bool = False) -> Renderer:
@@ -185,7 +196,7 @@ def open_environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment
         undefined=LoudUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[TurnTag],
+        extensions=[TurnTag, ImageTag],
     )
     del environment.filters["random"], environment.globals["lipsum"]  # they draw from no seed
     return environment
@@ -227,7 +238,7 @@ def _read_template(task: Task, templates: dict[str, str], name: str, variables: 
                 f"{path}:{call.lineno}: no filter named {call.name!r}; see Jinja's list of built-in filters"
             )
     for line in find_tags(tree) if name in ("system.j2", STUDENT_SYSTEM, JUDGE) else ():
-        problems.append(f"{path}:{line}: holds a turn; turns stand in user templates alone")
+        problems.append(f"{path}:{line}: holds a turn or a picture; these stand in user templates alone")
     for other in meta.find_referenced_templates(tree):
         if other not in templates:
             has = ", ".join(sorted(templates))

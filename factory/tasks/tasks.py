@@ -16,7 +16,7 @@ with is in memory. Whether its templates render is another question, and `factor
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +43,7 @@ REQUIRED = ("Scenario", "Answer", "check")
 FEW_SHOT = re.compile(r"\bfew_shot\b")  # a template that shows golden lines
 SHARED = re.compile(r"""["'](_shared/[\w-]+\.j2)["']""")  # as {% include %} and {% import %} name one
 STUDENT, STUDENT_SYSTEM = "student.j2", "student_system.j2"  # what the student is shown, where it is not the same
+IMAGE_TAG = re.compile(r"\{%[-+]?\s*image\b")
 JUDGE = "judge.j2"  # the rubric: a template of its own, with variables of its own
 
 
@@ -126,9 +127,20 @@ class Task:
         return STUDENT in self.templates
 
     @property
+    def shows_images(self) -> bool:
+        """Whether a template holds the tag of a picture."""
+        return any(IMAGE_TAG.search(text) for text in self.templates.values())
+
+    @property
     def keys(self) -> list[str]:
         """The keys of an answer, as a teacher writes them; none of a free text."""
         return answer_keys(self.answer_schema)
+
+
+def held_in(tasks: Iterable[Task]) -> dict[str, bool]:
+    """What rows of these tasks hold beside texts, and so need columns for: `tools`, `images`."""
+    known = list(tasks)
+    return {"tools": any(task.tools for task in known), "images": any(task.shows_images for task in known)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from factory.errors import JobError, one_line
 from factory.hashing import canonical_json, content_hash
 from factory.job.data import TranscriptsConfig
 from factory.job.job import Job
-from factory.records import Message, PlannedRow, Prompt, Rejection, Sampling, Transcript
+from factory.messages import Message
+from factory.records import PlannedRow, Prompt, Rejection, Sampling, Transcript
 from factory.tasks.tables import BadRow
 from factory.tasks.user_rows import Rows, column_of, load_rows, pick, require_sound
 

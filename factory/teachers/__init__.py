@@ -84,6 +84,10 @@ def open_teacher(
 
         yield ScriptedTeacher(job, {task.name: task for task in tasks})
         return
+    # refused, not asked without what it is about
+    if showing := [task.name for task in tasks if task.shows_images]:
+        told = ", ".join(showing)
+        raise TeacherError(f'teacher.backend "vllm": {told} shows pictures, which it is not given yet; try "scripted"')
     from factory.teachers.vllm import start_teacher
 
     require_engine()

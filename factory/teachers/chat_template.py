@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from factory.errors import one_line
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers.reasoning import KNOWN_MARKERS, Markers
 
 SWITCHES: Final = ("enable_thinking", "thinking")  # Qwen3 and most others; DeepSeek-V3.1 and Granite

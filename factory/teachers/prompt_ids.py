@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers.chat_template import ChatTemplate, Manner, TemplateRefusal
 from factory.teachers.control_tokens import ControlTokens
 from factory.teachers.reasoning import Markers, special_ids

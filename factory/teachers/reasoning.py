@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factory.records import KNOWN_MARKERS
+from factory.messages import KNOWN_MARKERS
 from factory.signals import Array
 
 __all__ = ["KNOWN_MARKERS", "Markers"]

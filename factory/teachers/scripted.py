@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from factory.job.job import Job
+from factory.messages import text_of
 from factory.records import Generation, Prompt, Repetition, TeacherInfo, Transcript
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.calls import call_solve, invent_answer, read_scenario
 from factory.tasks.faults import TaskFault
-from factory.tasks.tasks import Task
+from factory.tasks.tasks import Task, held_in
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.fit import refuse_for_student
 from factory.teachers.models import ModelShape, resolve_signals
@@ -98,7 +99,7 @@ class ScriptedTeacher:
         self.job = job
         self.tasks = tasks
         self.queue: deque[Prompt] = deque()
-        self.signals = resolve_signals(job, SHAPE, any(task.tools for task in tasks.values()))
+        self.signals = resolve_signals(job, SHAPE, **held_in(tasks.values()))
         self.banks: dict[float, Bank] = {}
         states = np.random.default_rng(0).standard_normal((BANK, len(self.signals.layers), HIDDEN), np.float32)
         # the upper half of a float32 is a bfloat16, rounded towards zero
@@ -276,7 +277,9 @@ def find_loop_end(ids: Sequence[int], rule: Repetition | None) -> int | None:
 
 def _shown(prompt: Prompt) -> str:
     """All that this teacher is shown."""
-    return "\n".join([*([prompt.tools] if prompt.tools else []), *(message["content"] for message in prompt.messages)])
+    return "\n".join(
+        [*([prompt.tools] if prompt.tools else []), *(text_of(message["content"]) for message in prompt.messages)]
+    )
 
 
 def _make(

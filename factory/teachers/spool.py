@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import Generation, ToolCall
+from factory.messages import ToolCall
+from factory.records import Generation
 from factory.signals import LOGPROB_ARRAYS, Array, Attention, Experts, HiddenStates, Logprobs
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
-from factory.records import Message
+from factory.messages import Message, text_of
 from factory.teachers import scripted
 from factory.teachers.tokens import require_exact
 
@@ -14,7 +14,7 @@ Encode = Callable[[Sequence[Message], str], list[int]]  # of messages, and of th
 def open_student_encoder(teacher: TeacherConfig) -> Encode:
     """How this teacher would be given messages, as ids. Raises TeacherError where its tokenizer is not at hand."""
     if teacher.backend == "scripted":
-        return lambda messages, _: scripted.encode("\n".join(message["content"] for message in messages))
+        return lambda messages, _: scripted.encode("\n".join(text_of(message["content"]) for message in messages))
     try:
         return require_exact(teacher).prompt_ids
     except TeacherError as error:

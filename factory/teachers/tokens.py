@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from factory.errors import TeacherError, one_line
 from factory.job.job import Job
 from factory.job.teacher import Markers, TeacherConfig
-from factory.records import Message
+from factory.messages import Message, text_of
 from factory.teachers.models import locate_model, read_end_ids
 from factory.teachers.prompt_ids import EncodedPrompt, PromptEncoder, TemplateRefusal
 from factory.teachers.reasoning import find_markers
@@ -128,7 +128,7 @@ class ExactCounter:
             if self.strict:
                 raise
             # a transcript that the template does not take is a rejected row, or has ids of its own
-            text = "\n".join(message["content"] for message in messages)
+            text = "\n".join(text_of(message["content"]) for message in messages)
             return [0] * GUESSED_TEMPLATE_TOKENS + list(self.encoder.tokenizer.encode(text, False))
 
     def completion_ids(self, reasoning: str, answer: str) -> tuple[list[int], list[int]]:
@@ -143,7 +143,8 @@ class GuessedCounter:
     how = "a guess of 3 characters a token: the model's tokenizer is not on this machine"
 
     def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
-        return [0] * GUESSED_TEMPLATE_TOKENS + _guess("\n".join([tools, *(m["content"] for m in messages)]).strip())
+        texts = [tools, *(text_of(message["content"]) for message in messages)]
+        return [0] * GUESSED_TEMPLATE_TOKENS + _guess("\n".join(texts).strip())
 
     def completion_ids(self, reasoning: str, answer: str) -> tuple[list[int], list[int]]:
         return [*_guess(reasoning), 0], [*_guess(answer), 0]

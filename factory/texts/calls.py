@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from factory.records import Form, ToolCall
+from factory.messages import ToolCall
+from factory.records import Form
 
 START, END = "<tool_call>", "</tool_call>"
 BLOCK = re.compile(rf"\s*{START}(.*?){END}", re.DOTALL)

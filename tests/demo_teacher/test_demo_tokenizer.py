@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from factory.demo_teacher.corpus import texts
 from factory.demo_teacher.recipe import TASKS, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import CHAT_TEMPLATE, train_tokenizer
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers.prompt_ids import PromptEncoder
 from factory.teachers.reasoning import find_markers
 

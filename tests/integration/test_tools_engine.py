@@ -11,7 +11,7 @@ from conftest import write_task
 from dataset_support import read_table
 
 from factory.job.job import Job
-from factory.records import ToolCall, as_turn
+from factory.messages import ToolCall, as_turn
 from factory.runs.run import run
 from factory.teachers.chat_template import ChatTemplate
 

@@ -16,18 +16,19 @@ import pytest
 
 from factory.quality.golden import decide_line, end_of, said_of
 from factory.quality.trial import try_seed
-from factory.tasks.catalog import scaffold
+from factory.tasks.catalog import KINDS, scaffold
 from factory.tasks.golden_lines import GoldenLine
 from factory.tasks.render import check_templates
 from factory.tasks.tasks import Task, builtin_root, load_task
 
 PROMPTS = builtin_root() / "prompts"
 BUILT_IN = sorted(path.name for path in PROMPTS.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
-SCAFFOLDED = "scaffolded"
-ALL = [*BUILT_IN, SCAFFOLDED]
+SCAFFOLDED = {f"a_new_task_{kind}": kind for kind in KINDS}  # what `factory new` writes, of each kind
+ALL = [*BUILT_IN, *SCAFFOLDED]
 DIGEST = """
 import hashlib, json, random, sys
 from pathlib import Path
+from factory.tasks.calls import call_solve
 from factory.tasks.tasks import discover
 digests = {}
 for task in discover(Path(sys.argv[1])).get(sys.argv[2:]):
@@ -35,9 +36,7 @@ for task in discover(Path(sys.argv[1])).get(sys.argv[2:]):
     for level in task.levels:
         for seed in range(20):
             scenario = task.sample(random.Random(seed), level)
-            reasoning, answer = task.solve(scenario)
-            told = answer.model_dump_json() if hasattr(answer, "model_dump_json") else repr(answer)
-            digest.update((scenario.model_dump_json() + reasoning + told).encode())
+            digest.update("".join([scenario.model_dump_json(), *call_solve(task, scenario)]).encode())
     digests[task.name] = digest.hexdigest()
 print(json.dumps(digests))
 """
@@ -46,12 +45,12 @@ print(json.dumps(digests))
 @cache
 def open_task(name: str) -> Task:
     """A built-in task, or the one that `factory new` writes."""
-    if name != SCAFFOLDED:
+    if name not in SCAFFOLDED:
         task, problems = load_task(builtin_root(), name)
         assert task is not None, problems
         return task
     with TemporaryDirectory() as folder:
-        scaffold(Path(folder), name)
+        scaffold(Path(folder), name, SCAFFOLDED[name])
         task, problems = load_task(Path(folder), name)
         assert task is not None, problems
         return task
@@ -59,7 +58,7 @@ def open_task(name: str) -> Task:
 
 @cache
 def read_golden(name: str) -> list[GoldenLine]:
-    folder = PROMPTS / ("_template" if name == SCAFFOLDED else name)
+    folder = PROMPTS / (KINDS[SCAFFOLDED[name]] if name in SCAFFOLDED else name)
     path = folder / "golden.jsonl"
     assert path.is_file(), f"{path}: missing; a task needs golden answers"
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -118,7 +117,8 @@ def test_levels_and_seeds_give_different_scenarios(name: str) -> None:
 
 
 def test_scenarios_and_solutions_are_the_same_under_any_hash_seed_and_time_zone(tmp_path: Path) -> None:
-    scaffold(tmp_path, SCAFFOLDED)
+    for name, kind in SCAFFOLDED.items():
+        scaffold(tmp_path, name, kind)
     here = dict(os.environ)
     settings = [{"PYTHONHASHSEED": "0", "TZ": "UTC"}, {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}]
     command = [sys.executable, "-c", DIGEST, str(tmp_path), *ALL]

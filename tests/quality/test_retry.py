@@ -7,8 +7,9 @@ import pytest
 from dataset_support import make_generation, make_prompt
 
 from factory.job.job import Job
+from factory.messages import Message
 from factory.quality.retry import MAX_ANSWER, MAX_FINDINGS, ask_again, describe_findings
-from factory.records import Message, Prompt, Rejection, Sampling
+from factory.records import Prompt, Rejection, Sampling
 
 TASKS = [{"name": "adding", "count": 1}]
 

@@ -70,14 +70,14 @@ def test_a_preview_shows_the_turns(talking: Path) -> None:
 def test_its_author_is_told_of_fields_that_no_turn_shows(talking: Path) -> None:
     report = examine(talking, "adding", 10, "demo")
     assert report.problems == []
-    assert not any("Scenario.a " in line for line in report.warnings)
+    assert not any("Scenario.a " in line for line in report.lines())
     schema = SCHEMA.replace("    b: int = 1", "    b: int = 1\n    c: int = 1").replace(
         "b=rng", "c=rng.random(), b=rng"
     )
     write_task(
         talking, schema=schema.replace("c=rng.random()", "c=rng.randrange(999)"), user_j2=TALK.replace("long", "false")
     )
-    assert any("Scenario.c changes no prompt" in line for line in examine(talking, "adding", 10, "demo").warnings)
+    assert any("Scenario.c changes no prompt" in line for line in examine(talking, "adding", 10, "demo").lines())
 
 
 def test_a_repair_keeps_the_conversation_and_counts_once(talking: Path, make_job: MakeJob) -> None:

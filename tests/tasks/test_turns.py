@@ -32,7 +32,7 @@ def open_task(root: Path, **texts: str) -> Task:
 
 
 def read(template: str, **variables: object) -> list[tuple[str, str]]:
-    turns = fill_turns(open_environment({"user.j2": template}), "user.j2", dict(variables))
+    turns, _ = fill_turns(open_environment({"user.j2": template}), "user.j2", dict(variables))
     return [(turn["role"], turn["content"]) for turn in turns]
 
 
@@ -75,7 +75,7 @@ def test_turns_come_of_a_loop_and_of_files_that_are_included_or_imported() -> No
     with pytest.raises(TaskFault, match="text stands before a turn and is part of none: 'Where"):
         fill_turns(environment, "user.j2", {"sessions": sessions, "x": "Well."})
     environment = open_environment(whole | {"b.j2": macro, "a.j2": "{% turn 'user' %}Hi{% endturn %}"})
-    turns = fill_turns(environment, "user.j2", {"x": "Well."})
+    turns, _ = fill_turns(environment, "user.j2", {"x": "Well."})
     assert [turn["content"] for turn in turns] == ["Hi", "Well.", "Go."]
 
 
@@ -153,11 +153,15 @@ def test_even_a_text_that_knows_the_mark_of_another_rendering_is_only_text() -> 
             "x {% turn 'user' %}y{% endturn %}z",
             "user.j2: text stands before a turn and is part of none: 'x'",
         ),
-        ("system_j2", "Be brief.\n{% turn 'user' %}x{% endturn %}", "system.j2:2: holds a turn; turns stand in user"),
+        (
+            "system_j2",
+            "Be brief.\n{% turn 'user' %}x{% endturn %}",
+            "system.j2:2: holds a turn or a picture; these",
+        ),
         (
             "judge_j2",
             "{% turn 'user' %}x{% endturn %}",
-            "judge.j2:1: holds a turn; turns stand in user templates alone",
+            "judge.j2:1: holds a turn or a picture; these stand in user templates alone",
         ),
     ],
 )

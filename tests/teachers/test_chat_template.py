@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from chat_templates import CASES, CHATML, HEADER, THINK, Case, make_tokenizer
 
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers.chat_template import PINNED_DATE, TemplateRefusal
 from factory.teachers.prompt_ids import PromptEncoder
 from factory.teachers.reasoning import find_markers

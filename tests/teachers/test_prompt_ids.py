@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from random_teacher import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
 
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers.chat_template import TemplateRefusal
 from factory.teachers.prompt_ids import PromptEncoder
 from factory.teachers.reasoning import Markers, find_markers

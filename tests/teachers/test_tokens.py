@@ -11,7 +11,7 @@ from test_chat_template import RIGHT, USER, conversation, open_encoder
 
 from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers.demo import demo_teacher
 from factory.teachers.tokens import ExactCounter, LocalTokenizer, open_exact
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.records import ToolCall, as_turn
+from factory.messages import ToolCall, as_turn
 from factory.texts.calls import compose_reply, read_calls, spell_answer, unreadable
 
 CALL = '<tool_call>\n{"name": "set_timer", "arguments": {"minutes": 5}}\n</tool_call>'

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from factory.messages import text_of
 from factory.publish.report.sample import Place
 from factory.publish.report.strip import Limits, make_strip
 from factory.teachers.spelling import spells
@@ -46,7 +47,7 @@ def describe_row(place: Place, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _request(row: dict[str, Any]) -> str:
-    users = [message["content"] or "" for message in row["prompt"] if message["role"] == "user"]
+    users = [text_of(message["content"] or "") for message in row["prompt"] if message["role"] == "user"]
     # a repaired prompt ends with what was wrong with an earlier answer, behind the request itself
     asked = users[:-1] if row.get("repaired") and len(users) > 1 else users
     return " ".join((asked or [""])[-1][:400].split())
@@ -96,7 +97,7 @@ def _describe(row: dict[str, Any], top_k: int, decode: Decode | None, limits: Li
 def _said(message: dict[str, Any]) -> str:
     """A turn's text, and the calls of tools that it makes, as JSON."""
     calls = message.get("tool_calls")
-    said = [message["content"] or "", json.dumps(calls, ensure_ascii=False) if calls else ""]
+    said = [text_of(message["content"] or ""), json.dumps(calls, ensure_ascii=False) if calls else ""]
     return "\n".join(filter(None, said))
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from factory.errors import one_line
-from factory.records import Message, ToolCall, as_turn
+from factory.messages import Message, ToolCall, as_turn
 from factory.teachers.chat_template import ChatTemplate, TemplateRefusal
 from factory.teachers.engine.build import Unfit
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from factory.errors import one_line
-from factory.records import Generation, ToolCall
+from factory.messages import ToolCall
+from factory.records import Generation
 from factory.signals import Array, Attention, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
