@@ -173,6 +173,20 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that an endpoint counted for a request: `cached` of the prompt's, `reasoning` of the completion's."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        names = Usage.__slots__
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """What the teacher did with one attempt at one prompt. Not trusted yet: the gate checks arrays against ids."""
 
@@ -201,6 +215,17 @@ class Generation:
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""
+    # What an endpoint has counted; None of our own engines, whose ids say it.
+    usage: Usage | None = None
+    # Why an endpoint's answer has no ids, and so no signals; empty where it has.
+    without_ids: str = ""
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Prompt and completion tokens: by the ids, by the endpoint's own count where it gives none."""
+        usage = self.usage or Usage()
+        prompt, completion = len(self.prompt_token_ids), len(self.completion_token_ids)
+        return prompt or usage.prompt, (usage.completion if self.without_ids else completion)
 
     @classmethod
     def failed(

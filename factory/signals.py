@@ -14,7 +14,7 @@ So the state that predicts c_t is entry P - 1 + t, and c1, the last token, was n
 Concatenated, `prompt_logprobs` and `logprobs` are N long, and entry n of both is predicted by entry n of the states.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from factory.hashing import is_drawn
 Array = npt.NDArray[Any]
 Keep = Literal["top_k", "top_p", "sampled"]
 Positions = Literal["all", "completion", "answer"]
+Source = Literal["engine", "endpoint"]
 HiddenPositions = Literal["all", "completion", "kept"]
 
 
@@ -133,6 +134,14 @@ class SignalSpec:
     attention: tuple[int, ...] = ()
     attention_share: float = 0.0
     attention_tokens: int = 0
+    # "endpoint": by somebody else's account. Tail and entropy are bounds there, and a row may have no ids at all: its
+    # column `without_ids` says why.
+    source: Source = "engine"
+
+    def described(self) -> dict[str, Any]:
+        """As the manifest holds it; what came later stands there only where it is not what was always so."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if name != "source" or value != "engine"}
 
     @property
     def any(self) -> bool:

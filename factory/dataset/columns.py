@@ -162,6 +162,8 @@ IDENTITY: Final = (
 )
 # only where rows come from the user's data
 SOURCE_ROW: Final = text_column("source_row", lambda o: o.prompt.source_row)
+# only where an endpoint has answered: why a row has no ids, null where it has
+WITHOUT_IDS: Final = text_column("without_ids", lambda o: o.generation.without_ids or None)
 ACCEPTED: Final = (
     Column("completion", pa.list_(COMPLETION), take_values(pa.list_(COMPLETION), lambda o: _turn(o.generation))),
     text_column("reasoning", lambda o: o.generation.reasoning),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, SOURCE_ROW, Column
+from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, SOURCE_ROW, WITHOUT_IDS, Column
 from factory.dataset.signal_columns import ATTENTION, EXPERTS, HIDDEN, POSITIONS, logprob_columns
 from factory.hashing import canonical_json
 from factory.records import Outcome
@@ -19,7 +19,7 @@ from factory.signals import SignalSpec
 
 FORMAT_VERSION: Final = 1
 # told in the schema only where they are not the default: a dataset that does without them has the bytes it always had
-CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention")
+CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention", "source")
 NO_SIGNALS: Final = SignalSpec()
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
 
@@ -88,7 +88,8 @@ HALF_LEVEL: Final = 3
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
     identity = (*IDENTITY, SOURCE_ROW) if signals.sourced else IDENTITY
-    accepted = (*identity, *ACCEPTED, *logprob_columns(signals))
+    gaps = (WITHOUT_IDS,) if signals.source == "endpoint" else ()
+    accepted = (*identity, *ACCEPTED, *gaps, *logprob_columns(signals))
     configs = {
         "default": Layout("default", "data", accepted, signals),
         "rejected": Layout("rejected", "rejected", (*identity, *REJECTED), signals),

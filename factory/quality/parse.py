@@ -34,9 +34,10 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     `duplicate_keys`, `not_an_object`).
     """
     tokens = len(generation.completion_token_ids)
+    texts = bool(generation.without_ids and generation.text)  # an endpoint's, which gave no ids
     if generation.failure:
         return _reject_failed(prompt, generation, generation.failure)
-    if not tokens:
+    if not tokens and not texts:
         return Rejection(prompt, generation, "teacher", "empty", ("the completion has no tokens",))
     if prompt.transcript is not None:  # it is scored as it stands
         return generation.answer_text
@@ -44,9 +45,11 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
         finding = f"stopped after {tokens} tokens: it repeated itself as sampling.stop_repetition says"
         return Rejection(prompt, generation, "teacher", "repetition", (finding,))
     if generation.finish_reason == "length":
-        finding = f"cut off after {tokens} tokens; raise sampling.max_tokens or lower sampling.thinking_tokens"
+        told = f"cut off after {generation.lengths[1]} tokens"
+        finding = f"{told}; raise sampling.max_tokens or lower sampling.thinking_tokens"
         return Rejection(prompt, generation, "teacher", "truncated", (finding,))
-    if generation.reasoning is not None and generation.answer_start >= tokens:
+    begun = generation.answer_start < tokens or (texts and bool(generation.answer_text))
+    if generation.reasoning is not None and not begun:
         return Rejection(prompt, generation, "parse", "reasoning_not_closed", ("the reasoning never ends",))
     try:
         return read_text(generation.answer_text) if prompt.form == "text" else parse_answer(generation.answer_text)

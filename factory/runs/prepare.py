@@ -27,6 +27,7 @@ from factory.dataset.manifest import (
 )
 from factory.errors import JobError, nearest
 from factory.hashing import content_hash
+from factory.job.endpoint import forget_manner
 from factory.job.gates import StyleConfig
 from factory.job.job import Job
 from factory.quality.contamination import Index, open_index
@@ -296,6 +297,7 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     for teacher in filter(None, (job["teacher"], (job["judge"] or {}).get("teacher"))):
         for name in HOW_NOT_WHAT:
             del teacher[name]
+        forget_manner(teacher)
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
     # what a task's rows are sampled and gated with stands in `tasks`, whichever of three places it was said in
     for said in (job, *job["tasks"]):

@@ -148,7 +148,7 @@ def _open_desk(prepared: Prepared, manifest: dict[str, Any], out: Path, stack: E
     tasks, probes = prepared.tasks.values(), prepared.probes()
     teacher = stack.enter_context(open_teacher(prepared.job, tasks, probes, out, verdicts, reporter.tell))
     judge = _open_judge(prepared, stack, out, verdicts, reporter) or teacher
-    described = {"teacher": asdict(teacher.info), "signals": asdict(teacher.signals)}
+    described = {"teacher": asdict(teacher.info), "signals": teacher.signals.described()}
     described |= {"judge": asdict(judge.info)} if prepared.judges else {}
     reconcile_manifest(out, manifest | described)
     # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
@@ -306,7 +306,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
             yield from held
             return
         for generation in generations:
-            progress.answer(len(generation.completion_token_ids))
+            progress.answer(generation.lengths[1])
             outcome = desk.conclude(generation)
             if outcome is not None:
                 decided.append(outcome)
@@ -348,8 +348,7 @@ def decide(
 def fit_student(student: StudentConfig, record: Record) -> Outcome:
     """The record, or its rejection where it has more tokens than the student may be shown."""
     generation = record.generation
-    lengths = len(generation.prompt_token_ids), len(generation.completion_token_ids)
-    refusal = refuse_for_student(*lengths, student.max_tokens)
+    refusal = refuse_for_student(*generation.lengths, student.max_tokens)
     return record if refusal is None else record.reject("filter", refusal[0], (refusal[1],))
 
 

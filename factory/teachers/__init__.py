@@ -78,11 +78,17 @@ def open_teacher(
     Raises TeacherError where the model or the engine cannot serve the job.
     """
     schemas = {task.name: task.grammar for task in tasks if task.grammar is not None} | dict(more_schemas)
-    # inside the function: neither backend is imported where the other one answers, nor by `factory --help`
+    # inside the function: no backend is imported where the other one answers, nor by `factory --help`
     if job.teacher.backend == "scripted":
         from factory.teachers.scripted import ScriptedTeacher
 
         yield ScriptedTeacher(job, {task.name: task for task in tasks})
+        return
+    if job.teacher.remote:
+        from factory.teachers.remote.opening import start_remote
+
+        with start_remote(job, schemas, probes, out, tell) as remote:
+            yield remote
         return
     from factory.teachers.vllm import start_teacher
 

@@ -12,6 +12,7 @@ from factory.job.teacher import TeacherConfig
 from factory.signals import SignalSpec
 from factory.teachers.demo import demo_teacher
 from factory.teachers.model_config import missing_note, read_json, text_fields, window_of
+from factory.teachers.remote_signals import resolve_remote_signals
 from factory.teachers.settings import require_sound
 
 # configurations call the same thing by many names; the first that is there counts
@@ -155,6 +156,8 @@ def _kv_values(text: dict[str, Any]) -> int:
 
 def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
     """The job's signals against model and engine: layers made positive, everything in range. Raises TeacherError."""
+    if job.teacher.remote:
+        return resolve_remote_signals(job)
     require_sound(job, has_cpu_engine())
     top_k = job.signals.top_k
     if top_k > shape.vocab_size:

@@ -18,13 +18,13 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory.records import Generation
+from factory.records import Generation, Usage
 from factory.signals import LOGPROB_ARRAYS, Array, Attention, Experts, HiddenStates, Logprobs
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
@@ -42,6 +42,7 @@ TEXTS = (
     "finish_reason",
     "failure",
     "failure_detail",
+    "without_ids",
 )
 
 
@@ -205,6 +206,7 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     """A generation as a head and the buffers that follow it."""
     arrays = {"prompt_token_ids": generation.prompt_token_ids, "completion_token_ids": generation.completion_token_ids}
     head: dict[str, Any] = {name: getattr(generation, name) for name in TEXTS}
+    head |= {} if generation.usage is None else {"usage": asdict(generation.usage)}
     for prefix, logprobs in (("", generation.logprobs), (PROMPT, generation.prompt_logprobs)):
         arrays |= {} if logprobs is None else {prefix + name: array for name, array in logprobs.arrays().items()}
     if generation.hidden_states is not None:
@@ -238,6 +240,7 @@ def unpack(payload: Array) -> Generation:
     layers, bits_NLH = tuple(head.get("layers", ())), arrays.get("bits_NLH")
     return Generation(
         **{name: head[name] for name in TEXTS},
+        usage=Usage(**head["usage"]) if "usage" in head else None,
         prompt_token_ids=arrays["prompt_token_ids"],
         completion_token_ids=arrays["completion_token_ids"],
         logprobs=as_logprobs(arrays),

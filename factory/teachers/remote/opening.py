@@ -1,0 +1,239 @@
+"""From a job to a remote teacher: everything that can be refused is refused here, before a row is asked."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory import __version__
+from factory.errors import TeacherError
+from factory.job.job import Job
+from factory.records import Prompt, Sampling, TeacherInfo
+from factory.signals import SignalSpec
+from factory.teachers.reasoning import find_markers
+from factory.teachers.remote.loop import Asking
+from factory.teachers.remote.openai import OpenAIWire
+from factory.teachers.remote.probe import SAMPLE, Models, Prober, read_models, require_count
+from factory.teachers.remote.purse import Purse, usage_path
+from factory.teachers.remote.read import text_markers
+from factory.teachers.remote.schemas import CannotSay, Dialect, compile_schema
+from factory.teachers.remote.spelling import open_spelling
+from factory.teachers.remote.teacher import RemoteTeacher
+from factory.teachers.remote.transport import Endpoint, Key, read_key, require_url
+from factory.teachers.remote.wire import Said, Wire
+from factory.teachers.remote_signals import MOST_OF_STRINGS, resolve_remote_signals
+from factory.teachers.tokens import LocalTokenizer, folder_of
+
+OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_KEY = "OPENAI_API_KEY"
+# of `Sampling`, what only a vLLM server takes of an OpenAI-compatible endpoint
+VLLM_ONLY = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How an endpoint is reached; a client is opened in each event loop that asks."""
+
+    url: str
+    key: Key
+    headers: dict[str, str]
+    timeout_s: float
+    most: int
+
+    def open(self) -> Endpoint:
+        return Endpoint(self.url, self.headers, self.key, self.timeout_s, self.most)
+
+
+@contextmanager
+def start_remote(
+    job: Job, schemas: Mapping[str, dict[str, Any]], probes: list[Prompt], out: Path, tell: Callable[..., None]
+) -> Iterator[RemoteTeacher]:
+    """Probe the endpoint, begin to ask, and end with the context. Raises TeacherError for what it cannot serve."""
+    signals, way = resolve_remote_signals(job), find_way(job)
+    teacher = job.teacher
+    purse = Purse(usage_path(out), teacher.price, teacher.max_cost)
+    tell("endpoint", f"endpoint {way.url}: asking what {teacher.model} can do", model=teacher.model, url=way.url)
+    sampling = probes[0].sampling if probes else Sampling()
+    wire, details = asyncio.run(_probe(job, way, signals, schemas, sampling, purse))
+    info = TeacherInfo(teacher.backend, teacher.model, details)
+
+    def make(finish: Callable[..., None]) -> Asking:
+        return Asking(teacher, wire, way.open, purse, details["answers_as"], finish)
+
+    remote = RemoteTeacher(job, signals, info, out, purse, make)
+    try:
+        yield remote
+    finally:
+        remote.close()
+
+
+def find_way(job: Job) -> Way:
+    """Address and key. Raises TeacherError where either is missing or is none."""
+    teacher = job.teacher
+    url = require_url(teacher.base_url or OPENAI_URL)
+    key = read_key(OPENAI_KEY if teacher.api_key_env is None else teacher.api_key_env)
+    headers = {"authorization": f"Bearer {key.value}"} if key.value else {}
+    headers["user-agent"] = f"distillation-factory/{__version__}"
+    return Way(url, key, headers, teacher.endpoint.timeout_s, teacher.endpoint.concurrency)
+
+
+async def _probe(
+    job: Job,
+    way: Way,
+    signals: SignalSpec,
+    schemas: Mapping[str, dict[str, Any]],
+    sampling: Sampling,
+    purse: Purse,
+) -> tuple[Wire, dict[str, Any]]:
+    endpoint = way.open()
+    try:
+        models = await read_models(endpoint, job.teacher.model)
+        dialect = _dialect(job, models)
+        _require_sayable(job, signals, dialect, sampling)
+        compiled, left_out = _compile(job, schemas, dialect)
+        wire = _open_wire(job, signals, dialect, compiled)
+        prober = Prober(endpoint, wire, purse, sampling)
+        found = [await prober.find(task) for task in (compiled or {"": {}})]
+        _require_ids(job, wire, found[0].generation.without_ids)
+        await _require_tokenizer(job, wire, prober)
+        temper = await prober.find_temper() if signals.top_k else "unknown"
+        return wire, _describe(job, wire, models, dialect, found[0].answers_as, left_out, temper)
+    finally:
+        await endpoint.close()
+
+
+def _dialect(job: Job, models: Models) -> Dialect:
+    said = job.teacher.endpoint.dialect
+    return said if said != "auto" else "vllm" if models.vllm else "openai"
+
+
+def _require_sayable(job: Job, signals: SignalSpec, dialect: Dialect, sampling: Sampling) -> None:
+    """Raise TeacherError for what this dialect has no words for."""
+    if dialect == "vllm":
+        return
+    wrong = [name for name, usual in VLLM_ONLY.items() if getattr(sampling, name) != usual]
+    if wrong:
+        told = ", ".join(f"sampling.{name}" for name in wrong)
+        raise TeacherError(f"{told}: not in OpenAI's requests (a vLLM server takes it); leave it out")
+    if job.teacher.chat_template_kwargs:
+        raise TeacherError("teacher.chat_template_kwargs: only a vLLM server takes them; leave them out")
+    if signals.top_k > MOST_OF_STRINGS:
+        raise TeacherError(f"signals.top_k {signals.top_k}: this endpoint gives at most {MOST_OF_STRINGS}; lower it")
+    if signals.top_k and job.teacher.tokenizer is None:
+        raise TeacherError(
+            f"signals.top_k {signals.top_k}: this endpoint names tokens by their text, and rows hold ids; name the "
+            f"model's tokenizer in teacher.tokenizer, or keep none with top_k = 0"
+        )
+    if signals.top_k and signals.positions != "answer":
+        raise TeacherError(
+            'signals.positions "completion": this endpoint gives signals of the answer alone, none of its reasoning; '
+            'say positions = "answer"'
+        )
+
+
+def _compile(
+    job: Job, schemas: Mapping[str, dict[str, Any]], dialect: Dialect
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, int]]]:
+    """The schemas as they are sent, and what was left out of each. Raises TeacherError."""
+    if not job.validation.constrain:
+        return {}, {}
+    compiled: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, dict[str, int]] = {}
+    for task, schema in schemas.items():
+        try:
+            made = compile_schema(schema, dialect)
+        except CannotSay as error:
+            raise TeacherError(
+                f"task {task!r}: its schema cannot be said to this endpoint: {error}; change it, or say "
+                f"validation.constrain = false, which asks in words alone"
+            ) from None
+        compiled[task] = made.schema
+        left_out |= {task: made.left_out} if made.left_out else {}
+    return compiled, left_out
+
+
+def _open_wire(job: Job, signals: SignalSpec, dialect: Dialect, compiled: dict[str, dict[str, Any]]) -> Wire:
+    teacher = job.teacher
+    tokenizer = _open_tokenizer(teacher.tokenizer)
+    vllm = dialect == "vllm"
+    said = Said(
+        model=teacher.model,
+        signals=signals,
+        schemas=compiled,
+        markers=text_markers(teacher.reasoning),
+        body=teacher.endpoint.body,
+        chat_template_kwargs=teacher.chat_template_kwargs,
+        spelling=open_spelling(tokenizer.backend) if tokenizer is not None and not vllm else None,
+    )
+    own = None
+    if tokenizer is not None and vllm:
+        custom = {} if isinstance(teacher.reasoning, str) else teacher.reasoning.model_dump()
+        own = find_markers(tokenizer, "custom" if custom else str(teacher.reasoning), **custom)
+    return OpenAIWire(said, vllm, tokenizer if vllm else None, own)
+
+
+def _open_tokenizer(name: str | None) -> LocalTokenizer | None:
+    if name is None:
+        return None
+    folder = folder_of(name, None)
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        raise TeacherError(
+            f"teacher.tokenizer {name!r}: no tokenizer.json of it on this machine; download it first or give a folder"
+        )
+    return LocalTokenizer(folder)
+
+
+def _require_ids(job: Job, wire: Wire, without_ids: str) -> None:
+    """Raise TeacherError where a job keeps distributions and the endpoint's first answer has no ids."""
+    if job.signals.top_k and without_ids:
+        raise TeacherError(
+            f"signals.top_k {job.signals.top_k}: an answer of this endpoint has no token ids: {without_ids}; keep none "
+            f"with top_k = 0"
+        )
+
+
+async def _require_tokenizer(job: Job, wire: Wire, prober: Prober) -> None:
+    name = job.teacher.tokenizer
+    tokenizer = _open_tokenizer(name)
+    if name is None or tokenizer is None:
+        return
+    mine = len(tokenizer.encode(f"\n{SAMPLE}", False)) - len(tokenizer.encode("\n", False))
+    require_count(await prober.count_sample(), mine, name)
+
+
+def _describe(
+    job: Job,
+    wire: Wire,
+    models: Models,
+    dialect: Dialect,
+    answers_as: str,
+    left_out: dict[str, dict[str, int]],
+    temper: str,
+) -> dict[str, Any]:
+    """What gives the rows their meaning, for the manifest; nothing of it changes between two runs of a job."""
+    exact = dialect == "vllm"
+    temperature = {
+        "before": "before temperature",
+        "after": "after temperature",
+        "unknown": "before or after temperature is not known",
+    }[temper]
+    mask = "no grammar is asked for"
+    if wire.said.schemas:
+        mask = "after the grammar's mask" if exact else "before or after the grammar's mask is not known"
+    described: dict[str, Any] = {
+        "answers_as": answers_as,
+        "dialect": dialect,
+        "ids": "the server's own" if exact else "found by their bytes" if wire.said.spelling else "none",
+    }
+    if job.signals.top_k:
+        described |= {
+            "distribution": f"the endpoint's own log-probabilities: {temperature}, {mask}",
+            "entropy": "a lower bound: of the likeliest ids and all others as one",
+            "tail": "one minus the kept ids; an upper bound where that is 1e-6, which is as close as it comes",
+        }
+    described |= {"vocab_size": wire.said.spelling.vocab} if wire.said.spelling is not None else {}
+    described |= {"max_model_len": models.window} if models.window is not None else {}
+    described |= {"schema_left_out": left_out} if left_out else {}
+    return described

@@ -1,0 +1,179 @@
+"""What an endpoint was asked for and what that costs: usage.jsonl, one line when a request goes out, one at its end.
+
+    {"asked": 7, "id": "33f6...", "attempt": 0, "prompt": 700, "completion": 1024}     at most that many tokens
+    {"used": 7, "prompt": 607, "cached": 0, "completion": 458, "reasoning": 375}        the endpoint's own count
+    {"void": 7}                                                                        not answered, so not charged
+
+Lines are appended before anything else is done with an answer, so a run that is killed has counted all it has seen. A
+request without an end (killed, timed out, cut off) may have been charged: it counts with the most it can cost, and is
+told apart. Lines hold tokens and no money, so a price that was mistyped may be corrected between two runs.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from factory.job.endpoint import PriceConfig
+from factory.records import Usage
+
+USAGE: Final = "usage.jsonl"
+MILLION: Final = 1_000_000
+NOTHING: Final = Usage()
+
+
+def usage_path(folder: Path) -> Path:
+    """Where a teacher that works in `folder` keeps its account: beside the rows, also where its folder is hidden.
+
+    A hidden folder (`.judge`) goes when the dataset is complete; what was spent is to stay.
+    """
+    return folder.parent / f"usage{folder.name}.jsonl" if folder.name.startswith(".") else folder / USAGE
+
+
+@dataclass(slots=True)
+class Account:
+    """Sums of an account: requests and tokens that the endpoint has counted, and those that it may have charged."""
+
+    requests: int = 0
+    unanswered: int = 0
+    used: Usage = NOTHING
+    doubtful: Usage = NOTHING
+
+    def cost(self, price: PriceConfig | None) -> float:
+        """Money that was surely spent."""
+        return cost_of(self.used, price)
+
+    def most(self, price: PriceConfig | None) -> float:
+        """Money that may have been spent, at most."""
+        return cost_of(self.used, price) + cost_of(self.doubtful, price)
+
+    def figures(self, price: PriceConfig | None) -> dict[str, Any]:
+        """For machines; money only where there is a price."""
+        told: dict[str, Any] = {"requests": self.requests, "unanswered": self.unanswered, **asdict(self.used)}
+        if price is not None:
+            told |= {"cost": round(self.cost(price), 6), "cost_at_most": round(self.most(price), 6)}
+            told |= {"currency": price.currency}
+        return told
+
+
+def cost_of(usage: Usage, price: PriceConfig | None) -> float:
+    """Money for these tokens. Cached tokens are among the prompt's, reasoning ones among the completion's."""
+    if price is None:
+        return 0.0
+    cached = price.prompt if price.cached is None else price.cached
+    reasoning = price.completion if price.reasoning is None else price.reasoning
+    prompt = (usage.prompt - usage.cached) * price.prompt + usage.cached * cached
+    completion = (usage.completion - usage.reasoning) * price.completion + usage.reasoning * reasoning
+    return (prompt + completion) / MILLION
+
+
+def dearest(prompt: int, completion: int, price: PriceConfig | None) -> Usage:
+    """The use of so many tokens at most that costs the most: none cached, all reasoning where that is dearer."""
+    thinks = price is not None and price.reasoning is not None and price.reasoning > price.completion
+    dear = price is not None and price.cached is not None and price.cached > price.prompt
+    return Usage(prompt, prompt if dear else 0, completion, completion if thinks else 0)
+
+
+@dataclass(slots=True)
+class Purse:
+    """The account of one teacher, written as it goes; `max_cost` bounds what may be spent over all runs."""
+
+    path: Path
+    price: PriceConfig | None = None
+    max_cost: float | None = None
+    account: Account = field(default_factory=Account)
+    _open: dict[int, Usage] = field(default_factory=dict)
+    _next: int = 0
+    _handle: Any = None
+
+    def __post_init__(self) -> None:
+        self.account, self._next = _read(self.path, self.price)
+        _mend_end(self.path)
+        self._handle = self.path.open("ab", buffering=0)
+
+    def affords(self, prompt: int, completion: int) -> bool:
+        """Whether a request of at most so many tokens cannot pass the bound, whatever is under way."""
+        if self.max_cost is None:
+            return True
+        held = sum(cost_of(usage, self.price) for usage in self._open.values())
+        asked = cost_of(dearest(prompt, completion, self.price), self.price)
+        return self.account.most(self.price) + held + asked <= self.max_cost + 1e-12
+
+    def ask(self, row: str, attempt: int, prompt: int, completion: int) -> int:
+        """A request goes out; the number to end it with."""
+        number, self._next = self._next, self._next + 1
+        self._open[number] = dearest(prompt, completion, self.price)
+        self._write({"asked": number, "id": row, "attempt": attempt, "prompt": prompt, "completion": completion})
+        return number
+
+    def settle(self, number: int, usage: Usage) -> None:
+        """It was answered, and the endpoint has counted."""
+        del self._open[number]
+        self._write({"used": number, **asdict(usage)})
+        self.account.requests += 1
+        self.account.used += usage
+
+    def void(self, number: int) -> None:
+        """It was refused or never arrived: nobody charges for it."""
+        del self._open[number]
+        self._write({"void": number})
+
+    def doubt(self, number: int) -> None:
+        """Nobody knows: it counts with the most it can cost. No line: a request without an end says so itself."""
+        usage = self._open.pop(number)
+        self.account.unanswered += 1
+        self.account.doubtful += usage
+
+    def close(self) -> None:
+        """Requests that are under way stay without an end."""
+        for number in list(self._open):
+            self.doubt(number)
+        self._handle.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._handle.write(json.dumps(line).encode() + b"\n")
+
+
+def read_account(path: Path, price: PriceConfig | None) -> Account:
+    """What an account comes to; of nothing where there is none."""
+    return _read(path, price)[0]
+
+
+def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int]:
+    """The sums, and the number after the last."""
+    account, open_, following = Account(), dict[int, Usage](), 0
+    for line in _lines(path):
+        if "asked" in line:
+            open_[line["asked"]] = dearest(line["prompt"], line["completion"], price)
+            following = max(following, line["asked"] + 1)
+        elif "used" in line:
+            open_.pop(line.pop("used"), None)
+            account.requests += 1
+            account.used += Usage(**line)
+        else:
+            open_.pop(line["void"], None)
+    account.unanswered, account.doubtful = len(open_), sum(open_.values(), NOTHING)
+    return account, following
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    for text in path.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # torn by a kill
+            continue
+        yield line
+
+
+def _mend_end(path: Path) -> None:
+    """End a line that a kill has torn, so that the next begins on its own."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        if handle.read(1) != b"\n":
+            handle.write(b"\n")
