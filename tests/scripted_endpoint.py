@@ -62,7 +62,7 @@ class ScriptedEndpoint:
     # what has happened
     bodies: list[dict[str, Any]] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)  # by the user's words: answers that were sent whole
-    billed: Usage = Usage()  # all answers that were made, sent whole or not
+    billed: Usage = field(default_factory=Usage)  # all answers that were made, sent whole or not
     statuses: Counter[int] = field(default_factory=Counter)
     at_once: int = 0
     peak: int = 0
@@ -214,10 +214,8 @@ class ScriptedEndpoint:
         self.statuses[status] += 1
         date = format_datetime(datetime.now(UTC) + self.skew, usegmt=True)
         headers = {"Content-Type": "application/json", "Date": date, "Content-Length": str(length or len(data))}
-        lines = [
-            f"HTTP/1.1 {status} {REASONS.get(status, 'Other')}",
-            *(f"{k}: {v}" for k, v in (headers | (extra or {})).items()),
-        ]
+        told = [f"{name}: {value}" for name, value in (headers | (extra or {})).items()]
+        lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Other')}", *told]
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
         await writer.drain()
 

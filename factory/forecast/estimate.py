@@ -12,11 +12,13 @@ from factory.errors import DatasetError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.job.job import Job
 from factory.job.paths import real_path
-from factory.records import Prompt
+from factory.records import Prompt, Usage
 from factory.runs.prepare import Prepared, describe_job, prepare
 from factory.runs.progress import tell_clock
 from factory.runs.room import FILE_BYTES
 from factory.teachers.models import require_window, resolve_signals
+from factory.teachers.remote.purse import cost_of, dearest, read_account, usage_path
+from factory.teachers.remote_signals import tell_remote_signals
 from factory.teachers.spool import SEGMENT_BYTES
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
@@ -49,7 +51,8 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
     lines += _rejected_pii_lines(job)
     forecast = make_forecast(prepared, out, pilot)
-    return [*lines, *_forecast_lines(forecast), *_disk_lines(prepared, forecast, out)]
+    lines += [*_forecast_lines(forecast), *_remote_lines(prepared, forecast, out)]
+    return [*lines, *_disk_lines(prepared, forecast, out)]
 
 
 def _tell_bad(bad: Iterator[str]) -> str:
@@ -101,6 +104,26 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     told = f"{'predicted disk':<14}{forecast.bytes / held:>10.2f} bytes a token {format_bytes(forecast.bytes):>10}"
     left = f", {format_bytes(forecast.left)} of it still to be written" if forecast.committed else ""
     return [*lines, f"    {told}{left}"]
+
+
+def _remote_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str]:
+    """What a teacher behind an endpoint costs, and what its signals are."""
+    job, price = prepared.job, prepared.job.teacher.price
+    if not job.teacher.remote:
+        return []
+    lines = [f"  signals: {tell_remote_signals(job)}"] if job.signals.top_k else []
+    if price is None:
+        return [*lines, "  cost: not known without [teacher.price]"]
+    likely = Usage(round(forecast.prompt_tokens), 0, round(forecast.completion_tokens), 0)
+    completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in prepared.plan.blocks)
+    attempts = prepared.plan.samples * (1 + job.validation.retries)
+    most = dearest(likely.prompt * (1 + job.validation.retries), completion * attempts, price)
+    spent = read_account(usage_path(out))[0].cost(price)
+    told = f"  cost: about {cost_of(likely, price):,.4f} {price.currency} for all rows, asked once"
+    told += f"; at most {cost_of(most, price):,.4f}, if all retries and max_tokens are used"
+    told += f"; {spent:,.4f} of it spent" if spent else ""
+    told += f"; the run stops before {job.teacher.max_cost:g}" if job.teacher.max_cost is not None else ""
+    return [*lines, told]
 
 
 def _time_lines(forecast: Forecast) -> list[str]:

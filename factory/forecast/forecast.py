@@ -24,7 +24,7 @@ from factory.job.job import Job
 from factory.records import Outcome, Record
 from factory.runs.prepare import Prepared, describe_job, prepare
 from factory.runs.run import choose_kept, run_prepared
-from factory.teachers.models import ModelShape, locate_model, read_shape, resolve_signals
+from factory.teachers.models import REMOTE_SHAPE, ModelShape, locate_model, read_shape, resolve_signals
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter
 
@@ -103,6 +103,8 @@ def shape_of_teacher(job: Job) -> ModelShape:
     """The shape of the job's model. Raises TeacherError where it cannot be had."""
     if job.teacher.backend == "scripted":
         return SHAPE
+    if job.teacher.remote:
+        return REMOTE_SHAPE
     model = locate_model(job.teacher)
     return read_shape(model, job.teacher)
 

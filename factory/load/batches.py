@@ -42,9 +42,11 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = 
     - `hidden_states` bfloat16 [B, S, L, H] (padding: 0), `hidden_mask` bool [B, S], where a row has hidden states.
       Position s holds the state taken at token s, the one that predicts the token after s.
 
-    Raises DatasetError where rows differ in k, layers or hidden size, and where none is left.
+    Raises DatasetError where rows differ in k, layers or hidden size, where a row has completion ids and none of its
+    prompt (an endpoint's may), and where none is left.
     """
     torch = import_torch()
+    _require_prompts(rows)
     places, rows = _leave_out(rows, max_length)
     layers = sorted({row.layers for row in rows if row.layers})
     if len(layers) > 1:
@@ -67,6 +69,17 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = 
             arrays[name][i, first:end] = values[: max(0, end - first)]
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: value.view(torch.bfloat16) if name == "hidden_states" else value for name, value in batch.items()}
+
+
+def _require_prompts(rows: Sequence[Row]) -> None:
+    """Raise DatasetError for a completion without its prompt: a student would learn to answer to nothing."""
+    bare = [row["id"] for row in rows if len(row.completion_token_ids) and not len(row.prompt_token_ids)]
+    if bare:
+        raise DatasetError(
+            f"{len(bare)} of {len(rows)} rows have no prompt ids, such as {bare[0]}: their teacher's endpoint gives "
+            f"none; encode row['prompt'] as your student takes it and put the ids there with "
+            f"dataclasses.replace(row, prompt_token_ids=...)"
+        )
 
 
 def _leave_out(rows: Sequence[Row], max_length: int | None) -> tuple[Array, list[Row]]:

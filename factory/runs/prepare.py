@@ -310,6 +310,9 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     evaluation = prepared.evaluation.digests if prepared.evaluation is not None else {}
     sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
     meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
+    if prepared.job.teacher.remote:
+        meaning |= {"distribution": "the endpoint's own, as teacher.details says", "entropy": "nats, a lower bound"}
+        meaning |= {"tail": "one minus the kept ids, an upper bound where that is 1e-6"}
     meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
     meaning |= BOUNDS if prepared.job.storage.logprobs == "compact" else {}
     meaning |= {"logprobs": prepared.job.storage.logprobs}

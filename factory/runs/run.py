@@ -159,7 +159,8 @@ def _make_rows(desk: "Desk", ledger: Ledger, reporter: Reporter, figures: dict[s
     """Commit shard after shard until no row is left; `figures` are filled with what was done, however it ends."""
     prepared, out, totals = desk.prepared, ledger.out, ledger.totals
     room = Room(out, prepared.plan.shard_size(0))
-    with Progress(totals.planned, totals.done, totals.accepted, reporter, chooses_later(prepared.job)) as progress:
+    chosen, spent = chooses_later(prepared.job), desk.teacher.spent
+    with Progress(totals.planned, totals.done, totals.accepted, reporter, chosen, spent) as progress:
         try:
             for shard, outcomes, pairs in _finish(prepared, ledger, _produce(desk, room, ledger, progress)):
                 # files first, then the line in the ledger: what the ledger names is whole on the disk

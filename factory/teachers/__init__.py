@@ -50,6 +50,10 @@ class Teacher(Protocol):
         """The generations of a prompt, up to this attempt, are committed and need not be kept."""
         ...
 
+    def spent(self) -> dict[str, Any]:
+        """Requests, tokens and money so far, over all runs; empty where nobody charges."""
+        ...
+
 
 def require_engine() -> None:
     """Raises TeacherError where vLLM is not installed: the core install plans and reads, and starts no engine."""

@@ -53,3 +53,13 @@ def resolve_remote_signals(job: Job) -> SignalSpec:
         positions=asked.positions,
         source="endpoint",
     )
+
+
+def tell_remote_signals(job: Job) -> str:
+    """What an endpoint's signals are, before it was asked: for a plan."""
+    held = job.validation.constrain
+    masked = "where answers are held to a schema its log-probabilities may be after that mask" if held else "unmasked"
+    return (
+        f"the endpoint's own top {job.signals.top_k}, entropy a lower bound, tail one minus the kept; {masked}; "
+        f"before or after temperature is asked when the run starts; full ones: factory score with an open model"
+    )

@@ -10,12 +10,13 @@ from typing import Any
 from factory import __version__
 from factory.errors import TeacherError
 from factory.job.job import Job
-from factory.records import Prompt, Sampling, TeacherInfo
+from factory.records import Generation, Prompt, Sampling, TeacherInfo
 from factory.signals import SignalSpec
 from factory.teachers.reasoning import find_markers
+from factory.teachers.remote.gemini import GeminiWire
 from factory.teachers.remote.loop import Asking
 from factory.teachers.remote.openai import OpenAIWire
-from factory.teachers.remote.probe import SAMPLE, Models, Prober, read_models, require_count
+from factory.teachers.remote.probe import SAMPLE, Models, Prober, read_gemini_model, read_models, require_count
 from factory.teachers.remote.purse import Purse, usage_path
 from factory.teachers.remote.read import text_markers
 from factory.teachers.remote.schemas import CannotSay, Dialect, compile_schema
@@ -26,8 +27,9 @@ from factory.teachers.remote.wire import Said, Wire
 from factory.teachers.remote_signals import MOST_OF_STRINGS, resolve_remote_signals
 from factory.teachers.tokens import LocalTokenizer, folder_of
 
-OPENAI_URL = "https://api.openai.com/v1"
-OPENAI_KEY = "OPENAI_API_KEY"
+URLS = {"openai": "https://api.openai.com/v1", "gemini": "https://generativelanguage.googleapis.com/v1beta"}
+KEYS = {"openai": "OPENAI_API_KEY", "gemini": "GEMINI_API_KEY"}
+VERTEX = "aiplatform.googleapis.com"  # takes a bearer's token, where the developer API takes a key
 # of `Sampling`, what only a vLLM server takes of an OpenAI-compatible endpoint
 VLLM_ONLY = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -72,10 +74,13 @@ def start_remote(
 def find_way(job: Job) -> Way:
     """Address and key. Raises TeacherError where either is missing or is none."""
     teacher = job.teacher
-    url = require_url(teacher.base_url or OPENAI_URL)
-    key = read_key(OPENAI_KEY if teacher.api_key_env is None else teacher.api_key_env)
-    headers = {"authorization": f"Bearer {key.value}"} if key.value else {}
-    headers["user-agent"] = f"distillation-factory/{__version__}"
+    url = require_url(teacher.base_url or URLS[teacher.backend])
+    key = read_key(KEYS[teacher.backend] if teacher.api_key_env is None else teacher.api_key_env)
+    headers = {"user-agent": f"distillation-factory/{__version__}"}
+    if key.value and teacher.backend == "gemini" and VERTEX not in url:
+        headers["x-goog-api-key"] = key.value
+    elif key.value:
+        headers["authorization"] = f"Bearer {key.value}"
     return Way(url, key, headers, teacher.endpoint.timeout_s, teacher.endpoint.concurrency)
 
 
@@ -89,14 +94,15 @@ async def _probe(
 ) -> tuple[Wire, dict[str, Any]]:
     endpoint = way.open()
     try:
-        models = await read_models(endpoint, job.teacher.model)
+        read = read_gemini_model if job.teacher.backend == "gemini" else read_models
+        models = await read(endpoint, job.teacher.model)
         dialect = _dialect(job, models)
         _require_sayable(job, signals, dialect, sampling)
         compiled, left_out = _compile(job, schemas, dialect)
         wire = _open_wire(job, signals, dialect, compiled)
-        prober = Prober(endpoint, wire, purse, sampling)
+        prober = Prober(endpoint, wire, purse, sampling, getattr(wire, "thinks", False))
         found = [await prober.find(task) for task in (compiled or {"": {}})]
-        _require_ids(job, wire, found[0].generation.without_ids)
+        _require_ids(job, found[0].generation)
         await _require_tokenizer(job, wire, prober)
         temper = await prober.find_temper() if signals.top_k else "unknown"
         return wire, _describe(job, wire, models, dialect, found[0].answers_as, left_out, temper)
@@ -105,6 +111,8 @@ async def _probe(
 
 
 def _dialect(job: Job, models: Models) -> Dialect:
+    if job.teacher.backend == "gemini":
+        return "gemini"
     said = job.teacher.endpoint.dialect
     return said if said != "auto" else "vllm" if models.vllm else "openai"
 
@@ -113,12 +121,15 @@ def _require_sayable(job: Job, signals: SignalSpec, dialect: Dialect, sampling: 
     """Raise TeacherError for what this dialect has no words for."""
     if dialect == "vllm":
         return
-    wrong = [name for name, usual in VLLM_ONLY.items() if getattr(sampling, name) != usual]
+    takes = {"top_k"} if dialect == "gemini" else set()
+    wrong = [name for name, usual in VLLM_ONLY.items() if name not in takes and getattr(sampling, name) != usual]
     if wrong:
         told = ", ".join(f"sampling.{name}" for name in wrong)
-        raise TeacherError(f"{told}: not in OpenAI's requests (a vLLM server takes it); leave it out")
+        raise TeacherError(f"{told}: not in this endpoint's requests (a vLLM server takes it); leave it out")
     if job.teacher.chat_template_kwargs:
         raise TeacherError("teacher.chat_template_kwargs: only a vLLM server takes them; leave them out")
+    if dialect == "gemini":  # the rest was decided with the job
+        return
     if signals.top_k > MOST_OF_STRINGS:
         raise TeacherError(f"signals.top_k {signals.top_k}: this endpoint gives at most {MOST_OF_STRINGS}; lower it")
     if signals.top_k and job.teacher.tokenizer is None:
@@ -167,6 +178,8 @@ def _open_wire(job: Job, signals: SignalSpec, dialect: Dialect, compiled: dict[s
         chat_template_kwargs=teacher.chat_template_kwargs,
         spelling=open_spelling(tokenizer.backend) if tokenizer is not None and not vllm else None,
     )
+    if dialect == "gemini":
+        return GeminiWire(said, thinks=teacher.reasoning != "off")
     own = None
     if tokenizer is not None and vllm:
         custom = {} if isinstance(teacher.reasoning, str) else teacher.reasoning.model_dump()
@@ -185,12 +198,13 @@ def _open_tokenizer(name: str | None) -> LocalTokenizer | None:
     return LocalTokenizer(folder)
 
 
-def _require_ids(job: Job, wire: Wire, without_ids: str) -> None:
+def _require_ids(job: Job, answer: Generation) -> None:
     """Raise TeacherError where a job keeps distributions and the endpoint's first answer has no ids."""
-    if job.signals.top_k and without_ids:
+    # an answer that thinking left no room for tells nothing
+    if job.signals.top_k and answer.without_ids and answer.answer_text:
         raise TeacherError(
-            f"signals.top_k {job.signals.top_k}: an answer of this endpoint has no token ids: {without_ids}; keep none "
-            f"with top_k = 0"
+            f"signals.top_k {job.signals.top_k}: an answer of this endpoint has no token ids: {answer.without_ids}; "
+            f"keep none with top_k = 0"
         )
 
 
@@ -201,6 +215,16 @@ async def _require_tokenizer(job: Job, wire: Wire, prober: Prober) -> None:
         return
     mine = len(tokenizer.encode(f"\n{SAMPLE}", False)) - len(tokenizer.encode("\n", False))
     require_count(await prober.count_sample(), mine, name)
+
+
+def _tell_ids(job: Job, dialect: Dialect, wire: Wire) -> str:
+    if dialect == "vllm":
+        return "the server's own, of prompt and completion"
+    if dialect == "gemini" and job.signals.top_k:
+        return "the endpoint's own, of the answer alone: none of prompt and reasoning, nor of the token that stops"
+    if wire.said.spelling is None:
+        return "none"
+    return "found by the tokens' bytes, of the answer alone: none of prompt and reasoning, nor of the token that stops"
 
 
 def _describe(
@@ -225,7 +249,7 @@ def _describe(
     described: dict[str, Any] = {
         "answers_as": answers_as,
         "dialect": dialect,
-        "ids": "the server's own" if exact else "found by their bytes" if wire.said.spelling else "none",
+        "ids": _tell_ids(job, dialect, wire),
     }
     if job.signals.top_k:
         described |= {

@@ -18,6 +18,8 @@ from factory.teachers.remote.transport import Closed, Endpoint, Refused, Throttl
 from factory.teachers.remote.wire import Body, Wire
 
 PROBE_TOKENS: Final = 16  # some endpoints refuse fewer
+THINKING_TOKENS: Final = 1024
+LEAST_THOUGHT: Final = 128  # the smallest budget that every thinking Gemini takes
 TRIES: Final = 3
 QUESTION: Final = "Name one colour."
 # what two tokenizers divide differently: letters of many kinds, numbers, signs, spaces
@@ -60,6 +62,21 @@ async def read_models(endpoint: Endpoint, model: str) -> Models:
     return Models(known, mine.get("owned_by") == "vllm", window if isinstance(window, int) else None)
 
 
+async def read_gemini_model(endpoint: Endpoint, model: str) -> Models:
+    """What Gemini says of a model. Raises TeacherError where it cannot be reached, refuses the key or lacks it."""
+    try:
+        found = await _patiently(lambda: endpoint.get(f"models/{model}"))
+    except Closed as told:
+        if told.status == 404:
+            text = f"teacher.model {model!r}: not a model of {endpoint.url}: {told}; mend the name"
+            raise TeacherError(text) from None
+        raise TeacherError(_refused_key(endpoint, told)) from None
+    except Refused as told:  # a key that is none is a bad request here
+        raise TeacherError(_refused_key(endpoint, Closed(str(told), 401))) from None
+    window = found.get("inputTokenLimit")
+    return Models((model,), False, window if isinstance(window, int) else None)
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a probe's answers say: the model's own name, the whole reply and what was read of it."""
@@ -71,23 +88,25 @@ class Found:
 class Prober:
     """Asks single short questions with the job's own wire, and counts their money."""
 
-    def __init__(self, endpoint: Endpoint, wire: Wire, purse: Purse, sampling: Sampling) -> None:
+    def __init__(self, endpoint: Endpoint, wire: Wire, purse: Purse, sampling: Sampling, thinks: bool) -> None:
         self.endpoint, self.wire, self.purse = endpoint, wire, purse
-        thinking = None if sampling.thinking_tokens is None else 1
-        self.sampling = replace(sampling, max_tokens=PROBE_TOKENS, thinking_tokens=thinking)
+        # some models think whatever they are told, and have no answer before they have
+        self.tokens, least = (THINKING_TOKENS, LEAST_THOUGHT) if thinks else (PROBE_TOKENS, 1)
+        thinking = None if sampling.thinking_tokens is None else least
+        self.sampling = replace(sampling, max_tokens=self.tokens, thinking_tokens=thinking)
 
     async def ask(self, task: str, text: str = QUESTION, temperature: float | None = None, keeps: bool = True) -> Body:
         """A reply to a question with the schema of a task ("": none). Raises what `transport` names."""
         sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
         messages: tuple[Message, ...] = ({"role": "user", "content": text},)
         prompt = self._prompt(task, messages, sampling, keeps)
-        number = self.purse.ask("probe", 0, 64 + 4 * len(text), PROBE_TOKENS)
+        number = self.purse.ask("probe", 0, 64 + 4 * len(text), self.tokens)
         try:
             reply = await _patiently(lambda: self.endpoint.post(self.wire.path(), self.wire.body(prompt)))
         except BaseException:
             self.purse.void(number)
             raise
-        self.purse.settle(number, self.wire.usage(reply) or Usage(64 + 4 * len(text), 0, PROBE_TOKENS, 0))
+        self.purse.settle(number, self.wire.usage(reply) or Usage(64 + 4 * len(text), 0, self.tokens, 0))
         return reply
 
     async def find(self, task: str) -> Found:
@@ -148,6 +167,11 @@ class Prober:
             return (
                 f"signals.top_k {k}: {self.endpoint.url} gives fewer log-probabilities: {text}; lower top_k, "
                 f"0 keeps none{more if self._one_more() else ''}"
+            )
+        if "think" in low:
+            return (
+                f'teacher.reasoning: {self.endpoint.url} does not think as asked: {text}; say reasoning = "off", or '
+                f"change sampling.thinking_tokens"
             )
         if any(word in low for word in ("schema", "response_format", "grammar", "structured")):
             return (

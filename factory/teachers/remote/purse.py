@@ -3,6 +3,7 @@
     {"asked": 7, "id": "33f6...", "attempt": 0, "prompt": 700, "completion": 1024}     at most that many tokens
     {"used": 7, "prompt": 607, "cached": 0, "completion": 458, "reasoning": 375}        the endpoint's own count
     {"void": 7}                                                                        not answered, so not charged
+    {"price": {"prompt": 1.0, ...}}                                                    at a run's start, for who reads
 
 Lines are appended before anything else is done with an answer, so a run that is killed has counted all it has seen. A
 request without an end (killed, timed out, cut off) may have been charged: it counts with the most it can cost, and is
@@ -89,9 +90,11 @@ class Purse:
     _handle: Any = None
 
     def __post_init__(self) -> None:
-        self.account, self._next = _read(self.path, self.price)
+        self.account, self._next, before = _read(self.path, self.price)
         _mend_end(self.path)
         self._handle = self.path.open("ab", buffering=0)
+        if self.price != before:
+            self._write({"price": None if self.price is None else self.price.model_dump()})
 
     def affords(self, prompt: int, completion: int) -> bool:
         """Whether a request of at most so many tokens cannot pass the bound, whatever is under way."""
@@ -136,16 +139,49 @@ class Purse:
         self._handle.write(json.dumps(line).encode() + b"\n")
 
 
-def read_account(path: Path, price: PriceConfig | None) -> Account:
-    """What an account comes to; of nothing where there is none."""
-    return _read(path, price)[0]
+def read_account(path: Path) -> tuple[Account, PriceConfig | None]:
+    """What an account comes to, and the price that the last run had."""
+    last = [line["price"] for line in _lines(path) if "price" in line]
+    price = PriceConfig.model_validate(last[-1]) if last and last[-1] else None
+    return _read(path, price)[0], price
 
 
-def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int]:
-    """The sums, and the number after the last."""
-    account, open_, following = Account(), dict[int, Usage](), 0
+def describe_spending(out: Path) -> list[str]:
+    """One line for each remote teacher of a dataset: what it was asked and what that cost, over all runs."""
+    lines = []
+    for path in sorted(out.glob("usage*.jsonl")):
+        account, price = read_account(path)
+        who = path.stem.removeprefix("usage").strip(".") or "teacher"
+        used = account.used
+        told = f"  {who}: {account.requests:,} requests answered, {used.prompt:,} prompt ({used.cached:,} cached) + "
+        told += f"{used.completion:,} completion ({used.reasoning:,} reasoning) tokens"
+        told += f", {account.unanswered:,} cut off" if account.unanswered else ""
+        lines.append(told + tell_cost(account, price))
+    return lines
+
+
+def read_spending(out: Path) -> dict[str, Any]:
+    """The same for machines, by teacher."""
+    found = {path.stem.removeprefix("usage").strip(".") or "teacher": path for path in sorted(out.glob("usage*.jsonl"))}
+    return {who: account.figures(price) for who, (account, price) in ((w, read_account(p)) for w, p in found.items())}
+
+
+def tell_cost(account: Account, price: PriceConfig | None) -> str:
+    """`; 1.2345 USD`, and the most it may be where some requests were cut off; empty without a price."""
+    if price is None:
+        return ""
+    cost, most = account.cost(price), account.most(price)
+    bound = f" ({most:.4f} at most, with what was cut off)" if most > cost else ""
+    return f"; {cost:.4f} {price.currency}{bound}"
+
+
+def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int, PriceConfig | None]:
+    """The sums, the number after the last, and the price that stands there."""
+    account, open_, following, before = Account(), dict[int, Usage](), 0, None
     for line in _lines(path):
-        if "asked" in line:
+        if "price" in line:
+            before = None if line["price"] is None else PriceConfig.model_validate(line["price"])
+        elif "asked" in line:
             open_[line["asked"]] = dearest(line["prompt"], line["completion"], price)
             following = max(following, line["asked"] + 1)
         elif "used" in line:
@@ -155,7 +191,7 @@ def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int]:
         else:
             open_.pop(line["void"], None)
     account.unanswered, account.doubtful = len(open_), sum(open_.values(), NOTHING)
-    return account, following
+    return account, following, before
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -71,8 +71,7 @@ class RemoteTeacher:
     def release(self, prompt_id: str, attempts: int) -> None:
         self.spool.release(prompt_id, attempts)
 
-    def figures(self) -> dict[str, Any]:
-        """What was used and spent so far, over all runs of the dataset."""
+    def spent(self) -> dict[str, Any]:
         return self.purse.account.figures(self.purse.price)
 
     def close(self) -> None:

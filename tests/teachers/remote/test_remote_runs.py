@@ -12,6 +12,8 @@ from factory.job.job import Job
 from factory.runs.run import run
 from factory.teachers.remote.purse import read_account
 
+WAYS = ("429", "429_after", "500", "503", "cut_json", "half_closed")
+KINDS = (*WAYS, "no_choices", "shapeless", "no_ids", "no_usage")
 PRICE = {"prompt": 1.0, "completion": 4.0}
 
 
@@ -29,12 +31,8 @@ def remote_job(endpoint: ScriptedEndpoint, rows: int = 20, **sections: Any) -> J
 
 
 def rows_of(out: Path, folder: str = "data") -> list[dict[str, Any]]:
-    return [
-        row
-        for path in sorted(out.glob(f"{folder}/*.parquet"))
-        for batch in read_batches(path)
-        for row in batch.to_pylist()
-    ]
+    batches = (batch for path in sorted(out.glob(f"{folder}/*.parquet")) for batch in read_batches(path))
+    return [row for batch in batches for row in batch.to_pylist()]
 
 
 def test_a_vllm_server_gives_rows_with_exact_ids(workspace: Path) -> None:
@@ -51,26 +49,12 @@ def test_a_vllm_server_gives_rows_with_exact_ids(workspace: Path) -> None:
         assert row["without_ids"] is None
         assert bytes(row["prompt_token_ids"]).decode().endswith(row["prompt"][-1]["content"])
     details = read_manifest(out)["teacher"]["details"]
-    assert (
-        details["distribution"] == "the endpoint's own log-probabilities: before temperature, after the grammar's mask"
-    )
+    assert details["distribution"].endswith(": before temperature, after the grammar's mask")
 
 
 def test_faults_of_every_kind_end_no_row_twice_and_lose_no_money(workspace: Path) -> None:
     out = workspace / "out"
-    kinds = (
-        "429",
-        "429_after",
-        "500",
-        "503",
-        "cut_json",
-        "half_closed",
-        "no_choices",
-        "shapeless",
-        "no_ids",
-        "no_usage",
-    )
-    faults = shares(3, **dict.fromkeys(kinds, 0.04))
+    faults = shares(3, **dict.fromkeys(KINDS, 0.04))
     with serving(ScriptedEndpoint(faults=faults)) as endpoint:
         endpoint.faults = lambda n, body: faults(n, body) if n > 5 else ""
         totals = run(remote_job(endpoint, 200), workspace, out)
@@ -78,7 +62,7 @@ def test_faults_of_every_kind_end_no_row_twice_and_lose_no_money(workspace: Path
     assert totals.accepted + totals.rejected + totals.errors == 200
     assert totals.errors == 0
     assert list(verify(out)) == []
-    account = read_account(out / "usage.jsonl", None)
+    account = read_account(out / "usage.jsonl")[0]
     sure = account.used.prompt, account.used.completion
     most = sure[0] + account.doubtful.prompt, sure[1] + account.doubtful.completion
     assert sure[0] <= billed.prompt <= most[0]
