@@ -3,7 +3,7 @@
 A value that a clock drives: every method is told the time (seconds, of any clock that never goes back) and none waits,
 so an hour can be tried in a moment. Requests under way grow with every success and fall at a refusal (HTTP 429):
 
-    limit   1 ... each success +1 (doubles in a round) ... known, then + a tenth in a round ... refused: x 0.75
+    limit   1 ... each success +1 (doubles in a round) ... known, then +1 in 25 successes ... refused: x 0.75
     known   what the endpoint bore when it last refused; a start knows nothing and doubles until the first refusal
 
 Refusals of requests that were started before the limit last fell say nothing new. After a refusal nothing starts for
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 FALL: Final = 0.75
+CAREFUL: Final = 1 / 25  # that a success adds where the limit may be near
 START: Final = 4.0  # requests at once that a fresh run begins with
 PAUSE_S: Final = 1.0  # after a refusal that names no time
 LONGEST_PAUSE_S: Final = 60.0
@@ -45,6 +46,7 @@ class Pace:
     _known: float = field(default=NEVER, init=False)
     _fell_at: float = field(default=-NEVER, init=False)
     _resume_at: float = field(default=-NEVER, init=False)
+    _full_at: float = field(default=-NEVER, init=False)
     _in_a_row: int = field(default=0, init=False)
     _recent: deque[Started] = field(default_factory=deque, init=False)
 
@@ -54,6 +56,7 @@ class Pace:
     def delay(self, now: float, tokens: int) -> float:
         """Seconds until a request of so many tokens may start: 0 at once, infinity where one must end first."""
         if self.running >= max(1, int(self.limit)):
+            self._full_at = now
             return NEVER
         return max(0.0, self._resume_at - now, self.cap_delay(now, tokens))
 
@@ -71,9 +74,9 @@ class Pace:
 
     def succeed(self, started: Started, tokens: int | None = None) -> None:
         """It was answered, with so many tokens in all where the endpoint said so."""
-        # room is given to a limit that is reached, or a slow feed would raise it without any proof
-        if self.running >= int(self.limit) - 1:
-            step = 1.0 if self.limit < self._known else max(1.0, self.limit / 10) / self.limit
+        # room is given to a limit that was reached meanwhile, or a slow feed would raise it without any proof
+        if self._full_at >= started.at:
+            step = 1.0 if self.limit < self._known else CAREFUL
             self.limit = min(float(self.most), self.limit + step)
         self.running -= 1
         self._in_a_row = 0
