@@ -1,6 +1,6 @@
 """An endpoint of our own: a real HTTP server that answers `adding`'s prompts and fails on demand.
 
-It speaks OpenAI's chat completions as a vLLM server does (ids of the scripted teacher's vocabulary: the 256 bytes, an
+It speaks Gemini's REST too, and OpenAI's chat completions as a vLLM server does (ids of the scripted teacher's vocabulary: the 256 bytes, an
 end of reasoning, a stop), or as OpenAI does (strings with bytes, of a tokenizer's own tokens). It keeps an account of
 what it has answered, which a run's own must equal.
 """
@@ -59,6 +59,7 @@ class ScriptedEndpoint:
     skew: timedelta = timedelta(0)
     reasoning_field: str = "reasoning"
     temperature_in: bool = False
+    thinks: bool = True
     # what has happened
     bodies: list[dict[str, Any]] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)  # by the user's words: answers that were sent whole
@@ -73,6 +74,10 @@ class ScriptedEndpoint:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def gemini_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1beta"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, request after request."""
@@ -91,12 +96,17 @@ class ScriptedEndpoint:
 
     async def reply(self, method: str, path: str, headers: dict[str, str], data: bytes, writer: Any) -> bool:
         """Answer one request; whether the connection stays open."""
-        if self.key and headers.get("authorization") != f"bearer {self.key.lower()}":
-            return await self.send(writer, 401, error(f"Incorrect API key provided: {self.key}", "invalid_api_key"))
-        if method == "GET":
+        given = headers.get("x-goog-api-key", headers.get("authorization", "").removeprefix("bearer "))
+        if self.key and given != self.key.lower():
+            return await self.send(writer, 401, error(f"Incorrect API key provided: {given}", "invalid_api_key"))
+        if path.startswith("/v1beta/"):
+            return await self.reply_as_gemini(method, path, data, writer)
+        if method == "GET" and path == "/v1/models":
             owner = "vllm" if self.vllm else "somebody"
             entry = {"id": MODEL, "owned_by": owner} | ({"max_model_len": 4096} if self.vllm else {})
             return await self.send(writer, 200, {"data": [entry]})
+        if path != "/v1/chat/completions":
+            return await self.send(writer, 404, error(f"no such path {path}", "not_found"))
         body = json.loads(data)
         self.bodies.append(body)
         if body.get("model") != MODEL:
@@ -104,6 +114,24 @@ class ScriptedEndpoint:
         if body.get("top_logprobs", 0) > self.most_logprobs:
             told = f"Requested sample logprobs of {body['top_logprobs']}, which is greater than max allowed"
             return await self.send(writer, 400, error(told, "400"))
+        return await self.reply_to(body, writer)
+
+    async def reply_as_gemini(self, method: str, path: str, data: bytes, writer: Any) -> bool:
+        name = path.removeprefix("/v1beta/models/").partition(":")[0]
+        if name != MODEL:
+            return await self.send(writer, 404, error(f"models/{name} is not found", "NOT_FOUND"))
+        if method == "GET":
+            return await self.send(writer, 200, {"name": f"models/{MODEL}", "inputTokenLimit": 4096})
+        body = json.loads(data)
+        self.bodies.append(body)
+        if "thinkingConfig" in body["generationConfig"] and not self.thinks:
+            return await self.send(writer, 400, error("Thinking is not enabled for this model", "INVALID_ARGUMENT"))
+        if "responseLogprobs" in body["generationConfig"] and not self.most_logprobs:
+            told = f"Logprobs is not enabled for models/{MODEL}"
+            return await self.send(writer, 400, error(told, "INVALID_ARGUMENT"))
+        return await self.reply_to(body, writer)
+
+    async def reply_to(self, body: dict[str, Any], writer: Any) -> bool:
         self.number += 1
         fault = self.faults(self.number, body)
         self.at_once += 1
@@ -127,6 +155,8 @@ class ScriptedEndpoint:
         if fault == "hang":
             self.hung += 1
             await asyncio.sleep(3600)
+        if "contents" in body:
+            return await self.send(writer, 200, self.complete_as_gemini(body))
         made = self.complete(body)
         usage = made["usage"]
         if fault == "no_choices":
@@ -180,6 +210,28 @@ class ScriptedEndpoint:
         made = {"id": "x", "model": MODEL, "choices": [choice], "usage": usage}
         return made | ({"prompt_token_ids": prompt} if body.get("return_token_ids") else {})
 
+    def complete_as_gemini(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The same answer in Gemini's words: a thought's summary, and the answer's tokens with their ids."""
+        config, asked = body["generationConfig"], body["contents"][-1]["parts"][0]["text"]
+        total = sum(map(int, re.findall(r"\d+", asked)))
+        answer = json.dumps({"total": total, "words": "done"})
+        tokens = self.tokenizer.encode(answer, add_special_tokens=False).ids
+        like = {"temperature": config["temperature"], "top_logprobs": config.get("logprobs", 0)}
+        entries = [self.entry_of_token(token, like) for token in tokens]
+        candidate: dict[str, Any] = {"content": {"parts": [{"text": answer}]}, "finishReason": "STOP"}
+        if "thinkingConfig" in config:
+            candidate["content"]["parts"].insert(0, {"text": f"They make {total}.", "thought": True})
+        if config.get("responseLogprobs"):
+            places = [{"candidates": [as_gemini(one) for one in entry["top_logprobs"]]} for entry in entries]
+            chosen = [as_gemini(entry) for entry in entries]
+            candidate["logprobsResult"] = {"chosenCandidates": chosen, "topCandidates": places}
+        texts = [part["text"] for turn in body["contents"] for part in turn["parts"]]
+        prompt = 8 + sum(len(self.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
+        usage = {"promptTokenCount": prompt, "candidatesTokenCount": len(tokens), "thoughtsTokenCount": 30}
+        self.billed += Usage(prompt, 0, len(tokens) + 30, 30)
+        self.answered[asked] += 1
+        return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": MODEL}
+
     def logprobs(self, body: dict[str, Any]) -> list[float]:
         """Of the sampled token and those after it: a distribution that is the same everywhere."""
         logits = [0.0, *(-2.0 - 0.25 * n for n in range(body.get("top_logprobs", 0)))]
@@ -201,7 +253,7 @@ class ScriptedEndpoint:
 
     def spell(self, token: int) -> dict[str, Any]:
         data = bytes_of(self.tokenizer, token)
-        return {"token": data.decode("utf-8", "replace"), "bytes": list(data)}
+        return {"id": token, "token": data.decode("utf-8", "replace"), "bytes": list(data)}
 
     async def send(self, writer: Any, status: int, value: dict[str, Any], extra: dict[str, str] | None = None) -> bool:
         await self.send_bytes(writer, status, json.dumps(value).encode(), None, extra)
@@ -222,6 +274,10 @@ class ScriptedEndpoint:
 
 def error(message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "code": code}}
+
+
+def as_gemini(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"token": entry["token"], "tokenId": entry["id"], "logProbability": entry["logprob"]}
 
 
 def bytes_of(tokenizer: Any, token: int) -> bytes:

@@ -1,6 +1,7 @@
 """The concurrency controller, driven by a simulated clock: an endpoint that refuses whatever is over its capacity."""
 
 import heapq
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class Simulation:
     def mean_at_once(self, begin: float, end: float) -> float:
         """Requests that the endpoint was answering, weighed by time."""
         points = [(at, n) for at, n in self.at_once if begin <= at < end]
-        spans = zip(points, points[1:], strict=False)
+        spans = itertools.pairwise(points)
         return sum(n * (after - at) for (at, n), (after, _) in spans) / (points[-1][0] - points[0][0])
 
 
