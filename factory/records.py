@@ -185,6 +185,10 @@ class Usage:
         names = Usage.__slots__
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
+    def without(self, other: "Usage") -> "Usage":
+        """What is left when those tokens are taken out."""
+        return Usage(**{name: getattr(self, name) - getattr(other, name) for name in Usage.__slots__})
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:

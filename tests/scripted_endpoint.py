@@ -1,8 +1,8 @@
 """An endpoint of our own: a real HTTP server that answers `adding`'s prompts and fails on demand.
 
-It speaks Gemini's REST too, and OpenAI's chat completions as a vLLM server does (ids of the scripted teacher's vocabulary: the 256 bytes, an
-end of reasoning, a stop), or as OpenAI does (strings with bytes, of a tokenizer's own tokens). It keeps an account of
-what it has answered, which a run's own must equal.
+It speaks OpenAI's chat completions as a vLLM server does (ids of the scripted teacher's vocabulary: the 256 bytes, an
+end of reasoning, a stop), or as OpenAI does (strings with bytes, of a tokenizer's own tokens), and Gemini's REST. It
+keeps an account of what it has answered, which a run's own must equal.
 """
 
 import asyncio

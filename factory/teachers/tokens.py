@@ -154,7 +154,10 @@ def open_counter(job: Job) -> Counter:
 
 def _open_remote(teacher: TeacherConfig) -> Counter:
     """A counter with the tokenizer that is named for an endpoint's model; how its prompts are framed is a guess."""
-    folder = None if teacher.tokenizer is None else folder_of(teacher.tokenizer, None)
+    try:
+        folder = None if teacher.tokenizer is None else folder_of(teacher.tokenizer, None)
+    except ValueError:  # neither a folder nor a name of the hub's: the run will say so
+        folder = None
     if folder is None or not (folder / "tokenizer.json").is_file():
         return GuessedCounter()
     return ExactCounter(LocalTokenizer(folder), teacher, strict=False)

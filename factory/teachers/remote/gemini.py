@@ -16,6 +16,7 @@ from factory.teachers.remote.read import (
     BadAnswer,
     NoIds,
     Token,
+    ended_otherwise,
     make_logprobs,
     no_logprobs,
     split_text,
@@ -95,8 +96,7 @@ class GeminiWire:
         candidate: Body = candidates[0]
         finish = FINISH.get(str(candidate.get("finishReason")))
         if finish is None:
-            reason = str(candidate.get("finishReason") or "nothing").lower()
-            raise BadAnswer(f"ended_by_{reason}", f"the endpoint ended the answer: {reason}")
+            raise ended_otherwise(candidate.get("finishReason"))
         made = self._texts(prompt, candidate, finish)
         try:
             return self._with_ids(prompt, made, candidate)

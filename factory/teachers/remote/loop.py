@@ -5,15 +5,15 @@
        |  429: the pace slows   |  a fault of the way: tried again, with jitter and as late as the endpoint says
        +------------------------+  refused for good: a failed generation, which becomes a rejected row
 
-A request fails for good where the endpoint answers others meanwhile. Where it answers none, all wait, and after
-`patience_s` of faults alone the run is parked: one line, and nothing is lost.
+A request fails for good where the endpoint answers others between its first fault and its last: it is to blame then.
+Where it answers none, all wait, and after `patience_s` of faults alone the run is parked: nothing is lost.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -23,7 +23,7 @@ from factory.records import Generation, Prompt, Usage
 from factory.teachers.remote.pace import NEVER, Pace, Started
 from factory.teachers.remote.purse import Purse
 from factory.teachers.remote.read import BadAnswer
-from factory.teachers.remote.transport import Closed, Endpoint, Refused, Throttled, WayFault
+from factory.teachers.remote.transport import Closed, Endpoint, Key, Refused, Throttled, WayFault
 from factory.teachers.remote.wire import Body, Wire
 
 LONGEST_WAIT_S = 60.0
@@ -33,6 +33,14 @@ PROMPT_FRAME = 64  # tokens of a message that its text does not show, at most
 TOO_LONG = ("context_length_exceeded", "string_above_max_length")
 JITTER = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S)
 Answer = tuple[Generation, Usage | None]
+
+
+@dataclass(slots=True)
+class Tries:
+    """What one prompt has been through: its place in the account, and how much was answered when it first failed."""
+
+    number: int | None
+    answered_then: int | None = None
 
 
 class NoMoney(Exception):
@@ -119,7 +127,7 @@ class Asking:
             if not self.purse.affords(*most):
                 if self.tasks:  # what they give back may be enough
                     return NEVER
-                raise TeacherError(self._tell_spent())
+                raise TeacherError(tell_spent(self.purse))
             self.waiting.popleft()
             number = self.purse.ask(prompt.id, prompt.attempt, *most)
             task = asyncio.ensure_future(self._serve(prompt, self.pace.start(now, sum(most)), number))
@@ -145,27 +153,17 @@ class Asking:
                 f"({self.last_fault}); {PARKED}: the same command goes on, teacher.endpoint.patience_s waits longer"
             )
 
-    def _tell_spent(self) -> str:
-        price, account = self.purse.price, self.purse.account
-        assert price is not None
-        spent, most = account.cost(price), account.most(price)
-        told = f"{spent:.4f} {price.currency} spent"
-        told += f" ({most:.4f} at most, with requests that were cut off)" if most > spent else ""
-        bound = f"teacher.max_cost {self.purse.max_cost:g}"
-        return f"{bound}: {told}, and the next request might pass it; {PARKED}: raise it and the same command goes on"
-
     async def _serve(self, prompt: Prompt, started: Started, number: int) -> None:
         """One prompt until it is answered, refused, or put back."""
-        before, tries = self.answered, self.teacher.endpoint.retries + 1
-        numbers = [number]
+        most, tries = self.teacher.endpoint.retries + 1, Tries(number)
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(tries),
+            stop=stop_after_attempt(most),
             wait=wait_as_told,
             retry=retry_if_exception_type(WayFault),
             reraise=True,
         )
         try:
-            generation, usage = await self._answer(retrying, prompt, numbers)
+            generation, usage = await self._answer(retrying, prompt, tries)
         except Throttled as told:
             self._fault(str(told))
             self.pace.refuse(self.clock(), started, told.retry_after)
@@ -174,8 +172,8 @@ class Asking:
             self.waiting.appendleft(prompt)
         except (WayFault, NoMoney) as fault:
             self.pace.fail(started)
-            if isinstance(fault, WayFault) and self.answered > before:
-                self.finish(_failed(prompt, "endpoint_failed", f"{fault} ({tries} tries)"))
+            if isinstance(fault, WayFault) and self.answered > (tries.answered_then or 0):
+                self.finish(failed(prompt, "endpoint_failed", f"{fault} ({most} tries)"))
             else:
                 self.waiting.appendleft(prompt)
         except Closed as told:
@@ -189,12 +187,17 @@ class Asking:
             self.pace.succeed(started, None if usage is None else usage.prompt + usage.completion)
             self.finish(generation)
 
-    async def _answer(self, retrying: AsyncRetrying, prompt: Prompt, numbers: list[int]) -> Answer:
-        """The answer to a prompt, however many tries it takes; `numbers` has the first one's place in the account."""
+    async def _answer(self, retrying: AsyncRetrying, prompt: Prompt, tries: Tries) -> Answer:
+        """The answer to a prompt, however many tries it takes."""
         async for attempt in retrying:
             with attempt:
-                number = numbers.pop() if numbers else await self._ask_again(prompt)
-                return await self._ask_once(prompt, number)
+                number = await self._ask_again(prompt) if tries.number is None else tries.number
+                tries.number = None
+                try:
+                    return await self._ask_once(prompt, number)
+                except WayFault:
+                    tries.answered_then = self.answered if tries.answered_then is None else tries.answered_then
+                    raise
         raise AssertionError("tenacity ends with an answer or an error")
 
     async def _ask_again(self, prompt: Prompt) -> int:
@@ -219,7 +222,7 @@ class Asking:
             self.purse.void(number)
             self._live()
             reason = "prompt_too_long" if _is_too_long(refused) else "refused_by_endpoint"
-            return _failed(prompt, reason, str(refused)), None
+            return failed(prompt, reason, str(refused)), None
         except (Throttled, Closed):
             self.purse.void(number)
             raise
@@ -227,32 +230,20 @@ class Asking:
             self.purse.doubt(number)
             raise
         self._live()
-        usage = self.wire.usage(reply)
-        if usage is not None:  # the account comes first: nothing that is read may keep it from being written
-            self.purse.settle(number, usage)
-        generation = self._read(prompt, reply)
-        if usage is None and (usage := _count(generation)) is not None:
-            self.purse.settle(number, usage)
-        elif usage is None:
-            self.purse.doubt(number)
-        return replace(generation, usage=usage), usage
+        generation = read_reply(self.wire, self.purse, self.endpoint.key, number, prompt, reply)
+        return self._require_model(prompt, reply, generation), generation.usage
 
-    def _read(self, prompt: Prompt, reply: Body) -> Generation:
+    def _require_model(self, prompt: Prompt, reply: Body, generation: Generation) -> Generation:
+        """The generation, or its failure where another model has answered; after a few of these the run is parked."""
         named = self.wire.model_of(reply)
-        if self.answers_as and named and named != self.answers_as:
-            self.strangers += 1
-            detail = f"{named} answered, the others are of {self.answers_as}"
-            if self.strangers >= STRANGERS:
-                raise TeacherError(f"teacher.model {self.teacher.model!r}: {detail}; {PARKED}")
-            return _failed(prompt, "other_model", detail)
-        self.strangers = 0
-        try:
-            return self.wire.read(prompt, reply)
-        except BadAnswer as bad:
-            return _failed(prompt, bad.reason, self.endpoint.key.clean(str(bad)))
-        except Exception as error:  # JSON of any shape may come: whatever it breaks, it is this row's alone
-            told = f"{type(error).__name__}: {one_line(error)}"
-            return _failed(prompt, "unreadable_answer", self.endpoint.key.clean(told))
+        if not self.answers_as or not named or named == self.answers_as:
+            self.strangers = 0
+            return generation
+        self.strangers += 1
+        detail = f"{named} answered, the others are of {self.answers_as}"
+        if self.strangers >= STRANGERS:
+            raise TeacherError(f"teacher.model {self.teacher.model!r}: {detail}; {PARKED}")
+        return failed(prompt, "other_model", detail)
 
     def _live(self) -> None:
         self.answered += 1
@@ -264,8 +255,37 @@ class Asking:
         self._changed.set()
 
 
-def _failed(prompt: Prompt, reason: str, detail: str) -> Generation:
+def failed(prompt: Prompt, reason: str, detail: str) -> Generation:
+    """A prompt that was given up, as a generation."""
     return Generation.failed(prompt.id, prompt.attempt, reason, detail)
+
+
+def tell_spent(purse: Purse) -> str:
+    """Why nothing more is asked."""
+    assert purse.price is not None
+    spent, most = purse.account.cost(purse.price), purse.account.most(purse.price)
+    told = f"{spent:.4f} {purse.price.currency} spent"
+    told += f" ({most:.4f} at most, with requests that were cut off)" if most > spent else ""
+    bound = f"teacher.max_cost {purse.max_cost:g}"
+    return f"{bound}: {told}, and the next request might pass it; {PARKED}: raise it and the same command goes on"
+
+
+def read_reply(wire: Wire, purse: Purse, key: Key, number: int, prompt: Prompt, reply: Body) -> Generation:
+    """The generation that a reply is, with what it used, which stands in the account whatever the reply may hold."""
+    usage = wire.usage(reply)
+    if usage is not None:  # first: nothing that is read may keep it from being written
+        purse.settle(number, usage)
+    try:
+        generation = wire.read(prompt, reply)
+    except BadAnswer as bad:
+        generation = failed(prompt, bad.reason, key.clean(str(bad)))
+    except Exception as error:  # JSON of any shape may come: whatever it breaks, it is this row's alone
+        generation = failed(prompt, "unreadable_answer", key.clean(f"{type(error).__name__}: {one_line(error)}"))
+    if usage is None and (usage := _count(generation)) is not None:
+        purse.settle(number, usage)
+    elif usage is None:
+        purse.doubt(number)
+    return replace(generation, usage=usage)
 
 
 def bound_of(prompt: Prompt) -> tuple[int, int]:

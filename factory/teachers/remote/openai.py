@@ -18,6 +18,7 @@ from factory.teachers.remote.read import (
     NoIds,
     Token,
     as_ids,
+    ended_otherwise,
     find_end,
     make_logprobs,
     no_logprobs,
@@ -113,12 +114,11 @@ class OpenAIWire:
         choice: Body = choices[0]
         message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
         assert isinstance(message, dict)
-        finish = str(choice.get("finish_reason") or "")
+        finish = choice.get("finish_reason")
         if message.get("refusal"):
             raise BadAnswer("refused_by_teacher", str(message["refusal"]))
         if finish not in ("stop", "length"):
-            reason = f"ended_by_{finish or 'nothing'}"
-            raise BadAnswer(reason, f"the endpoint ended the answer: {finish or 'it does not say why'}")
+            raise ended_otherwise(finish)
         made = self._texts(prompt, message, finish)
         try:
             return self._with_ids(prompt, made, reply, choice)

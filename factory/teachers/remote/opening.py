@@ -13,6 +13,7 @@ from factory.job.job import Job
 from factory.records import Generation, Prompt, Sampling, TeacherInfo
 from factory.signals import SignalSpec
 from factory.teachers.reasoning import find_markers
+from factory.teachers.remote.batches import BatchAsking, GeminiFiles, OpenAIFiles
 from factory.teachers.remote.gemini import GeminiWire
 from factory.teachers.remote.loop import Asking
 from factory.teachers.remote.openai import OpenAIWire
@@ -61,8 +62,12 @@ def start_remote(
     wire, details = asyncio.run(_probe(job, way, signals, schemas, sampling, purse))
     info = TeacherInfo(teacher.backend, teacher.model, details)
 
-    def make(finish: Callable[..., None]) -> Asking:
-        return Asking(teacher, wire, way.open, purse, details["answers_as"], finish)
+    def make(finish: Callable[..., None]) -> Asking | BatchAsking:
+        if teacher.endpoint.mode == "online":
+            return Asking(teacher, wire, way.open, purse, details["answers_as"], finish)
+        files = GeminiFiles(teacher.model) if teacher.backend == "gemini" else OpenAIFiles()
+        path = usage_path(out).with_name(usage_path(out).name.replace("usage", "batches"))
+        return BatchAsking(teacher, wire, files, way.open, purse, details["answers_as"], finish, path)
 
     remote = RemoteTeacher(job, signals, info, out, purse, make)
     try:
@@ -96,6 +101,9 @@ async def _probe(
     try:
         read = read_gemini_model if job.teacher.backend == "gemini" else read_models
         models = await read(endpoint, job.teacher.model)
+        if not models.known:  # nothing has answered yet: a wrong address must not be told as anything else
+            bare = OpenAIWire(Said(job.teacher.model, SignalSpec(), {}, ()), vllm=False)
+            await Prober(endpoint, bare, purse, sampling, thinks=False).find("")
         dialect = _dialect(job, models)
         _require_sayable(job, signals, dialect, sampling)
         compiled, left_out = _compile(job, schemas, dialect)
@@ -190,7 +198,10 @@ def _open_wire(job: Job, signals: SignalSpec, dialect: Dialect, compiled: dict[s
 def _open_tokenizer(name: str | None) -> LocalTokenizer | None:
     if name is None:
         return None
-    folder = folder_of(name, None)
+    try:
+        folder = folder_of(name, None)
+    except ValueError:  # the hub's client: no folder of that name, and no name of the hub's either
+        folder = None
     if folder is None or not (folder / "tokenizer.json").is_file():
         raise TeacherError(
             f"teacher.tokenizer {name!r}: no tokenizer.json of it on this machine; download it first or give a folder"

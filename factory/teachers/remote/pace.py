@@ -79,7 +79,9 @@ class Pace:
             step = 1.0 if self.limit < self._known else CAREFUL
             self.limit = min(float(self.most), self.limit + step)
         self.running -= 1
-        self._in_a_row = 0
+        # answers to what was asked before the limit fell prove nothing of what it is now
+        if started.at > self._fell_at:
+            self._in_a_row = 0
         if tokens is not None:
             started.tokens = tokens
 
@@ -90,8 +92,8 @@ class Pace:
         # it is no news that a burst was too large
         if started.at >= self._fell_at:
             # refusals without a success between them are one event, however low they bring the limit
-            self._known = self._known if self._in_a_row else max(1.0, self.limit * 0.9)
-            self.limit = max(1.0, self.limit * FALL)
+            known = self._known if self._in_a_row else self.limit * FALL
+            self.limit, self._known = max(1.0, self.limit * FALL), max(1.0, known)
             self._fell_at = now
             self._in_a_row += 1
         pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (self._in_a_row - 1)) if self._in_a_row else PAUSE_S

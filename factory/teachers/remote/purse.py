@@ -12,7 +12,7 @@ told apart. Lines hold tokens and no money, so a price that was mistyped may be 
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -86,11 +86,12 @@ class Purse:
     max_cost: float | None = None
     account: Account = field(default_factory=Account)
     _open: dict[int, Usage] = field(default_factory=dict)
+    _lost: dict[int, Usage] = field(default_factory=dict)
     _next: int = 0
     _handle: Any = None
 
     def __post_init__(self) -> None:
-        self.account, self._next, before = _read(self.path, self.price)
+        self.account, self._next, self._lost, before = _read(self.path, self.price)
         _mend_end(self.path)
         self._handle = self.path.open("ab", buffering=0)
         if self.price != before:
@@ -128,6 +129,13 @@ class Purse:
         usage = self._open.pop(number)
         self.account.unanswered += 1
         self.account.doubtful += usage
+
+    def reopen(self, numbers: Iterable[int]) -> None:
+        """Requests of an earlier run that are under way still: a batch outlives the run that sent it."""
+        for number in set(numbers) & self._lost.keys():
+            usage = self._open[number] = self._lost.pop(number)
+            self.account.unanswered -= 1
+            self.account.doubtful = self.account.doubtful.without(usage)
 
     def close(self) -> None:
         """Requests that are under way stay without an end."""
@@ -175,8 +183,8 @@ def tell_cost(account: Account, price: PriceConfig | None) -> str:
     return f"; {cost:.4f} {price.currency}{bound}"
 
 
-def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int, PriceConfig | None]:
-    """The sums, the number after the last, and the price that stands there."""
+def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int, dict[int, Usage], PriceConfig | None]:
+    """The sums, the number after the last, the requests without an end, and the price that stands there."""
     account, open_, following, before = Account(), dict[int, Usage](), 0, None
     for line in _lines(path):
         if "price" in line:
@@ -191,7 +199,7 @@ def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int, PriceCon
         else:
             open_.pop(line["void"], None)
     account.unanswered, account.doubtful = len(open_), sum(open_.values(), NOTHING)
-    return account, following, before
+    return account, following, open_, before
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

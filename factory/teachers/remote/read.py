@@ -5,6 +5,7 @@ exact (a vLLM server says them), or found by the bytes that each token stands fo
 here, for every dialect alike.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,7 @@ from factory.teachers.reasoning import KNOWN_MARKERS
 # of a tail: what an endpoint writes adds up to 1 no closer, so less than this is rounding and told as this
 LEAST_MASS: Final = 1e-6
 LOG_OF_NOTHING: Final = -1e30
+WORD: Final = re.compile(r"[a-z][a-z_]{0,39}")
 FORBIDDEN: Final = -9000.0  # a vLLM server writes -9999 for the log of 0
 
 
@@ -27,6 +29,14 @@ class BadAnswer(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+def ended_otherwise(reason: Any) -> BadAnswer:
+    """An answer that ended neither by itself nor at its length: the endpoint's own word becomes the row's reason."""
+    word = reason.lower() if isinstance(reason, str) else ""
+    if not WORD.fullmatch(word):
+        return BadAnswer("unreadable_answer", f"the endpoint ended the answer with {str(reason)[:80]!r}")
+    return BadAnswer(f"ended_by_{word}", f"the endpoint ended the answer: {word}")
 
 
 class NoIds(Exception):

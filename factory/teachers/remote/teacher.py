@@ -20,6 +20,7 @@ from factory.errors import DatasetError, FactoryError
 from factory.job.job import Job
 from factory.records import Generation, Prompt, TeacherInfo
 from factory.signals import SignalSpec
+from factory.teachers.remote.batches import BatchAsking
 from factory.teachers.remote.loop import Asking
 from factory.teachers.remote.purse import Purse
 from factory.teachers.spool import Place, Spool, SpoolWriter
@@ -32,7 +33,13 @@ class RemoteTeacher:
     """Asks an endpoint until every prompt has its generation."""
 
     def __init__(
-        self, job: Job, signals: SignalSpec, info: TeacherInfo, out: Path, purse: Purse, make: Callable[..., Asking]
+        self,
+        job: Job,
+        signals: SignalSpec,
+        info: TeacherInfo,
+        out: Path,
+        purse: Purse,
+        make: Callable[..., Asking | BatchAsking],
     ) -> None:
         self.job, self.signals, self.info, self.purse = job, signals, info, purse
         self.spool = Spool(out / ".spool")

@@ -133,6 +133,12 @@ class Endpoint:
         """The answer to a file that is sent; `parts` as httpx takes them."""
         return self._read(await self._send(path, "POST", **parts))
 
+    async def headers(self, path: str, head: dict[str, str], body: dict[str, Any]) -> dict[str, str]:
+        """The head of an answer, by lower-case names: some services answer there."""
+        response = await self._send(path, "POST", headers=head, json=body)
+        self._require_answer(response)
+        return {name.lower(): value for name, value in response.headers.items()}
+
     async def download(self, path: str) -> bytes:
         """A file's bytes."""
         response = await self._send(path, "GET")
