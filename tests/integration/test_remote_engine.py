@@ -153,5 +153,5 @@ def test_a_named_tokenizer_decodes_the_servers_ids(tmp_path: Path, server: str) 
 def test_more_logprobs_than_the_server_gives_are_refused(tmp_path: Path, server: str) -> None:
     with pytest.raises(TeacherError, match=rf"^signals\.top_k {K + 1}: .*--max-logprobs"):
         make(tmp_path / "there", remote(server), True, top_k=K + 1)
-    with pytest.raises(TeacherError, match="'demos': not a model of .*has: demo.*did you mean 'demo'"):
+    with pytest.raises(TeacherError, match=r"'demos': not a model of .*has: demo.*did you mean 'demo'"):
         make(tmp_path / "other", remote(server, model="demos"), True)

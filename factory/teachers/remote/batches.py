@@ -80,6 +80,8 @@ class BatchAsking:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
         self._flushed = self._stopping = False
+        # while the answers of a file are given out one by one
+        self.handing_out = False
 
     def put(self, prompt: Prompt) -> None:
         """Ask this too, with the next file."""
@@ -158,8 +160,10 @@ class BatchAsking:
                 if found is None:
                     continue
                 batch.lines, batch.ended = found, True
+            self.handing_out = True
             for row in [row for row in batch.rows if row in self.waiting]:
                 self._take(row, self.waiting[row], batch.rows.pop(row), batch.lines.get(row))
+            self.handing_out = False
             # rows that nobody has put are on the spool or committed, or are put later in this very run
             if not batch.rows:
                 self._end(batch, void=False)

@@ -77,6 +77,9 @@ class Asking:
         self._changed = asyncio.Event()
         self._stopping = False
 
+    # a file's answers come all at once; here each by itself
+    handing_out = False
+
     def put(self, prompt: Prompt) -> None:
         """Ask this too."""
         self._incoming.append(prompt)

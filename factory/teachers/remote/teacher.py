@@ -13,6 +13,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from factory.teachers.remote.purse import Purse
 from factory.teachers.spool import Place, Spool, SpoolWriter
 
 LOOK_S = 0.5  # how often `collect` looks whether the thread lives
+SHORT_S = 0.01
 STOP_S = 10.0  # what the thread has to end its requests in
 
 
@@ -68,9 +70,10 @@ class RemoteTeacher:
         if not self.ready and self.in_flight:
             self.asking.flush()
             self._take(self._wait())
-        # what else has come meanwhile goes with it
-        while not self.finished.empty():
-            self._take(self.finished.get())
+        # what else has come goes with it; of a file all, or what follows on its first rows would be a file by itself
+        while (self.asking.handing_out and self.thread.is_alive()) or not self.finished.empty():
+            with suppress(queue.Empty):
+                self._take(self.finished.get(timeout=SHORT_S))
         generations = list(self.ready)
         self.ready.clear()
         return generations
