@@ -15,10 +15,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "chaos")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chaos import Figures
+from chaos_figures import Figures
 from conftest import write_task
 from remote_support import remote_job, rows_of
 from scripted_endpoint import ScriptedEndpoint, serving, shares
