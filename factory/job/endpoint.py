@@ -19,6 +19,7 @@ ENGINE_KEYS: Final = (
     "quantization",
     "max_num_seqs",
     "tensor_parallel_size",
+    "replicas",
     "gpu_memory_utilization",
     "kv_cache_gb",
     "engine",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from factory.errors import JobError
-from factory.records import Measures, Record, SampleStats
+from factory.records import Generation, Measures, Record, SampleStats
 from factory.signals import Array
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def measure(record: Record, formula: Formula | None = None) -> Measures:
     generation = record.generation
     tokens = len(generation.completion_token_ids)
     start = min(max(generation.answer_start, 0), tokens)
-    measures = Measures(reasoning_tokens=0 if generation.reasoning is None else start)
+    measures = Measures(reasoning_tokens=_reasoning_tokens(generation, start))
     if generation.logprobs is not None:
         entropy_T, sampled_T = generation.logprobs.entropy_T, generation.logprobs.sampled_T
         of_all, of_answer = _mean(sampled_T), _mean(sampled_T[start:])
@@ -58,6 +58,13 @@ def measure(record: Record, formula: Formula | None = None) -> Measures:
         )
     judged = record.verdict.score if record.verdict else None
     return replace(measures, difficulty=formula(values(record.samples, judged, measures))) if formula else measures
+
+
+def _reasoning_tokens(generation: Generation, start: int) -> int | None:
+    """By the ids; of an endpoint that gives none of a reasoning by its own count, None where it has none either."""
+    if generation.reasoning is None or start or generation.usage is None:
+        return 0 if generation.reasoning is None else start
+    return generation.usage.reasoning or None
 
 
 def values(samples: SampleStats, judged: float | None, measures: Measures) -> Values:

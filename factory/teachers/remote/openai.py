@@ -4,7 +4,7 @@ A vLLM server is asked for ids (`return_token_ids`, `return_tokens_as_token_ids`
 is kept: it lists the sampled token among them, in the place of the last where that is not one of them.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
@@ -57,9 +57,10 @@ class OpenAIWire:
             "model": self.said.model,
             "messages": list(prompt.messages),
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
             self.length: sampling.max_tokens,
         }
+        # some models refuse to be told what they do anyway
+        body |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
         # a greedy answer draws nothing
         body |= {"seed": prompt.seed} if sampling.temperature > 0 else {}
         schema = self.said.schemas.get(prompt.task)
@@ -89,7 +90,10 @@ class OpenAIWire:
         body |= {"top_k": sampling.top_k} if sampling.top_k else {}
         body |= {"min_p": sampling.min_p} if sampling.min_p else {}
         body |= {"repetition_penalty": sampling.repetition_penalty} if sampling.repetition_penalty != 1 else {}
-        body |= {} if sampling.thinking_tokens is None else {"thinking_token_budget": sampling.thinking_tokens}
+        thinks = sampling.thinking_tokens is not None and bool(self.said.markers)
+        body |= {"thinking_token_budget": sampling.thinking_tokens} if thinks else {}
+        loops = sampling.stop_repetition
+        body |= {} if loops is None else {"repetition_detection": asdict(loops)}
         kwargs = self.said.chat_template_kwargs
         return body | ({"chat_template_kwargs": kwargs} if kwargs else {})
 
@@ -117,7 +121,7 @@ class OpenAIWire:
         finish = choice.get("finish_reason")
         if message.get("refusal"):
             raise BadAnswer("refused_by_teacher", str(message["refusal"]))
-        if finish not in ("stop", "length"):
+        if finish not in ("stop", "length", "repetition"):
             raise ended_otherwise(finish)
         made = self._texts(prompt, message, finish)
         try:

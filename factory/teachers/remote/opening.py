@@ -58,8 +58,12 @@ def start_remote(
     teacher = job.teacher
     purse = Purse(usage_path(out), teacher.price, teacher.max_cost)
     tell("endpoint", f"endpoint {way.url}: asking what {teacher.model} can do", model=teacher.model, url=way.url)
-    sampling = probes[0].sampling if probes else Sampling()
-    wire, details = asyncio.run(_probe(job, way, signals, schemas, sampling, purse))
+    samplings = [probe.sampling for probe in probes] or [Sampling()]
+    try:
+        wire, details = asyncio.run(_probe(job, way, signals, schemas, samplings, purse))
+    except BaseException:
+        purse.close()
+        raise
     info = TeacherInfo(teacher.backend, teacher.model, details)
 
     def make(finish: Callable[..., None]) -> Asking | BatchAsking:
@@ -94,10 +98,10 @@ async def _probe(
     way: Way,
     signals: SignalSpec,
     schemas: Mapping[str, dict[str, Any]],
-    sampling: Sampling,
+    samplings: list[Sampling],
     purse: Purse,
 ) -> tuple[Wire, dict[str, Any]]:
-    endpoint = way.open()
+    endpoint, sampling = way.open(), samplings[0]
     try:
         read = read_gemini_model if job.teacher.backend == "gemini" else read_models
         models = await read(endpoint, job.teacher.model)
@@ -105,7 +109,7 @@ async def _probe(
             bare = OpenAIWire(Said(job.teacher.model, SignalSpec(), {}, ()), vllm=False)
             await Prober(endpoint, bare, purse, sampling, thinks=False).find("")
         dialect = _dialect(job, models)
-        _require_sayable(job, signals, dialect, sampling)
+        _require_sayable(job, signals, dialect, samplings)
         compiled, left_out = _compile(job, schemas, dialect)
         wire = _open_wire(job, signals, dialect, compiled)
         prober = Prober(endpoint, wire, purse, sampling, getattr(wire, "thinks", False))
@@ -113,7 +117,8 @@ async def _probe(
         _require_ids(job, found[0].generation)
         await _require_tokenizer(job, wire, prober)
         temper = await prober.find_temper() if signals.top_k else "unknown"
-        return wire, _describe(job, wire, models, dialect, found[0].answers_as, left_out, temper)
+        described = _describe(job, wire, models, dialect, found[0].answers_as, left_out, temper)
+        return wire, described | _tell_unsent(dialect, samplings)
     finally:
         await endpoint.close()
 
@@ -125,14 +130,20 @@ def _dialect(job: Job, models: Models) -> Dialect:
     return said if said != "auto" else "vllm" if models.vllm else "openai"
 
 
-def _require_sayable(job: Job, signals: SignalSpec, dialect: Dialect, sampling: Sampling) -> None:
+def _require_sayable(job: Job, signals: SignalSpec, dialect: Dialect, samplings: list[Sampling]) -> None:
     """Raise TeacherError for what this dialect has no words for."""
+    if job.teacher.reasoning == "prompted" and job.validation.constrain:
+        raise TeacherError(
+            'teacher.reasoning "prompted": an endpoint holds an answer to its schema from the first token, so nothing '
+            "could be reasoned; say validation.constrain = false"
+        )
     if dialect == "vllm":
         return
     takes = {"top_k"} if dialect == "gemini" else set()
-    wrong = [name for name, usual in VLLM_ONLY.items() if name not in takes and getattr(sampling, name) != usual]
+    known = [(name, usual) for name, usual in VLLM_ONLY.items() if name not in takes]
+    wrong = {name for name, usual in known for each in samplings if getattr(each, name) != usual}
     if wrong:
-        told = ", ".join(f"sampling.{name}" for name in wrong)
+        told = ", ".join(f"sampling.{name}" for name in sorted(wrong))
         raise TeacherError(f"{told}: not in this endpoint's requests (a vLLM server takes it); leave it out")
     if job.teacher.chat_template_kwargs:
         raise TeacherError("teacher.chat_template_kwargs: only a vLLM server takes them; leave them out")
@@ -226,6 +237,13 @@ async def _require_tokenizer(job: Job, wire: Wire, prober: Prober) -> None:
         return
     mine = len(tokenizer.encode(f"\n{SAMPLE}", False)) - len(tokenizer.encode("\n", False))
     require_count(await prober.count_sample(), mine, name)
+
+
+def _tell_unsent(dialect: Dialect, samplings: list[Sampling]) -> dict[str, Any]:
+    """What of the tasks' sampling has no place in the requests: it bounds an answer, and answers come without."""
+    unsent = {"vllm": (), "gemini": ("stop_repetition",), "openai": ("thinking_tokens", "stop_repetition")}[dialect]
+    asked = [name for name in unsent if any(getattr(sampling, name) is not None for sampling in samplings)]
+    return {"not_sent": [f"sampling.{name}" for name in asked]} if asked else {}
 
 
 def _tell_ids(job: Job, dialect: Dialect, wire: Wire) -> str:

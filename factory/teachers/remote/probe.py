@@ -20,6 +20,7 @@ from factory.teachers.remote.wire import Body, Wire
 PROBE_TOKENS: Final = 16  # some endpoints refuse fewer
 THINKING_TOKENS: Final = 1024
 LEAST_THOUGHT: Final = 128  # the smallest budget that every thinking Gemini takes
+NEWER_LENGTH: Final = "max_completion_tokens"
 TRIES: Final = 3
 QUESTION: Final = "Name one colour."
 # what two tokenizers divide differently: letters of many kinds, numbers, signs, spaces
@@ -112,7 +113,7 @@ class Prober:
     async def find(self, task: str) -> Found:
         """What an answer to a task's question says. Raises TeacherError where the endpoint refuses it."""
         try:
-            reply = await self.ask(task)
+            reply = await self._ask_either_way(task)
         except Refused as told:
             raise TeacherError(self._explain(told, task)) from None
         except Closed as told:
@@ -123,6 +124,16 @@ class Prober:
             return Found(self.wire.model_of(reply), self.wire.read(prompt, reply))
         except BadAnswer as bad:
             raise TeacherError(f"teacher: the endpoint's answer to a short question makes no row: {bad}") from None
+
+    async def _ask_either_way(self, task: str) -> Body:
+        """A reply, with the newer name of the longest answer where the older one is refused."""
+        try:
+            return await self.ask(task)
+        except Refused as told:
+            if NEWER_LENGTH not in str(told) or getattr(self.wire, "length", NEWER_LENGTH) == NEWER_LENGTH:
+                raise
+            self.wire.length = NEWER_LENGTH  # type: ignore[attr-defined]
+            return await self.ask(task)
 
     async def find_temper(self) -> Temper:
         """Whether log-probabilities are the distribution's before the temperature or after it: asked at two of them."""
@@ -170,8 +181,8 @@ class Prober:
             )
         if "think" in low:
             return (
-                f'teacher.reasoning: {self.endpoint.url} does not think as asked: {text}; say reasoning = "off", or '
-                f"change sampling.thinking_tokens"
+                f'teacher.reasoning: {self.endpoint.url} does not think as asked: {text}; say reasoning = "off", '
+                f"change sampling.thinking_tokens, or start a vLLM server with --reasoning-parser"
             )
         if any(word in low for word in ("schema", "response_format", "grammar", "structured")):
             return (

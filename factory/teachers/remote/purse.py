@@ -86,6 +86,7 @@ class Purse:
     max_cost: float | None = None
     account: Account = field(default_factory=Account)
     _open: dict[int, Usage] = field(default_factory=dict)
+    _held: Usage = NOTHING  # the sum of what is open
     _lost: dict[int, Usage] = field(default_factory=dict)
     _next: int = 0
     _handle: Any = None
@@ -101,39 +102,39 @@ class Purse:
         """Whether a request of at most so many tokens cannot pass the bound, whatever is under way."""
         if self.max_cost is None:
             return True
-        held = sum(cost_of(usage, self.price) for usage in self._open.values())
         asked = cost_of(dearest(prompt, completion, self.price), self.price)
-        return self.account.most(self.price) + held + asked <= self.max_cost + 1e-12
+        return self.account.most(self.price) + cost_of(self._held, self.price) + asked <= self.max_cost + 1e-12
 
     def ask(self, row: str, attempt: int, prompt: int, completion: int) -> int:
         """A request goes out; the number to end it with."""
         number, self._next = self._next, self._next + 1
-        self._open[number] = dearest(prompt, completion, self.price)
+        self._hold(number, dearest(prompt, completion, self.price))
         self._write({"asked": number, "id": row, "attempt": attempt, "prompt": prompt, "completion": completion})
         return number
 
     def settle(self, number: int, usage: Usage) -> None:
         """It was answered, and the endpoint has counted."""
-        del self._open[number]
+        self._let_go(number)
         self._write({"used": number, **asdict(usage)})
         self.account.requests += 1
         self.account.used += usage
 
     def void(self, number: int) -> None:
         """It was refused or never arrived: nobody charges for it."""
-        del self._open[number]
+        self._let_go(number)
         self._write({"void": number})
 
     def doubt(self, number: int) -> None:
         """Nobody knows: it counts with the most it can cost. No line: a request without an end says so itself."""
-        usage = self._open.pop(number)
+        usage = self._let_go(number)
         self.account.unanswered += 1
         self.account.doubtful += usage
 
     def reopen(self, numbers: Iterable[int]) -> None:
         """Requests of an earlier run that are under way still: a batch outlives the run that sent it."""
         for number in set(numbers) & self._lost.keys():
-            usage = self._open[number] = self._lost.pop(number)
+            usage = self._lost.pop(number)
+            self._hold(number, usage)
             self.account.unanswered -= 1
             self.account.doubtful = self.account.doubtful.without(usage)
 
@@ -142,6 +143,15 @@ class Purse:
         for number in list(self._open):
             self.doubt(number)
         self._handle.close()
+
+    def _hold(self, number: int, usage: Usage) -> None:
+        self._open[number] = usage
+        self._held += usage
+
+    def _let_go(self, number: int) -> Usage:
+        usage = self._open.pop(number)
+        self._held = self._held.without(usage)
+        return usage
 
     def _write(self, line: dict[str, Any]) -> None:
         self._handle.write(json.dumps(line).encode() + b"\n")
