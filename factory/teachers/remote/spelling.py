@@ -51,11 +51,11 @@ def open_spelling(backend: Any) -> Spelling:
         data = _byte_of(text)
         if data is not None and not levels:
             singles[data] = number
-        elif number in added:  # written as it stands, whatever the others' letters mean
+        elif number in added and levels:  # written as it stands, whatever the others' letters mean
             found.setdefault(text.encode(), []).append(number)
         elif levels:
             found.setdefault(bytes(letters[letter] for letter in text), []).append(number)
-        else:
+        else:  # added ones too: Gemma's runs of spaces are
             found.setdefault(text.replace(SPACE, " ").encode(), []).append(number)
     by_bytes = {data: numbers[0] for data, numbers in found.items() if len(numbers) == 1}
     # a single byte is written so only where no token of text has it

@@ -17,6 +17,7 @@ def sentencepiece() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(["<pad>", "<eos>"])
+    tokenizer.add_tokens([AddedToken("\u2581\u2581", special=False)])  # as Gemma's runs of spaces are
     return tokenizer
 
 
