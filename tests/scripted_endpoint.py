@@ -89,7 +89,7 @@ class ScriptedEndpoint:
                 method, path, _ = lines[0].split(" ")
                 if not await self.reply(method, path, headers, data, writer):
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):  # it left, or we end
             pass
         finally:
             writer.close()

@@ -118,7 +118,7 @@ def _remote_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str
     completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in prepared.plan.blocks)
     attempts = prepared.plan.samples * (1 + job.validation.retries)
     most = dearest(likely.prompt * (1 + job.validation.retries), completion * attempts, price)
-    spent = read_account(usage_path(out))[0].cost(price)
+    spent = read_account(usage_path(out), job.teacher.model)[0].cost(price)
     told = f"  cost: about {cost_of(likely, price):,.4f} {price.currency} for all rows, asked once"
     told += f"; at most {cost_of(most, price):,.4f}, if all retries and max_tokens are used"
     told += f"; {spent:,.4f} of it spent" if spent else ""

@@ -72,7 +72,7 @@ class BatchAsking:
         self.teacher, self.wire, self.files, self.purse, self.finish = teacher, wire, files, purse, finish
         self.open_endpoint, self.answers_as, self.path = open_endpoint, answers_as, path
         self.waiting: dict[str, Prompt] = {}
-        self.batches = list(read_batches(path))
+        self.batches = list(read_batches(path, teacher.model))
         for batch in self.batches:
             purse.reopen(batch.rows.values())
         self.strangers = 0
@@ -147,7 +147,7 @@ class BatchAsking:
             if self.waiting.keys() - under_way and not self.batches:
                 raise TeacherError(tell_spent(self.purse))
             return
-        self._write({"meant": batch.name, "rows": batch.rows})
+        self._write({"meant": batch.name, "model": self.teacher.model, "rows": batch.rows})
         self.batches.append(batch)
         batch.id = await self._patiently(lambda: self.files.send(self.endpoint, batch.name, lines))
         self._write({"sent": batch.name, "id": batch.id})
@@ -220,8 +220,8 @@ def key_of(prompt: Prompt) -> str:
     return f"{prompt.id}:{prompt.attempt}"
 
 
-def read_batches(path: Path) -> Iterator[Batch]:
-    """The batches that were begun and not ended."""
+def read_batches(path: Path, model: str) -> Iterator[Batch]:
+    """The batches of a model that were begun and not ended."""
     found: dict[str, Batch] = {}
     for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
@@ -229,9 +229,10 @@ def read_batches(path: Path) -> Iterator[Batch]:
         except ValueError:  # torn by a kill
             continue
         if "meant" in line:
-            found[line["meant"]] = Batch(line["meant"], line["rows"])
+            found |= {line["meant"]: Batch(line["meant"], line["rows"])} if line["model"] == model else {}
         elif "sent" in line:
-            found[line["sent"]].id = line["id"]
+            if line["sent"] in found:
+                found[line["sent"]].id = line["id"]
         else:
             found.pop(line["done"], None)
     yield from found.values()

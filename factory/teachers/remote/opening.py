@@ -56,7 +56,7 @@ def start_remote(
     """Probe the endpoint, begin to ask, and end with the context. Raises TeacherError for what it cannot serve."""
     signals, way = resolve_remote_signals(job), find_way(job)
     teacher = job.teacher
-    purse = Purse(usage_path(out), teacher.price, teacher.max_cost)
+    purse = Purse(usage_path(out), teacher.model, teacher.price, teacher.max_cost)
     tell("endpoint", f"endpoint {way.url}: asking what {teacher.model} can do", model=teacher.model, url=way.url)
     samplings = [probe.sampling for probe in probes] or [Sampling()]
     try:

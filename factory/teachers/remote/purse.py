@@ -1,13 +1,14 @@
 """What an endpoint was asked for and what that costs: usage.jsonl, one line when a request goes out, one at its end.
 
-    {"asked": 7, "id": "33f6...", "attempt": 0, "prompt": 700, "completion": 1024}     at most that many tokens
-    {"used": 7, "prompt": 607, "cached": 0, "completion": 458, "reasoning": 375}        the endpoint's own count
-    {"void": 7}                                                                        not answered, so not charged
-    {"price": {"prompt": 1.0, ...}}                                                    at a run's start, for who reads
+    {"asked": 7, "model": "m", "id": "33f6...", "attempt": 0, "prompt": 700, "completion": 1024}    at most that many
+    {"used": 7, "prompt": 607, "cached": 0, "completion": 458, "reasoning": 375}    the endpoint's own count
+    {"void": 7}                                                                    not answered, so not charged
+    {"price": {"prompt": 1.0, ...}, "model": "m"}                                  at a run's start, for who reads
 
 Lines are appended before anything else is done with an answer, so a run that is killed has counted all it has seen. A
 request without an end (killed, timed out, cut off) may have been charged: it counts with the most it can cost, and is
-told apart. Lines hold tokens and no money, so a price that was mistyped may be corrected between two runs.
+told apart. Lines hold tokens and no money, so a price that was mistyped may be corrected between two runs. Teachers of
+one dataset that take turns write into one file, each with its model's name.
 """
 
 import json
@@ -82,6 +83,7 @@ class Purse:
     """The account of one teacher, written as it goes; `max_cost` bounds what may be spent over all runs."""
 
     path: Path
+    model: str = ""
     price: PriceConfig | None = None
     max_cost: float | None = None
     account: Account = field(default_factory=Account)
@@ -92,11 +94,11 @@ class Purse:
     _handle: Any = None
 
     def __post_init__(self) -> None:
-        self.account, self._next, self._lost, before = _read(self.path, self.price)
+        self.account, self._next, self._lost, before = _read(self.path, self.price, self.model)
         _mend_end(self.path)
         self._handle = self.path.open("ab", buffering=0)
         if self.price != before:
-            self._write({"price": None if self.price is None else self.price.model_dump()})
+            self._write({"price": None if self.price is None else self.price.model_dump(), "model": self.model})
 
     def affords(self, prompt: int, completion: int) -> bool:
         """Whether a request of at most so many tokens cannot pass the bound, whatever is under way."""
@@ -109,7 +111,8 @@ class Purse:
         """A request goes out; the number to end it with."""
         number, self._next = self._next, self._next + 1
         self._hold(number, dearest(prompt, completion, self.price))
-        self._write({"asked": number, "id": row, "attempt": attempt, "prompt": prompt, "completion": completion})
+        head = {"asked": number, "model": self.model, "id": row, "attempt": attempt}
+        self._write(head | {"prompt": prompt, "completion": completion})
         return number
 
     def settle(self, number: int, usage: Usage) -> None:
@@ -157,19 +160,19 @@ class Purse:
         self._handle.write(json.dumps(line).encode() + b"\n")
 
 
-def read_account(path: Path) -> tuple[Account, PriceConfig | None]:
-    """What an account comes to, and the price that the last run had."""
-    last = [line["price"] for line in _lines(path) if "price" in line]
+def read_account(path: Path, model: str | None = None) -> tuple[Account, PriceConfig | None]:
+    """What the account of a model comes to (the file's first where none is named), and the price its last run had."""
+    if model is None:
+        model = next(iter(_models(path)), "")
+    last = [line["price"] for line in _lines(path) if "price" in line and line["model"] == model]
     price = PriceConfig.model_validate(last[-1]) if last and last[-1] else None
-    return _read(path, price)[0], price
+    return _read(path, price, model)[0], price
 
 
 def describe_spending(out: Path) -> list[str]:
     """One line for each remote teacher of a dataset: what it was asked and what that cost, over all runs."""
     lines = []
-    for path in sorted(out.glob("usage*.jsonl")):
-        account, price = read_account(path)
-        who = path.stem.removeprefix("usage").strip(".") or "teacher"
+    for who, (account, price) in _accounts(out).items():
         used = account.used
         told = f"  {who}: {account.requests:,} requests answered, {used.prompt:,} prompt ({used.cached:,} cached) + "
         told += f"{used.completion:,} completion ({used.reasoning:,} reasoning) tokens"
@@ -180,8 +183,20 @@ def describe_spending(out: Path) -> list[str]:
 
 def read_spending(out: Path) -> dict[str, Any]:
     """The same for machines, by teacher."""
-    found = {path.stem.removeprefix("usage").strip(".") or "teacher": path for path in sorted(out.glob("usage*.jsonl"))}
-    return {who: account.figures(price) for who, (account, price) in ((w, read_account(p)) for w, p in found.items())}
+    return {who: account.figures(price) for who, (account, price) in _accounts(out).items()}
+
+
+def _accounts(out: Path) -> dict[str, tuple[Account, PriceConfig | None]]:
+    """Every account of a dataset, by what it is for and its model: `teacher gpt-4.1-mini`."""
+    found: dict[str, tuple[Account, PriceConfig | None]] = {}
+    for path in sorted(out.glob("usage*.jsonl")):
+        role = path.stem.removeprefix("usage").strip(".") or "teacher"
+        found |= {f"{role} {model}".strip(): read_account(path, model) for model in _models(path)}
+    return found
+
+
+def _models(path: Path) -> list[str]:
+    return list(dict.fromkeys(line["model"] for line in _lines(path) if "model" in line))
 
 
 def tell_cost(account: Account, price: PriceConfig | None) -> str:
@@ -193,19 +208,28 @@ def tell_cost(account: Account, price: PriceConfig | None) -> str:
     return f"; {cost:.4f} {price.currency}{bound}"
 
 
-def _read(path: Path, price: PriceConfig | None) -> tuple[Account, int, dict[int, Usage], PriceConfig | None]:
-    """The sums, the number after the last, the requests without an end, and the price that stands there."""
+def _read(
+    path: Path, price: PriceConfig | None, model: str
+) -> tuple[Account, int, dict[int, Usage], PriceConfig | None]:
+    """Of one model: the sums, the number after the last of all, requests without an end, and the price it had."""
     account, open_, following, before = Account(), dict[int, Usage](), 0, None
+    others: set[int] = set()
     for line in _lines(path):
         if "price" in line:
-            before = None if line["price"] is None else PriceConfig.model_validate(line["price"])
+            if line["model"] == model:
+                before = None if line["price"] is None else PriceConfig.model_validate(line["price"])
         elif "asked" in line:
-            open_[line["asked"]] = dearest(line["prompt"], line["completion"], price)
             following = max(following, line["asked"] + 1)
+            if line["model"] == model:
+                open_[line["asked"]] = dearest(line["prompt"], line["completion"], price)
+            else:
+                others.add(line["asked"])
         elif "used" in line:
-            open_.pop(line.pop("used"), None)
-            account.requests += 1
-            account.used += Usage(**line)
+            number = line.pop("used")
+            if number not in others:
+                open_.pop(number, None)
+                account.requests += 1
+                account.used += Usage(**line)
         else:
             open_.pop(line["void"], None)
     account.unanswered, account.doubtful = len(open_), sum(open_.values(), NOTHING)

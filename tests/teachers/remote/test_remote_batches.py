@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 from remote_support import demo_tokenizer, remote_job, rows_of
 from scripted_batches import BatchEndpoint
-from scripted_endpoint import ScriptedEndpoint, serving
+from scripted_endpoint import MODEL, ScriptedEndpoint, serving
 
 from factory.checks.verify import verify
 from factory.errors import TeacherError
@@ -48,7 +48,7 @@ def test_rows_of_files_are_those_of_single_requests(workspace: Path, gemini: boo
     assert list(verify(many)) == []
     assert {row["id"]: row for row in rows_of(one)} == {row["id"]: row for row in rows_of(many)}
     assert len(endpoint.batches) == 3  # 40 rows in files of 16
-    assert list(read_batches(many / "batches.jsonl")) == []
+    assert list(read_batches(many / "batches.jsonl", MODEL)) == []
 
 
 @pytest.mark.parametrize("gemini", [False, True], ids=["openai", "gemini"])

@@ -37,7 +37,7 @@ def test_the_dearest_use_is_never_cheaper_than_any_other() -> None:
 
 
 def test_the_account_is_read_again_as_it_was_written(tmp_path: Path) -> None:
-    purse = Purse(tmp_path / "usage.jsonl", PRICE)
+    purse = Purse(tmp_path / "usage.jsonl", "m", PRICE)
     purse.settle(purse.ask("a", 0, 100, 200), Usage(90, 10, 150, 50))
     purse.void(purse.ask("b", 0, 100, 200))
     purse.doubt(purse.ask("c", 0, 100, 200))
@@ -52,9 +52,9 @@ def test_the_account_is_read_again_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_killed_runs_requests_may_have_been_charged(tmp_path: Path) -> None:
-    first = Purse(tmp_path / "usage.jsonl", PRICE)
+    first = Purse(tmp_path / "usage.jsonl", "m", PRICE)
     first.ask("a", 0, 100, 200)  # killed here: no close, no line of its end
-    again = Purse(tmp_path / "usage.jsonl", PRICE)
+    again = Purse(tmp_path / "usage.jsonl", "m", PRICE)
     assert again.account.unanswered == 1
     number = again.ask("a", 0, 100, 200)
     again.settle(number, Usage(100, 0, 50, 0))
@@ -79,7 +79,7 @@ def test_a_line_that_a_kill_has_torn_is_no_line_and_harms_no_other(tmp_path: Pat
 
 def test_nothing_is_afforded_that_might_pass_the_bound(tmp_path: Path) -> None:
     price = PriceConfig(prompt=1.0, completion=1.0)
-    purse = Purse(tmp_path / "usage.jsonl", price, max_cost=0.001)  # a thousand tokens
+    purse = Purse(tmp_path / "usage.jsonl", "m", price, max_cost=0.001)  # a thousand tokens
     first = purse.ask("a", 0, 300, 300)
     assert purse.affords(200, 200)
     assert not purse.affords(200, 201)
@@ -91,10 +91,10 @@ def test_nothing_is_afforded_that_might_pass_the_bound(tmp_path: Path) -> None:
 
 def test_a_price_may_be_corrected_and_holds_for_all(tmp_path: Path) -> None:
     path = tmp_path / "usage.jsonl"
-    purse = Purse(path, PriceConfig(prompt=100.0, completion=100.0), max_cost=1.0)
+    purse = Purse(path, "m", PriceConfig(prompt=100.0, completion=100.0), max_cost=1.0)
     purse.settle(purse.ask("a", 0, 5000, 4000), Usage(5000, 0, 4000, 0))
     assert not purse.affords(1000, 1000)
-    again = Purse(path, PriceConfig(prompt=1.0, completion=1.0), max_cost=1.0)
+    again = Purse(path, "m", PriceConfig(prompt=1.0, completion=1.0), max_cost=1.0)
     assert again.affords(1000, 1000)
     assert read_account(path)[1] == PriceConfig(prompt=1.0, completion=1.0)
 
@@ -103,16 +103,33 @@ def test_a_judges_account_stays_beside_the_rows(tmp_path: Path) -> None:
     assert usage_path(tmp_path) == tmp_path / "usage.jsonl"
     assert usage_path(tmp_path / ".judge") == tmp_path / "usage.judge.jsonl"
     for path in (usage_path(tmp_path), usage_path(tmp_path / ".judge")):
-        purse = Purse(path, PRICE)
+        purse = Purse(path, "m", PRICE)
         purse.settle(purse.ask("a", 0, 100, 200), Usage(100, 0, 50, 0))
         purse.close()
     lines = describe_spending(tmp_path)
-    assert [line.split(":")[0].strip() for line in lines] == ["teacher", "judge"]
+    assert [line.split(":")[0].strip() for line in lines] == ["teacher m", "judge m"]
     assert all(line.endswith("; 0.0006 USD") for line in lines)
     assert json.dumps(read_spending(tmp_path))
-    assert read_spending(tmp_path)["judge"]["cost"] == 0.0006
+    assert read_spending(tmp_path)["judge m"]["cost"] == 0.0006
 
 
 def test_no_account_is_an_account_of_nothing(tmp_path: Path) -> None:
     assert read_account(tmp_path / "usage.jsonl") == (Account(), None)
     assert describe_spending(tmp_path) == []
+
+
+def test_teachers_that_take_turns_have_accounts_of_their_own_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "usage.jsonl"
+    for model, price in (("small", PriceConfig(prompt=1, completion=1)), ("big", PriceConfig(prompt=9, completion=9))):
+        purse = Purse(path, model, price)
+        purse.settle(purse.ask("a", 0, 10, 10), Usage(10, 0, 5, 0))
+        purse.ask("b", 0, 10, 10)
+        purse.close()
+    again = Purse(path, "small", PriceConfig(prompt=1, completion=1))
+    assert (again.account.requests, again.account.unanswered) == (1, 1)
+    assert again.ask("c", 0, 1, 1) == 4
+    again.close()
+    assert {who: told["cost"] for who, told in read_spending(tmp_path).items()} == {
+        "teacher small": 0.000015,
+        "teacher big": 0.000135,
+    }
