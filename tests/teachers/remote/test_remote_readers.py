@@ -1,5 +1,7 @@
 """Whoever reads a dataset reads one from an endpoint too, rows without ids among them."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from factory.checks.verify import verify
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.config import load_config
 from factory.dataset.ledger import read_ledger
+from factory.job.job import Job
 from factory.load import load_rows
 from factory.publish.show import Choice, describe_rows, describe_totals
 from factory.runs.run import run
 from factory.teachers.demo import demo_teacher
+
+TEACHERS = Path(__file__).parents[3] / "docs" / "teachers.md"
 
 
 def some_without_ids(**changed: Any) -> ScriptedEndpoint:
@@ -100,3 +105,25 @@ def test_a_task_without_a_schema_is_asked_in_words_alone(tmp_path: Path) -> None
         totals = run(remote_job(endpoint, 8), tmp_path, tmp_path / "out")
     assert totals.accepted == 8
     assert all("structured_outputs" not in body for body in endpoint.bodies)
+
+
+def test_an_open_model_scores_answers_that_came_without_ids(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/teachers.md shows it: by their texts, since there are no prompt ids to go by."""
+    out = workspace / "out"
+    with serving(ScriptedEndpoint(vllm=False, tokenizer=demo_tokenizer())) as endpoint:
+        run(remote_job(endpoint, 8, signals={"top_k": 0}), workspace, out)
+    text = TEACHERS.read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```\n\n```toml\n(.*?)```", text, re.S)
+    assert code is not None
+    monkeypatch.chdir(workspace)
+    exec(code[1].replace("out/gpt", str(out)))
+    sections = tomllib.loads(code[2])
+    job = {"out": "scored", "teacher": {"backend": "scripted"}, "signals": {"top_k": 4, "hidden_layers": [1]}}
+    totals = run(Job.model_validate(job | sections), workspace, workspace / "scored")
+    assert totals.accepted == 8
+    scored = {row["source_row"]: row for row in rows_of(workspace / "scored")}
+    for row in rows_of(out):
+        one = scored[row["id"]]
+        assert one["completion"][0]["content"] == row["answer"]
+        assert one["completion"][0]["reasoning_content"] == row["reasoning"]
+        assert len(one["entropy"]) == len(one["completion_token_ids"]) > 0
