@@ -49,6 +49,8 @@ class RemoteTeacher:
         self.writer = SpoolWriter(out / ".spool")
         self.ready: deque[Generation] = deque()
         self.in_flight = 0
+        # what has ended the thread
+        self.failure: BaseException | None = None
         self.finished: queue.SimpleQueue[Place | BaseException] = queue.SimpleQueue()
         self.asking = make(self._spool_and_tell)
         self.thread = threading.Thread(target=self._run, name="remote-teacher", daemon=True)
@@ -68,12 +70,16 @@ class RemoteTeacher:
 
     def collect(self) -> list[Generation]:
         if not self.ready and self.in_flight:
+            self._require_well()
             self.asking.flush()
             self._take(self._wait())
         # what else has come goes with it; of a file all, or what follows on its first rows would be a file by itself
         while (self.asking.handing_out and self.thread.is_alive()) or not self.finished.empty():
             with suppress(queue.Empty):
                 self._take(self.finished.get(timeout=SHORT_S))
+        # what was answered before the end is given out first: it may make a shard whole
+        if not self.ready:
+            self._require_well()
         generations = list(self.ready)
         self.ready.clear()
         return generations
@@ -98,11 +104,17 @@ class RemoteTeacher:
                 if not self.thread.is_alive() and self.finished.empty():
                     raise RuntimeError("the thread that asks the endpoint has ended without a word") from None
 
+    def _require_well(self) -> None:
+        """Raise what has ended the thread, if anything has."""
+        if isinstance(self.failure, FactoryError):
+            raise self.failure
+        if self.failure is not None:
+            raise RuntimeError("the thread that asks the endpoint has failed") from self.failure
+
     def _take(self, told: Place | BaseException) -> None:
-        if isinstance(told, FactoryError):
-            raise told
         if isinstance(told, BaseException):
-            raise RuntimeError("the thread that asks the endpoint has failed") from told
+            self.failure = told
+            return
         self.in_flight -= 1
         self.ready.append(self.spool.read(told))
 

@@ -95,6 +95,7 @@ def test_a_run_stops_before_its_bound_and_goes_on_when_it_is_raised(workspace: P
             spent.append(account.most(price))
             assert bound * 0.7 < spent[-1] <= bound
             assert account.used == endpoint.billed
+        assert read_ledger(out).entries  # what was answered by then made shards whole
         totals = run(remote_job(endpoint, 100, teacher={"max_cost": 10.0}), workspace, out)
     assert totals.accepted == 100
     account, price = read_account(out / "usage.jsonl")
