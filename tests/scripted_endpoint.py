@@ -18,8 +18,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
-from factory.records import Usage
 from factory.teachers.scripted import STOP, THINK_END
+from factory.usage import Usage
 
 MODEL = "adder-1"
 Fault = Callable[[int, dict[str, Any]], str]

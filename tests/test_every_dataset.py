@@ -82,6 +82,24 @@ def call(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+def check_report(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report and its numbers, or one line that says that nothing is committed yet."""
+    totals = read_ledger(out).totals
+    code = call("report", out, "--rows", 6)
+    printed, told = capsys.readouterr()
+    if not totals.done:
+        assert (code, printed, told.count("\n")) == (2, "", 1)
+        return
+    assert (code, told) == (0, ""), told
+    assert "http-equiv" in (out / "report.html").read_text(encoding="utf-8")
+    assert call("report", out, "--json") == 0
+    facts = json.loads(capsys.readouterr()[0])
+    head = facts["head"]
+    assert head["planned"] == head["accepted"] + head["rejected"] + head["errors"] + head["left"]
+    assert sum(cell["rows"] for cell in facts["cells"]) == totals.done
+    assert facts["flow"]["steps"][-1]["left"] == totals.accepted
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_command_reads_every_kind(
     kind: str,
@@ -107,6 +125,7 @@ def test_every_command_reads_every_kind(
     code = call("curriculum", out)
     printed, told = capsys.readouterr()
     assert (code, told.count("\n")) == ((0, 0) if accepted and kind not in UNFINISHED else (2, 1)), told
+    check_report(out, capsys)
     for streaming in (False, True):
         if kind == "card_alone":
             with pytest.raises(DatasetError, match=r"cannot be loaded"):

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from factory.hashing import content_hash, derive_seed
 from factory.job.job import Job
 from factory.quality.golden import count_golden
-from factory.quality.trial import try_check, try_seed, try_task
+from factory.quality.trial import Fault, Faults, try_check, try_seed, try_task
 from factory.records import PlannedRow, Prompt
 from factory.tasks.calls import (
     call_sample,
@@ -32,6 +32,7 @@ from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.tasks import Task, discover
 from factory.teachers.tokens import Counter, open_counter
 from factory.terminal import say
+from factory.texts.calls import spell_answer
 
 LEAST_DISTINCT = 0.9  # of a level's scenarios
 LEAST_GOLDEN = 6
@@ -78,7 +79,9 @@ def examine(workspace: Path, name: str, seeds: int, model: str) -> Report:
         return report
     job = Job.model_validate({"out": "out", "teacher": {"model": model}, "tasks": [{"name": name, "count": 1}]})
     counter = open_counter(job)
-    levels = {level: _measure(task, level, seeds, counter, report) for level in task.levels}
+    failures = Faults(task)
+    levels = {level: _measure(task, level, seeds, counter, report, failures) for level in task.levels}
+    report.problems += failures.lines()
     report.facts.append(f"  tokens counted with {counter.how} ({model})")
     _look_at_scenarios(levels, report)
     _look_at_prompts(task, levels, report)
@@ -88,25 +91,21 @@ def examine(workspace: Path, name: str, seeds: int, model: str) -> Report:
     return report
 
 
-def _measure(task: Task, level: str, seeds: int, counter: Counter, report: Report) -> Level:
-    """Draw, render, solve and weigh a level's scenarios; each kind of failure is told once, with how often it came."""
+def _measure(task: Task, level: str, seeds: int, counter: Counter, report: Report, failures: Faults) -> Level:
+    """Draw, render, solve and weigh a level's scenarios."""
     found, renderer = Level(), open_renderer(task, task.sampling)
-    failures: dict[str, list[int]] = {}
     for number in range(seeds):
         seed = derive_seed(0, task.name, level, number)
-        for line in try_seed(task, level, seed):
-            failures.setdefault(line.partition(f", seed {seed}: ")[2], []).append(seed)
+        faults = try_seed(task, level, seed)
         try:
             prompt = renderer.render(PlannedRow(0, number, task.name, level, number, seed))
         except TaskFault as fault:
-            failures.setdefault(f"{fault.reason}: {fault}", []).append(seed)
+            failures.add(level, seed, [*faults, Fault(fault.reason, f"{fault.reason}: {fault}")])
             continue
+        failures.add(level, seed, faults)
         found.prompts.append(prompt)
-        found.prompt_tokens.append(len(counter.prompt_ids(prompt.messages)))
+        found.prompt_tokens.append(len(counter.prompt_ids(prompt.messages, prompt.tools)))
         _weigh_solution(task, prompt, counter, found)
-    for line, where in failures.items():
-        times = f"{len(where)} of {seeds} seeds, first {where[0]}"
-        report.problems.append(f"{task.schema_path}: level {level!r} ({times}): {line}")
     report.facts.append(_describe_level(task, level, seeds, found))
     report.problems += _find_over_budget(task, level, found)
     return found
@@ -116,7 +115,8 @@ def _weigh_solution(task: Task, prompt: Prompt, counter: Counter, found: Level) 
     if task.solve is None:
         return
     try:
-        think, answer = counter.completion_ids(*call_solve(task, read_scenario(task, prompt.scenario)))
+        reasoning, solved = call_solve(task, read_scenario(task, prompt.scenario))
+        think, answer = counter.completion_ids(reasoning, spell_answer(task.form, solved))
     except TaskFault:  # it is told already
         return
     found.reasoning.append(len(think))
@@ -161,11 +161,10 @@ def _look_at_scenarios(levels: dict[str, Level], report: Report) -> None:
 
 
 def _look_at_prompts(task: Task, levels: dict[str, Level], report: Report) -> None:
-    """Fields whose value can be exchanged for another scenario's and no prompt changes: a teacher cannot know them."""
-    hidden = [name for name in task.Scenario.model_fields if _is_hidden(task, name, levels)]
-    for name in hidden:
-        told = "changes no prompt, so no teacher can know it; show it, unless it only follows from what is shown"
-        report.warnings.append(f"{task.folder}: Scenario.{name} {told}")
+    """Fields whose value can be exchanged for another scenario's and no prompt changes; many derive from others."""
+    for name in (name for name in task.Scenario.model_fields if _is_hidden(task, name, levels)):
+        told = "changes no prompt: a teacher knows it only where it follows from what is shown"
+        report.facts.append(f"  note: Scenario.{name} {told}")
 
 
 def _is_hidden(task: Task, name: str, levels: dict[str, Level]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from factory.dataset.codec import SCALARS, STORED, find_damage, read_topk
 from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger, read_ledger
-from factory.dataset.manifest import read_manifest, read_signals, replace_section
+from factory.dataset.manifest import of_teacher, read_manifest, read_signals, replace_section, section, teachers_of
 from factory.dataset.shards import read_batches, shard_path
 from factory.dataset.signal_columns import PROMPT, decode_states, logprob_columns
 from factory.errors import DatasetError, FidelityError
@@ -39,36 +39,49 @@ def rows_to_verify(job: Job) -> int:
 def check_run(ledger: Ledger, job: Job) -> str | None:
     """Check a run's dataset, unless these files have passed before, and keep the result in the manifest.
 
-    The line for the terminal; None where nothing was to be done.
+    The line for the terminal, of several teachers one each; None where nothing was to be done.
     """
+    told = [line for name in job.teacher_names if (line := _check_teacher(ledger, job.of_teacher(name), name))]
+    return "\n".join(told) or None
+
+
+def _check_teacher(ledger: Ledger, job: Job, name: str) -> str | None:
     # a resumed run that added nothing need not load the model again
-    count, manifest = rows_to_verify(job), read_manifest(ledger.out)
-    before = manifest.get(SECTION, {})
+    count, manifest, own = rows_to_verify(job), read_manifest(ledger.out), ledger.of_teacher(name)
+    kept = section(SECTION, name)
+    before = manifest.get(kept, {})
     passed = before.get("verdict") == "passed" and before["asked"] >= count
-    if not count or (passed and before["files"] == digest_files(ledger)):
+    if not count or (passed and before["files"] == digest_files(own)):
         return None
-    section = check(ledger, manifest, count, job.teacher.trust_remote_code)
-    replace_section(ledger.out, SECTION, section)
-    return describe(section)
+    found = check(own, of_teacher(manifest, name), count, job.teacher.trust_remote_code)
+    replace_section(ledger.out, kept, found)
+    return tell_of(name, found)
+
+
+def tell_of(name: str, found: dict[str, Any]) -> str:
+    return f"{name}: {describe(found)}" if name else describe(found)
 
 
 def require_passed(out: Path) -> None:
     """Raise FidelityError where the check of a dataset failed."""
-    section = read_manifest(out).get(SECTION, {})
-    if section.get("verdict") == "failed":
-        raise FidelityError(
-            f"{out}: {describe(section)}; committed shards stay as they are, but do not train on these signals: "
-            f"`factory verify {out} --fidelity 16` checks more rows, docs/signals.md says what each figure tells"
-        )
+    manifest = read_manifest(out)
+    for name in teachers_of(manifest):
+        found = manifest.get(section(SECTION, name), {})
+        if found.get("verdict") == "failed":
+            raise FidelityError(
+                f"{out}: {tell_of(name, found)}; committed shards stay as they are, but do not train on these "
+                f"signals: `factory verify {out} --fidelity 16` checks more rows, docs/signals.md says what each "
+                f"figure tells"
+            )
 
 
-def check_dataset(out: Path, count: int) -> dict[str, Any]:
-    """The section of `count` rows of a finished or unfinished dataset, which stays as it is.
+def check_dataset(out: Path, count: int, teacher: str = "") -> dict[str, Any]:
+    """The section of `count` rows of a finished or unfinished dataset, of one of its teachers; it stays as it is.
 
     Code that comes with a model is not run here, whatever the manifest says: a dataset may be anyone's.
     Raises DatasetError where there is no dataset or it cannot be read.
     """
-    return check(read_ledger(out), read_manifest(out), count)
+    return check(read_ledger(out).of_teacher(teacher), of_teacher(read_manifest(out), teacher), count)
 
 
 def check(ledger: Ledger, manifest: dict[str, Any], count: int, trust_remote_code: bool = False) -> dict[str, Any]:

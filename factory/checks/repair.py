@@ -27,7 +27,8 @@ def repair(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> list[st
         before = read_manifest(out)
     except DatasetError as error:
         # the plan holds the job's digest: it vouches for whose the dataset is when the manifest cannot
-        if known != plan:
+        # whether more is planned is no part of whose it is
+        if known is None or known | {"ended": True} != plan | {"ended": True}:
             raise DatasetError(f"{error}; and the plan in {LEDGER} is not this job's: it cannot be repaired") from None
         (out / MANIFEST).unlink(missing_ok=True)
         dropped.append(str(error))

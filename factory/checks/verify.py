@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, Flat, find_damage
-from factory.dataset.columns import TOKEN_IDS, list_lengths, read_list
+from factory.dataset.columns import STUDENT_COLUMNS, TOKEN_IDS, list_lengths, read_list
+from factory.dataset.entries import ShardEntry
 from factory.dataset.layouts import Layout, layouts
-from factory.dataset.ledger import LEDGER, ShardEntry, read_ledger
-from factory.dataset.manifest import COPIES, MANIFEST, read_manifest, read_signals
+from factory.dataset.ledger import LEDGER, read_ledger
+from factory.dataset.manifest import COPIES, MANIFEST, of_teacher, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
 from factory.dataset.stages import check_curriculum
@@ -57,7 +58,9 @@ def verify(out: Path) -> Iterator[str]:
         yield from damage
         yield from _check_counts(entry)
         if not damage:
-            yield from _check_rows(out, shard, entry, signals, seen)
+            # layers are of a model: those of the teacher that answered
+            own = read_signals(of_teacher(manifest, ledger.teacher_of(shard))) or signals
+            yield from _check_rows(out, shard, entry, own, seen)
     committed = {file.path for entry in ledger.entries.values() for file in entry.files}
     for layout in layouts(signals).values():
         for path in sorted((out / layout.folder).glob("*.parquet")):
@@ -163,6 +166,9 @@ def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str
     for prefix, lengths in (("", tokens), (PROMPT, prompt_B - 1)) if signals.of_prompt else (("", tokens),):
         for row, told in find_damage(_flat(batch, prefix), lengths, signals.top_k):
             yield f"{name}: row {batch.column('id')[row]}: {prefix}{told}"
+    if signals.students:
+        for row in np.flatnonzero(list_lengths(batch.column(STUDENT_COLUMNS["prompt_token_ids"])) == 0):
+            yield f"{name}: row {batch.column('id')[int(row)]}: its student's prompt has no ids"
     starts = batch.column("answer_start").to_numpy()
     # an endpoint's rows may have no ids, and say why
     outside = (starts < 0) | (starts >= tokens)

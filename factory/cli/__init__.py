@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from factory import __version__
-from factory.cli import datasets, jobs, tasks
+from factory.cli import datasets, jobs, publishing, tasks
 from factory.cli.arguments import Parser
 from factory.errors import FactoryError, Terminated
 from factory.terminal import report, say
@@ -60,6 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--workspace", type=Path, default=Path(), help="folder with your prompts/ and schemas/ (default: here)"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (tasks, jobs, datasets):
+    for group in (tasks, jobs, datasets, publishing):
         group.add(commands)
     return parser

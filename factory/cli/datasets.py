@@ -73,11 +73,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _verify_fidelity(options: argparse.Namespace) -> bool:
-    from factory.checks.fidelity import check_dataset, describe
+    from factory.checks.fidelity import check_dataset, tell_of
+    from factory.dataset.manifest import read_manifest, teachers_of
 
-    section = check_dataset(options.dir, options.fidelity)
-    print_lines([describe(section)])
-    return bool(section["verdict"] != "failed")
+    names = teachers_of(read_manifest(options.dir))
+    sections = {name: check_dataset(options.dir, options.fidelity, name) for name in names}
+    print_lines(tell_of(name, section) for name, section in sections.items())
+    return all(section["verdict"] != "failed" for section in sections.values())
 
 
 def _curriculum(options: argparse.Namespace) -> int:

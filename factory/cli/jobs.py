@@ -71,7 +71,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import require_room
-    from factory.publish.show import describe_totals
+    from factory.publish.show import describe_nothing, describe_totals
     from factory.runs.prepare import prepare
     from factory.runs.run import run_prepared
 
@@ -88,5 +88,5 @@ def _run(options: argparse.Namespace) -> int:
     print_lines(describe_totals(out, totals))
     if totals.accepted:
         return 0
-    say(f"error: no row of {totals.planned:,} was accepted; the reasons are above", sys.stderr)
+    say(f"error: no row of {totals.planned:,} was accepted; {describe_nothing(out, totals)}", sys.stderr)
     return 1

@@ -36,8 +36,9 @@ from factory.curriculum.mixture import (
 from factory.curriculum.ranking import COUNTS, MEASURES, Columns, read_columns, value_rows
 from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits
+from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, hold, read_ledger
-from factory.dataset.manifest import read_manifest, write_atomically
+from factory.dataset.manifest import read_manifest, read_signals, write_atomically
 from factory.dataset.shards import ShardFile, shard_path, sync_directory
 from factory.dataset.stages import FOLDER, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
@@ -59,6 +60,7 @@ class Decisions:
     reason_A: Array
     stages: list[Stage]
     prompts: Prompts
+    renamed: dict[str, str]  # columns that are taken in place of others: the student's prompt
     group_R: Array
     split_R: Array
     documents: list[str]  # scenario fields that hold documents
@@ -92,8 +94,8 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
 
 def _require_complete(ledger: Ledger) -> None:
     out, totals = ledger.out, ledger.totals
-    if totals.left:
-        told = f"{out}: unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
+    if not totals.complete:
+        told = f"{out}: {totals.describe_rest()}"
         raise DatasetError(f"{told}; let `factory run` finish it first")
     if not totals.accepted:
         raise DatasetError(f"{out}: has no accepted row; `factory status {out}` tells why rows were rejected")
@@ -117,7 +119,9 @@ def _install(out: Path, fresh: Path) -> None:
 def _decide(ledger: Ledger, config: CurriculumConfig, where: str) -> Decisions:
     """Read what decides, and decide."""
     links = Links(config.splits.ignore)
-    accepted = read_columns(ledger, "data", ("id", "task", "level", *MEASURES), links)
+    of_student = _takes_students(ledger, config, where)
+    ids = STUDENT_COLUMNS["prompt_token_ids"] if of_student else "prompt_token_ids"
+    accepted = read_columns(ledger, "data", ("id", "task", "level", *MEASURES), links, ids)
     rejected = read_columns(ledger, "rejected", ("kind", "stage", "reason", "pass_rate"), links)
     if strangers := sorted(links.ignore - links.ignored_fields):
         has = ", ".join(sorted(links.document_fields)) or "none"
@@ -147,6 +151,7 @@ def _decide(ledger: Ledger, config: CurriculumConfig, where: str) -> Decisions:
         value_A=value_A,
         reason_A=explain_rows(accepted["pass_rate"], accepted["confidence"], config.hand_off),
         stages=_fill_stages(ledger.out, rows, config, where),
+        renamed=STUDENT_COLUMNS if of_student else {},
         prompts=explain_prompts(_attempts(accepted, rejected, links.prompt_keys(), config), config.hand_off),
         group_R=group_R,
         split_R=split_R,
@@ -164,6 +169,15 @@ def _fill_stages(out: Path, rows: Candidates, config: CurriculumConfig, where: s
     if not any(len(members) for stage in stages for members in stage.members.values()):
         raise DatasetError(f"{out}: no row falls into any stage; widen the stages or student.max_tokens")
     return stages
+
+
+def _takes_students(ledger: Ledger, config: CurriculumConfig, where: str) -> bool:
+    """Whether rows have the student's prompts. Raises JobError where they are asked for and the dataset has none."""
+    signals = read_signals(read_manifest(ledger.out))
+    there = signals is not None and signals.students
+    if config.prompt == "student" and not there:
+        raise JobError(f"{where}: prompt = 'student': no task of the dataset has a student.j2; leave it out")
+    return there and config.prompt != "teacher"
 
 
 def _attempts(accepted: Columns, rejected: Columns, prompt_R: Array, config: CurriculumConfig) -> Attempts:
@@ -194,7 +208,8 @@ def _write_files(
     data, rejected = ([ledger.out / shard_path(folder, shard) for shard in shards] for folder in ("data", "rejected"))
     stage_moves = [move for stage in decided.stages for move in _stage_moves(stage, decided, shards)]
     prompt_moves = list(_prompt_moves(decided, shards))
-    files = [*regroup(data, stage_moves, fresh), *regroup([*data, *rejected], prompt_moves, fresh)]
+    files = regroup(data, stage_moves, fresh, decided.renamed)
+    files += regroup([*data, *rejected], prompt_moves, fresh, decided.renamed)
     summary = _summarize(ledger, manifest, config, decided, prompt_moves, files)
     write_atomically(fresh / SUMMARY, summary_text(summary).encode())
     return summary

@@ -107,6 +107,8 @@ class CurriculumConfig(Config):
     splits: SplitsConfig = SplitsConfig()
     student: StudentLimit = StudentLimit()
     hand_off: HandOffConfig = HandOffConfig()
+    # which prompt a row has in a stage: left out, the student's where the dataset has one, else the teacher's
+    prompt: Literal["teacher", "student"] | None = None
     stages: Annotated[int, Field(ge=1, le=64)] | None = None
     thresholds: Annotated[list[Finite], Field(min_length=1, max_length=63)] | None = None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from factory.curriculum.config import CurriculumConfig
 from factory.curriculum.splits import Links
-from factory.dataset.columns import TOKEN_IDS, list_lengths
+from factory.dataset.columns import list_lengths
 from factory.dataset.ledger import Ledger
 from factory.dataset.shards import read_batches, read_schema, shard_path
 from factory.errors import DatasetError, JobError
@@ -39,12 +39,16 @@ COUNTS: Final = ("shard", "row", "prompt_tokens", "tokens")
 Columns = dict[str, Array]
 
 
-def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Links) -> Columns:
+def read_columns(
+    ledger: Ledger, folder: str, names: tuple[str, ...], links: Links, prompt_ids: str = "prompt_token_ids"
+) -> Columns:
     """Columns of all rows of a config in the dataset's order, texts as bytes, numbers as float32, and lengths.
 
-    Every row is also taken into `links`. Raises DatasetError for a column that is not there.
+    Every row is also taken into `links`; its prompt's length is that of the column `prompt_ids`.
+    Raises DatasetError for a column that is not there.
     """
-    wanted = [*names, *TOKEN_IDS, "prompt_id", "scenario"]
+    ids = (prompt_ids, "completion_token_ids")
+    wanted = [*names, *ids, "prompt_id", "scenario"]
     parts: dict[str, list[Array]] = {name: [np.zeros(0, _dtype(name))] for name in (*names, *COUNTS)}
     for shard in sorted(ledger.entries):
         path, first = ledger.out / shard_path(folder, shard), 0
@@ -57,7 +61,7 @@ def read_columns(ledger: Ledger, folder: str, names: tuple[str, ...], links: Lin
             parts["row"].append(np.arange(first, first + count))
             for name in names:
                 parts[name].append(_to_array(name, batch.column(name)))
-            lengths = [list_lengths(batch.column(name)) for name in TOKEN_IDS]
+            lengths = [list_lengths(batch.column(name)) for name in ids]
             parts["prompt_tokens"].append(lengths[0])
             parts["tokens"].append(lengths[0].astype(np.int64) + lengths[1])
             texts = (batch.column(name).to_pylist() for name in ("prompt_id", "scenario"))

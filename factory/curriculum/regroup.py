@@ -12,16 +12,17 @@ Memory holds one number or two of each row, SPILL_BYTES of rows on their way and
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column
+from factory.dataset.columns import COMPLETION, IDS, MESSAGE, Column, storage_of
 from factory.dataset.layouts import Layout
 from factory.dataset.shards import (
     ROW_GROUP_BYTES,
@@ -66,6 +67,7 @@ STAGE_LABELS: Final[Types] = {
     "row": pa.int32(),
     "index": pa.int64(),
 }
+SOMETIMES: Final = ("tools", "images")  # copied where there are any
 PROMPT_COPIED: Final = ("prompt_id", "task", "level", "prompt", "repaired")
 PROMPT_COLUMNS: Final[Types] = {
     "id": pa.string(),
@@ -101,10 +103,10 @@ class Move:
     def of_prompts(self) -> bool:
         return self.config == "hand-off"
 
-    @property
-    def layout(self) -> Layout:
+    def layout(self, found: Types) -> Layout:
+        """What is written, with the types `found` in the sources of what is copied."""
         types = PROMPT_COLUMNS if self.of_prompts else STAGE_COPIED | STAGE_LABELS
-        columns = tuple(Column(name, kind, pa.array) for name, kind in types.items())
+        columns = tuple(Column(name, kind, pa.array) for name, kind in (types | found).items())
         return Layout(self.config, f"curriculum/{self.config}", columns, SignalSpec())
 
 
@@ -118,8 +120,12 @@ class _Group:
     last: int
 
 
-def regroup(sources: Sequence[Path], moves: Sequence[Move], folder: Path) -> list[ShardFile]:
+def regroup(
+    sources: Sequence[Path], moves: Sequence[Move], folder: Path, renamed: Mapping[str, str] = MappingProxyType({})
+) -> list[ShardFile]:
     """Write the files of all moves (of one kind) under `folder`, and return them; a move without rows has none.
+
+    `renamed` says which column of the sources a copied one is taken from, where it is called otherwise there.
 
     The bytes depend on rows and order alone. Raises DatasetError for a source that cannot be read, OSError for a disk
     that refuses.
@@ -129,13 +135,22 @@ def regroup(sources: Sequence[Path], moves: Sequence[Move], folder: Path) -> lis
     if not groups:
         return []
     copied = PROMPT_COPIED if moves[0].of_prompts else tuple(STAGE_COPIED)
+    found = _find_types(sources[0], moves[0].of_prompts)
     spill = folder / ".spill"
     spill.mkdir(parents=True)
-    _scatter(sources, list(copied), groups, spill)
-    files = [_write_file(folder, spill, numbered) for numbered in _by_file(groups)]
+    _scatter(sources, {name: renamed.get(name, name) for name in dict.fromkeys([*copied, *found])}, groups, spill)
+    files = [_write_file(folder, spill, numbered, found) for numbered in _by_file(groups)]
     # empty by now, or a spilled row was never written: then this raises
     spill.rmdir()
     return files
+
+
+def _find_types(source: Path, of_prompts: bool) -> Types:
+    """The types of messages, which follow from what a job shows and calls, and columns that only some jobs have."""
+    with told_as_damage(source):
+        schema = pq.read_schema(source)
+    wanted = (*(("prompt",) if of_prompts else ("prompt", "completion")), *SOMETIMES)
+    return {name: schema.field(name).type for name in wanted if name in schema.names}
 
 
 def _cut_groups(move: Move) -> Iterator[_Group]:
@@ -157,7 +172,7 @@ def _by_file(groups: Sequence[_Group]) -> Iterator[list[tuple[int, _Group]]]:
     yield held
 
 
-def _scatter(sources: Sequence[Path], columns: list[str], groups: Sequence[_Group], spill: Path) -> None:
+def _scatter(sources: Sequence[Path], columns: dict[str, str], groups: Sequence[_Group], spill: Path) -> None:
     """Read every source once and append each wanted row to the spill file of its group."""
     source = np.concatenate([g.move.source_D[g.first : g.last] for g in groups])
     row = np.concatenate([g.move.row_D[g.first : g.last] for g in groups])
@@ -179,13 +194,14 @@ def _scatter(sources: Sequence[Path], columns: list[str], groups: Sequence[_Grou
     _spill(held, group, place, spill)
 
 
-def _pick(path: Path, columns: list[str], rows: Array) -> Iterator[tuple[Any, slice]]:
+def _pick(path: Path, columns: dict[str, str], rows: Array) -> Iterator[tuple[Any, slice]]:
     """The rows of a file with the numbers `rows` (sorted, some twice), batch by batch; and which of `rows` they are."""
     start = 0
-    for batch in read_batches(path, columns):
+    for batch in read_batches(path, list(columns.values())):
         first, last = np.searchsorted(rows, [start, start + batch.num_rows]).tolist()
         if last > first:
-            yield batch.select(columns).take(pa.array(rows[first:last] - start)), slice(first, last)
+            taken = batch.select(list(columns.values())).take(pa.array(rows[first:last] - start))
+            yield taken.rename_columns(list(columns)), slice(first, last)
         start += batch.num_rows
     if len(rows) and rows[-1] >= start:
         raise DatasetError(f"{path}: has {start} rows, not as committed; run `factory verify`")
@@ -211,9 +227,9 @@ def _spill(held: list[tuple[Any, Array]], group: Array, place: Array, spill: Pat
             out.write_table(fragment)
 
 
-def _write_file(folder: Path, spill: Path, numbered: Sequence[tuple[int, _Group]]) -> ShardFile:
+def _write_file(folder: Path, spill: Path, numbered: Sequence[tuple[int, _Group]], found: Types) -> ShardFile:
     _, begin = numbered[0]
-    layout = begin.move.layout
+    layout = begin.move.layout(found)
     name = f"{layout.folder}/{begin.move.split}-{begin.part:05d}.parquet"
     path = folder / begin.move.config / Path(name).name
     path.parent.mkdir(exist_ok=True)
@@ -247,8 +263,16 @@ def _first_requests(table: Any) -> Any:
     prompts, repaired = table.column("prompt"), table.column("repaired").to_pylist()
     if not any(repaired):
         return prompts
-    cut = [prompt[:-2] if again else prompt for prompt, again in zip(prompts.to_pylist(), repaired, strict=True)]
-    return pa.array(cut, prompts.type)
+    cut = [
+        prompt[:-2] if again and _holds_answer(prompt) else prompt
+        for prompt, again in zip(prompts.to_pylist(), repaired, strict=True)
+    ]
+    return pa.array(cut, storage_of(prompts.type)).cast(prompts.type)
+
+
+def _holds_answer(prompt: list[dict[str, str]]) -> bool:
+    # a student's own prompt never does
+    return len(prompt) > 2 and prompt[-2]["role"] == "assistant"
 
 
 def _read_streams(path: Path) -> Iterator[Any]:
@@ -257,31 +281,3 @@ def _read_streams(path: Path) -> Iterator[Any]:
     with path.open("rb") as handle:
         while handle.tell() < size:
             yield pa.ipc.open_stream(handle).read_all()
-
-
-def take_table(paths: Sequence[Path], rows: Array) -> Any:
-    """The rows `rows[i]` of the files `paths[i]` as one table, in that order; each file is opened once."""
-    places: dict[Path, list[int]] = {}
-    for place, path in enumerate(paths):
-        places.setdefault(path, []).append(place)
-    tables = [take_rows(path, rows[mine]) for path, mine in places.items()]
-    order = np.argsort([place for mine in places.values() for place in mine])
-    return pa.concat_tables(tables).combine_chunks().take(pa.array(order))
-
-
-def take_rows(path: Path, rows: Array) -> Any:
-    """Rows of one file as a table, in the order of their numbers `rows`; reads only the row groups that hold them.
-
-    Raises DatasetError where the file is not whole Parquet or has fewer rows.
-    """
-    with told_as_damage(path), pq.ParquetFile(path) as file:
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        ends = np.cumsum([0, *sizes])
-        if len(rows) and not 0 <= rows.min() <= rows.max() < ends[-1]:
-            raise DatasetError(f"{path}: has {ends[-1]} rows, and row {rows.max()} is asked for; run `factory verify`")
-        group = np.searchsorted(ends, rows, side="right") - 1
-        wanted = np.unique(group)
-        # where each wanted group begins in the table of them, in place of where it begins in the file
-        shift = np.concatenate([[0], np.cumsum(np.diff(ends)[wanted])])
-        table = file.read_row_groups(wanted.tolist())
-        return table.take(pa.array(rows - ends[group] + shift[np.searchsorted(wanted, group)]))

@@ -11,7 +11,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from factory.dataset.columns import ACCEPTED, IDENTITY, PREFERENCES, REJECTED, SOURCE_ROW, WITHOUT_IDS, Column
+from factory.dataset.columns import (
+    REJECTED,
+    REJECTED_MEASURES,
+    Column,
+    accepted_columns,
+    identity_columns,
+    preference_columns,
+)
 from factory.dataset.signal_columns import ATTENTION, EXPERTS, HIDDEN, POSITIONS, logprob_columns
 from factory.hashing import canonical_json
 from factory.records import Outcome
@@ -81,21 +88,21 @@ class Layout:
 # Byte planes halve signals, but not every reader knows them: DuckDB none of float16, fastparquet none at all. So what
 # is no signal, text and token ids, has only encodings that all readers know, and float16 a higher level in their place.
 SPLIT: Final = (pa.int32(), pa.int16(), pa.uint16(), pa.float32())
-PLAIN: Final = ("prompt_token_ids", "completion_token_ids", "layers", "shape")
+PLAIN: Final = ("prompt_token_ids", "completion_token_ids", "student_prompt_token_ids", "layers", "shape")
 HALF_LEVEL: Final = 3
 
 
 def layouts(signals: SignalSpec) -> dict[str, Layout]:
     """The configs of a dataset with these signals, by name."""
-    identity = (*IDENTITY, SOURCE_ROW) if signals.sourced else IDENTITY
-    gaps = (WITHOUT_IDS,) if signals.source == "endpoint" else ()
-    accepted = (*identity, *ACCEPTED, *gaps, *logprob_columns(signals))
+    identity = identity_columns(signals)
+    accepted = (*identity, *accepted_columns(signals), *logprob_columns(signals))
+    rejected = (*REJECTED, *REJECTED_MEASURES) if signals.rejected_measures else REJECTED
     configs = {
         "default": Layout("default", "data", accepted, signals),
-        "rejected": Layout("rejected", "rejected", (*identity, *REJECTED), signals),
+        "rejected": Layout("rejected", "rejected", (*identity, *rejected), signals),
     }
     if signals.pairs:
-        configs["preferences"] = Layout("preferences", "preferences", PREFERENCES, signals)
+        configs["preferences"] = Layout("preferences", "preferences", preference_columns(signals), signals)
     if signals.layers:
         hidden = HIDDEN if signals.hidden_positions == "all" else (*HIDDEN, POSITIONS)
         configs["hidden_states"] = Layout("hidden_states", "hidden_states", hidden, signals)

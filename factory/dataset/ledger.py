@@ -1,6 +1,6 @@
 """The ledger: what is planned, what is committed, what is left.
 
-    ledger.jsonl      {"digest": ..., "planned": 512, "shards": 2, "sum": ...}         line 1: the plan
+    ledger.jsonl      {"digest": ..., "planned": 512, "shards": 2, "sum": ...}         line 1: the plan, so far
                       {"accepted": ..., "files": [...], "shard": 1, "sum": ...}        then a line a committed shard,
                       {"accepted": ..., "files": [...], "shard": 0, "sum": ...}        in the order of their commits
 
@@ -14,19 +14,20 @@ What a kill leaves behind, by when it comes:
     after it                      nothing is lost
 
 `sum` in a line is its own checksum, `files` holds those of the shard's files: what is damaged can be told line by line,
-and given up by itself. A finished job's lines are put in shard order.
+and given up by itself. A finished job's lines are put in shard order. A job that wants so many accepted rows plans on
+when all that is planned is committed, and so does one that grows: line 1 is replaced then, the others stay.
 """
 
 import fcntl
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from factory.dataset.entries import ShardEntry, Totals
 from factory.dataset.manifest import (
     MANIFEST,
     read_manifest,
@@ -39,119 +40,9 @@ from factory.dataset.manifest import (
 from factory.dataset.shards import ShardFile
 from factory.errors import DatasetError
 from factory.hashing import canonical_json
-from factory.records import Outcome, Record
 
 # the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
 LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
-    """One committed shard: accepted + rejected + errors = planned. Its field names are the keys of its line."""
-
-    shard: int
-    planned: int
-    accepted: int
-    rejected: int
-    errors: int
-    # By "stage/reason"; together rejected + errors.
-    reasons: dict[str, int]
-    # [accepted, rejected, errors] by "task/level".
-    cells: dict[str, list[int]]
-    # Of every row with a generation, accepted or not, of its last attempt.
-    prompt_tokens: int
-    completion_tokens: int
-    # What was replaced in its scenarios, by kind of personal data.
-    scrubbed: dict[str, int]
-    # One for each config of the dataset, those without rows too.
-    files: tuple[ShardFile, ...]
-
-    def counts(self) -> dict[str, Any]:
-        """What became of the shard's rows, by name."""
-        return {name: getattr(self, name) for name in ("shard", "planned", "accepted", "rejected", "errors")}
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums over committed shards."""
-
-    # Of the plan, not of what is committed.
-    planned: int = 0
-    shards: int = 0
-    committed_shards: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    bytes: int = 0
-    pairs: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    scrubbed: Counter[str] = field(default_factory=Counter)
-    cells: dict[str, list[int]] = field(default_factory=dict)
-
-    @property
-    def done(self) -> int:
-        return self.accepted + self.rejected + self.errors
-
-    @property
-    def left(self) -> int:
-        return self.planned - self.done
-
-    def ranked_reasons(self) -> list[tuple[str, int]]:
-        """Why rows were not accepted, the commonest reason first."""
-        return sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-
-    def figures(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
-        # not dataclasses.asdict: it makes counters of pairs anew, which turns (name, count) into a key that is counted
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {"reasons": dict(self.reasons), "scrubbed": dict(self.scrubbed), "left": self.left}
-
-    def add(self, entry: ShardEntry) -> None:
-        self.committed_shards += 1
-        self.accepted += entry.accepted
-        self.rejected += entry.rejected
-        self.errors += entry.errors
-        self.prompt_tokens += entry.prompt_tokens
-        self.completion_tokens += entry.completion_tokens
-        self.bytes += sum(file.bytes for file in entry.files)
-        self.pairs += sum(file.rows for file in entry.files if file.path.startswith("preferences/"))
-        self.reasons.update(entry.reasons)
-        self.scrubbed.update(entry.scrubbed)
-        for cell, counts in entry.cells.items():
-            before = self.cells.get(cell, [0, 0, 0])
-            self.cells[cell] = [a + b for a, b in zip(before, counts, strict=True)]
-
-
-def summarize_shard(
-    shard: int, outcomes: Sequence[Outcome], files: Sequence[ShardFile], scrubbed: Mapping[str, int] | None = None
-) -> ShardEntry:
-    """The ledger's line for a finished shard; `scrubbed` counts what was replaced in the scenarios of its prompts."""
-    kinds = [_kind(outcome) for outcome in outcomes]
-    cells: dict[str, list[int]] = {}
-    for outcome, kind in zip(outcomes, kinds, strict=True):
-        counts = cells.setdefault(f"{outcome.prompt.task}/{outcome.prompt.level}", [0, 0, 0])
-        counts[kind] += 1
-    generations = [outcome.generation for outcome in outcomes if outcome.generation is not None]
-    reasons = Counter(f"{o.stage}/{o.reason}" for o in outcomes if not isinstance(o, Record))
-    return ShardEntry(
-        shard=shard,
-        planned=len(outcomes),
-        accepted=kinds.count(0),
-        rejected=kinds.count(1),
-        errors=kinds.count(2),
-        reasons=dict(sorted(reasons.items())),
-        cells=dict(sorted(cells.items())),
-        scrubbed=dict(sorted((scrubbed or {}).items())),
-        prompt_tokens=sum(len(g.prompt_token_ids) for g in generations),
-        completion_tokens=sum(len(g.completion_token_ids) for g in generations),
-        files=tuple(files),
-    )
-
-
-def _kind(outcome: Outcome) -> int:
-    return 0 if isinstance(outcome, Record) else 1 if outcome.kind == "rejected" else 2
 
 
 class Ledger:
@@ -161,13 +52,31 @@ class Ledger:
         self.out = out
         self.plan = plan
         self.entries = entries
-        self.totals = Totals(planned=plan["planned"], shards=plan["shards"])
+        self.totals = Totals()
+        self.totals.plan(plan)
         for entry in entries.values():
-            self.totals.add(entry)
+            self.totals.add(entry, self.teacher_of(entry.shard))
 
     def pending(self) -> Iterator[int]:
         """Numbers of the shards that are not committed yet, in order."""
         return (shard for shard in range(self.plan["shards"]) if shard not in self.entries)
+
+    def teacher_of(self, shard: int) -> str:
+        """Who answered a shard's rows, by name; "" where a dataset has one teacher only."""
+        rounds = ((one.get("first_shard", 0), one.get("teacher", "")) for one in self.plan.get("rounds", ()))
+        return max((one for one in rounds if one[0] <= shard), default=(0, ""))[1]
+
+    def of_teacher(self, teacher: str) -> "Ledger":
+        """The shards of one teacher alone, to look at."""
+        own = {shard: entry for shard, entry in self.entries.items() if self.teacher_of(shard) == teacher}
+        return Ledger(self.out, self.plan, own)
+
+    def replan(self, plan: dict[str, Any]) -> None:
+        """Put a longer plan in place of the one so far; what is committed stays."""
+        assert plan["planned"] >= self.plan["planned"]
+        self.plan = plan
+        self.totals.plan(plan)
+        write_ledger(self.out, plan, self.entries)
 
     def commit(self, entry: ShardEntry) -> None:
         """Make a shard count. Its files must be in place."""
@@ -179,11 +88,14 @@ class Ledger:
             handle.flush()
             os.fsync(handle.fileno())
         self.entries[entry.shard] = entry
-        self.totals.add(entry)
+        self.totals.add(entry, self.teacher_of(entry.shard))
 
     def finish(self) -> None:
         """Put the lines in shard order, so that the same job leaves the same bytes however it was interrupted."""
         assert self.totals.left == 0
+        if self.totals.goals and not self.totals.ended:
+            self.plan = self.plan | {"ended": True}
+            self.totals.plan(self.plan)
         write_ledger(self.out, self.plan, self.entries)
 
 
@@ -230,7 +142,7 @@ def hold(out: Path) -> Iterator[None]:
 def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Ledger:
     """Begin or resume the dataset in a directory that is held. Raises DatasetError where another job made it."""
     # manifest first: a kill between the two leaves a manifest without a ledger, which the next start completes
-    anew = _is_unspent(out)
+    anew = is_unspent(out)
     reconcile_manifest(out, manifest, anew)
     if anew or not (out / LEDGER).exists():
         write_atomically(out / LEDGER, _line(plan))
@@ -250,7 +162,7 @@ def require_resumable(out: Path, manifest: dict[str, Any]) -> None:
         _require_vacant(out)
         return
     require_manifest(out)
-    if not _is_unspent(out):
+    if not is_unspent(out):
         require_same_job(out, read_manifest(out), manifest)
 
 
@@ -260,7 +172,7 @@ def require_manifest(out: Path) -> None:
         raise DatasetError(f"{out}: {MANIFEST} is gone; `factory run JOB --repair` writes it")
 
 
-def _is_unspent(out: Path) -> bool:
+def is_unspent(out: Path) -> bool:
     """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
     # answers on the spool were paid for, though no shard is committed yet
     if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):

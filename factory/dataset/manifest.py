@@ -81,9 +81,30 @@ def read_manifest(out: Path) -> dict[str, Any]:
         raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
 
 
+def section(name: str, teacher: str) -> str:
+    """What a section of one of several teachers is called: `signals.big`; the only one has no name."""
+    return f"{name}.{teacher}" if teacher else name
+
+
+def teachers_of(manifest: dict[str, Any]) -> list[str]:
+    """The teachers that have made rows of a dataset, by name, in the job's order; [""] where there is one only."""
+    names = list((manifest.get("job") or {}).get("teachers") or {})
+    return [name for name in names if section("signals", name) in manifest] or [""]
+
+
+def of_teacher(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    """The manifest as it would be if this teacher were the only one."""
+    if not name:
+        return manifest
+    own = {part: manifest.get(section(part, name)) for part in ("teacher", "signals", "fidelity")}
+    job = manifest["job"] | {"teacher": manifest["job"]["teachers"][name]}
+    return manifest | {"job": job} | {part: value for part, value in own.items() if value is not None}
+
+
 def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
     """The signals that a dataset's rows have; None before its teacher has started. Raises DatasetError."""
     # these four have been there from the first; later ones may be absent, and have defaults that mean what was
+    manifest = of_teacher(manifest, teachers_of(manifest)[0])  # of several, all keep the same, of layers of their own
     if "signals" not in manifest:
         return None
     kept = manifest["signals"]

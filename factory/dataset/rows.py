@@ -24,7 +24,8 @@ from factory.signals import Array
 
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
 
-ARRAYS: Final = (*TOKEN_IDS, *STORED, *(PROMPT + name for name in STORED))
+STUDENT_IDS: Final = "student_prompt_token_ids"
+ARRAYS: Final = (*TOKEN_IDS, STUDENT_IDS, *STORED, *(PROMPT + name for name in STORED))
 TOPK: Final = ("topk_ids", "topk_logprobs", "topk_draws")
 AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
 
@@ -56,6 +57,8 @@ class Row:
     expert_layers: tuple[int, ...] = ()
     attention: Array | None = None  # float16 [L, H, N, N] of decoder blocks `attention_layers`, where the row has any
     attention_layers: tuple[int, ...] = ()
+    student_prompt_token_ids: Array | None = None  # int32: what the student is shown, where that is not the same
+    tokenizer: str = ""  # one name for the vocabulary of all ids here; "" where the dataset does not tell it
 
     def __getitem__(self, name: str) -> Any:
         if name in self.columns:
@@ -73,6 +76,36 @@ class Row:
     def fits(self, max_length: int) -> bool:
         """Whether a completion token is left where the row is cut to `max_length`: without one it teaches nothing."""
         return len(self.completion_token_ids) > 0 and len(self.prompt_token_ids) < max_length
+
+    def as_student(self) -> "Row":
+        """The row with the student's prompt in place of the teacher's; itself where they are the same.
+
+        The completion's ids and signals stay: entry t still belongs to completion token t, and hidden states to the
+        token that predicts it. What belongs to the teacher's prompt alone goes: its signals and states, all experts and
+        attention.
+        """
+        ids = self.student_prompt_token_ids
+        if ids is None or np.array_equal(ids, self.prompt_token_ids):
+            return self
+        states, positions = self.predicting_states, None
+        if states is not None:
+            before = len(self.prompt_token_ids) - 1
+            kept = np.arange(before, self.inputs) if self.positions is None else self.positions[-len(states) :]
+            positions = (kept - before + len(ids) - 1).astype(np.int32) if len(states) else np.zeros(0, np.int32)
+        return replace(
+            self,
+            columns=self.columns | {"prompt": self.columns["student_prompt"]},
+            prompt_token_ids=ids,
+            student_prompt_token_ids=None,
+            prompt=None,
+            hidden_states=states,
+            positions=positions,
+            expert_ids=None,
+            expert_weights=None,
+            expert_layers=(),
+            attention=None,
+            attention_layers=(),
+        )
 
     @property
     def inputs(self) -> int:
@@ -92,7 +125,7 @@ class Row:
 
 
 JOINED: Final = ("hidden_states", "positions", "expert_ids", "expert_weights", "attention")
-ROW_ARRAYS: Final = (*TOKEN_IDS, *TOPK, *SCALARS, *JOINED)
+ROW_ARRAYS: Final = (*TOKEN_IDS, STUDENT_IDS, *TOPK, *SCALARS, *JOINED)
 
 
 def given_names(stored: Iterable[str]) -> list[str]:
@@ -100,10 +133,10 @@ def given_names(stored: Iterable[str]) -> list[str]:
     names = list(stored)
     plain = [name for name in names if name not in ARRAYS]
     packed = {"topk_id_places": "topk_ids", "topk_first": "topk_logprobs"}
-    known = {*TOKEN_IDS, *(prefix + name for prefix in ("", PROMPT) for name in (*TOPK, *SCALARS))}
+    known = {*TOKEN_IDS, STUDENT_IDS, *(prefix + name for prefix in ("", PROMPT) for name in (*TOPK, *SCALARS))}
     arrays = (
         PROMPT * name.startswith(PROMPT) + packed.get(name.removeprefix(PROMPT), name.removeprefix(PROMPT))
-        if name not in TOKEN_IDS
+        if name not in (*TOKEN_IDS, STUDENT_IDS)
         else name
         for name in names
         if name in ARRAYS
@@ -158,7 +191,8 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
         for bad, told in find_damage(stored, lengths, k):
             raise DatasetError(f"{source}: row {columns[bad]['id']}: {prefix}{told}; damaged")
         parts[prefix] = _read_logprobs(stored, k) if stored else {}, np.cumsum([0, *lengths]).tolist()
-    ids = {name: (flat[name][0], flat[name][1].tolist()) for name in TOKEN_IDS}
+    given = [name for name in (*TOKEN_IDS, STUDENT_IDS) if name in flat]
+    ids = {name: (flat[name][0], flat[name][1].tolist()) for name in given}
     for i, texts in enumerate(columns):
         cut: dict[str, dict[str, Any]] = {
             prefix: {name: array[ends[i] : ends[i + 1]] for name, array in arrays.items()}
@@ -223,9 +257,23 @@ def _scalars(batches: Iterable[Any], names: tuple[str, ...]) -> Iterator[dict[st
             yield dict(zip(present, values, strict=True))
 
 
-def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows with their hidden states as tensors."""
-    torch = import_torch()
+@dataclass(frozen=True, slots=True, eq=False)
+class StateBits:
+    """The hidden states of one row as they are stored; `positions` only where some are left out."""
+
+    layers: tuple[int, ...]
+    shape: tuple[int, ...]  # [N, L, H]
+    blob: Any  # bytes-like: bits of bfloat16, little-endian, then one byte more
+    positions: Array | None
+
+    @property
+    def bits_NLH(self) -> Array:
+        """uint16 [N, L, H]; a view."""
+        return np.frombuffer(self.blob, "<u2", count=int(np.prod(self.shape))).reshape(self.shape)
+
+
+def join_bits(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[tuple[Row, StateBits]]:
+    """The rows with their hidden states as stored, which needs no torch."""
     names = ("layers", "shape", "dtype", "states", "positions")
     for row, values in _join(source, "hidden_states", rows, batches, names):
         layers, shape, dtype = (values[name].as_py() for name in names[:3])
@@ -241,9 +289,16 @@ def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Ite
             told = f"hidden states are {dtype} {shape} in {len(blob)} bytes"
             expected = f"bfloat16 [{count}, {len(layers)}, H] in 2 bytes a value and 1 more"
             raise DatasetError(f"{source}: row {row['id']}: {told}, expected {expected}; damaged")
+        yield row, StateBits(tuple(layers), tuple(shape), blob, positions)
+
+
+def join_states(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows with their hidden states as tensors."""
+    torch = import_torch()
+    for row, found in join_bits(source, rows, batches):
         # One copy: a value may begin at an odd byte, and writing to a tensor over a read-only file map is a crash.
-        flat = torch.frombuffer(bytearray(blob), dtype=torch.bfloat16, count=int(np.prod(shape)))
-        yield replace(row, hidden_states=flat.reshape(shape), layers=tuple(layers), positions=positions)
+        flat = torch.frombuffer(bytearray(found.blob), dtype=torch.bfloat16, count=int(np.prod(found.shape)))
+        yield replace(row, hidden_states=flat.reshape(found.shape), layers=found.layers, positions=found.positions)
 
 
 def join_experts(source: str, rows: Iterable[Row], batches: Iterable[Any]) -> Iterator[Row]:

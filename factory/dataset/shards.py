@@ -7,7 +7,7 @@ While a group is made, threads write, hash and bring to the disk those before it
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -288,6 +288,26 @@ def read_batches(path: Path, columns: list[str] | None = None, group: int | None
     with told_as_damage(path), pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups) if group is None else (group,):
             yield from file.read_row_group(number, columns=columns).to_batches()
+
+
+def read_rows(path: Path, numbers: Iterable[int], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Rows of one file by their numbers from 0, ascending, each a batch of one row; groups without any are not read.
+
+    Raises DatasetError at broken Parquet.
+    """
+    wanted = sorted(set(numbers))
+    with told_as_damage(path), pq.ParquetFile(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            here = [number - first for number in wanted if first <= number < first + size]
+            first += size
+            # one batch of the whole group: a row that is cut out of it keeps its own bytes alone
+            if not here:
+                continue
+            table = file.read_row_group(group, columns=columns)
+            for number in here:
+                yield table.slice(number, 1).combine_chunks().to_batches()[0]
 
 
 def count_groups(path: Path) -> int:

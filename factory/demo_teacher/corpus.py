@@ -7,6 +7,7 @@ Training and evaluation never share a scenario: training draws from the seeds of
 ordinary jobs of seed EVALUATION_SEED, and a training example whose derived seed an evaluation row has is left out.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 from factory.demo_teacher.recipe import TASKS, Draw
 from factory.demo_teacher.tokenizer import THINK_END, THINK_START, TURN_END
 from factory.hashing import content_hash, derive_seed
-from factory.records import PlannedRow, Sampling
+from factory.records import Message, PlannedRow, Sampling
 from factory.tasks.calls import call_solve, read_scenario
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.tasks import Task, builtin_root, discover
+from factory.texts.calls import spell_answer
 
 TRAINING_SEED = 1_000_003
 EVALUATION_SEED = 7
@@ -28,14 +30,20 @@ EVALUATION_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One solved prompt, as text: `system` is the same for every example of a task."""
+    """One solved prompt, as text; `answer` is spelt as a teacher writes it, `tools` is the JSON of what it may call."""
 
     task: str
     level: str
-    system: str
-    user: str
+    messages: tuple[Message, ...]
     reasoning: str
     answer: str
+    tools: str = ""
+
+    @property
+    def system(self) -> str:
+        """The system turn, which is the same for every example of a task; empty where there is none."""
+        first = self.messages[0]
+        return str(first["content"]) if first["role"] == "system" else ""
 
 
 def training_seed(draw: Draw) -> int:
@@ -88,15 +96,15 @@ class Corpus:
         known = self._tasks[task]
         assert known.solve is not None
         reasoning, answer = call_solve(known, read_scenario(known, prompt.scenario))
-        # every task that is learnt has a system turn
-        system, user = (message["content"] for message in prompt.messages)
-        return Example(task, level, system, user, reasoning, answer)
+        return Example(task, level, prompt.messages, reasoning, spell_answer(prompt.form, answer), prompt.tools)
 
 
 def texts(examples: Iterable[Example]) -> Iterator[str]:
     """What the tokenizer learns from."""
     for example in examples:
-        yield from (example.system, example.user, example.reasoning, example.answer)
+        yield from (message["content"] for message in example.messages)
+        yield from (example.reasoning, example.answer)
+        yield from [example.tools] if example.tools else []
 
 
 def encode(tokenizer: Any, example: Example, with_system: bool) -> tuple[list[int], int]:
@@ -104,10 +112,9 @@ def encode(tokenizer: Any, example: Example, with_system: bool) -> tuple[list[in
 
     The prompt is what a teacher is sent but for its last token, `<think>`: that one is learnt too.
     """
-    messages = [{"role": "user", "content": example.user}]
-    if with_system:
-        messages.insert(0, {"role": "system", "content": example.system})
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    messages = [message for message in example.messages if with_system or message["role"] != "system"]
+    tools = json.loads(example.tools) if example.tools else None
+    prompt = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
     prompt_ids = tokenizer.encode(prompt.removesuffix(THINK_START), add_special_tokens=False)
     completion = f"{THINK_START}{example.reasoning}{THINK_END}{example.answer}{TURN_END}"
     return prompt_ids + tokenizer.encode(completion, add_special_tokens=False), len(prompt_ids)

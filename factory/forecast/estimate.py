@@ -7,23 +7,32 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.ledger import SPOOL, require_resumable
-from factory.errors import DatasetError
+from factory.dataset.ledger import SPOOL, read_ledger, require_resumable
+from factory.errors import DatasetError, JobError, TeacherError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.job.job import Job
 from factory.job.paths import real_path
-from factory.records import Prompt, Usage
-from factory.runs.prepare import Prepared, describe_job, prepare
+from factory.job.teacher import TeacherConfig
+from factory.records import Prompt
+from factory.runs.prepare import Prepared, prepare
+from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import tell_clock
+from factory.runs.provenance import describe_job
 from factory.runs.room import FILE_BYTES
-from factory.teachers.models import require_window, resolve_signals
+from factory.runs.rounds import resume
+from factory.teachers.given_up import list_given_up
+from factory.teachers.models import has_cpu_engine, require_window, resolve_signals
 from factory.teachers.remote.purse import cost_of, dearest, read_account, usage_path
 from factory.teachers.remote_signals import tell_remote_signals
 from factory.teachers.spool import SEGMENT_BYTES
+from factory.teachers.student import open_student_encoder
+from factory.teachers.tokens import open_exact
+from factory.usage import Usage
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
 
+SHORT_SHARDS = 32  # one at the end of each round: a goal is come to in fewer
 SELDOM = ("experts", "attention")  # told where a job keeps them
 
 
@@ -33,11 +42,23 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     Raises a FactoryError for what `run` would refuse before it starts an engine.
     """
     prepared = prepare(job, workspace)
-    state_bytes(job)  # refuses what the model cannot do, before any work
+    for name in job.teacher_names:
+        state_bytes(job.of_teacher(name))  # refuses what the model cannot do, before any work
+        if prepared.has_student:
+            open_student_encoder(job.of_teacher(name).teacher)
+    if pilot is not None and len(job.teachers) > 1:
+        raise JobError("--pilot: the job has several teachers; try each in a job of its own, or leave --pilot out")
+    refusal: list[str] = []
+    try:
+        prepared = resume(prepared, out)
+    except DatasetError as error:
+        refusal = [f"  a run would be refused: {error}"]
+    for part in parts_of(prepared):
+        require_templates(part)
     plan, manifest = prepared.plan, describe_job(prepared)
     size = plan.shard_prompts * plan.samples
     lines = [f"job {manifest['digest']}: {plan.planned:,} rows in {plan.shards:,} shards of {size:,}"]
-    lines += _refusal_lines(out, manifest)
+    lines += [*(refusal or _refusal_lines(out, manifest)), *_goal_lines(prepared)]
     for task, levels in plan.counts().items():
         gate = "check" if prepared.gates[task].check else "schema"
         told = ", ".join(f"{level} {count:,}" for level, count in levels.items())
@@ -50,9 +71,66 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         source = prepared.sources.get(task)
         lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
     lines += _rejected_pii_lines(job)
-    forecast = make_forecast(prepared, out, pilot)
-    lines += [*_forecast_lines(forecast), *_remote_lines(prepared, forecast, out)]
-    return [*lines, *_disk_lines(prepared, forecast, out)]
+    parts = parts_of(prepared)
+    forecasts = [make_forecast(part, out, pilot) for part in parts]
+    lines += _turn_lines(parts)
+    for part, forecast in zip(parts, forecasts, strict=True):
+        lines += [f"  teacher {part.turn}:"] if part.turn else []
+        lines += [*engine_lines(part.job, has_cpu_engine()), *_forecast_lines(forecast)]
+        lines += [*_remote_lines(part, forecast, out), *_byte_lines(part)]
+    return [*lines, *_disk_lines(parts, forecasts, out)]
+
+
+def parts_of(prepared: Prepared) -> list[Prepared]:
+    """A job by its teachers, as far as they have rows."""
+    names = dict.fromkeys(one.teacher for one in prepared.plan.rounds)
+    return [prepared.of_teacher(name) if name else prepared for name in names]
+
+
+def _turn_lines(parts: list[Prepared]) -> list[str]:
+    """Who answers how many rows, and that they do so one after another."""
+    if len(parts) < 2:
+        return []
+    told = ", then ".join(f"{part.plan.planned:,} of {part.turn} ({part.job.teacher.model})" for part in parts)
+    return [f"  teachers take turns, one engine at a time: {told}"]
+
+
+def _goal_lines(prepared: Prepared) -> list[str]:
+    """What is planned behind the rows that are: of tasks that want so many accepted rows, and of those that grow."""
+    lines: list[str] = []
+    most, planned = prepared.most_rows(), prepared.plan.counts()
+    for config in prepared.job.tasks:
+        rows = sum(planned.get(config.name, {}).values())
+        if config.accepted is not None:
+            lines.append(
+                f"  {config.name}: asked until {config.accepted:,} rows are accepted or {most[config.name]:,} are "
+                f"spent, so far {rows:,} planned"
+            )
+        elif most[config.name] > rows:
+            lines.append(f"  {config.name}: grows from {rows:,} rows to {most[config.name]:,}, in shards of their own")
+    return lines
+
+
+def require_templates(prepared: Prepared) -> None:
+    """Raise TeacherError where a model's chat template does not take what the job will ask; the model of the teacher
+    and that of a judge of its own, where their tokenizers are on this machine."""
+    job = prepared.job
+    if job.transcripts is not None:  # one that the template does not take is a row of its own
+        return
+    _require_template(job.teacher, teacher_probes(prepared))
+    if job.judge is not None and job.judge.teacher is not None:
+        try:
+            _require_template(job.judge.teacher, judge_probes(prepared))
+        except TeacherError as error:
+            raise TeacherError(f"judge.{error}") from None
+
+
+def _require_template(teacher: TeacherConfig, probes: list[Prompt]) -> None:
+    counter = None if teacher.backend == "scripted" or teacher.remote else open_exact(teacher)
+    if counter is None:
+        return
+    for probe in probes:
+        counter.encode_prompt(probe.messages)
 
 
 def _tell_bad(bad: Iterator[str]) -> str:
@@ -72,6 +150,16 @@ def _rejected_pii_lines(job: Job) -> list[str]:
     }
     chosen = job.filters.rejected_pii
     return [f"  personal data in rejected answers (filters.rejected_pii): {told[chosen]}"] if job.filters.pii else []
+
+
+def engine_lines(job: Job, on_cpu: bool) -> list[str]:
+    """Which of vLLM's own defaults the job runs without, why, and what of it asks for that."""
+    if job.teacher.backend != "vllm":
+        return []
+    given_up = list_given_up(job, on_cpu)
+    if not given_up:
+        return ["  engine: with all of vLLM's own defaults"]
+    return ["  engine: without these defaults of vLLM", *(f"    {one}" for one in given_up)]
 
 
 def _refusal_lines(out: Path, manifest: dict[str, Any]) -> list[str]:
@@ -137,16 +225,21 @@ def _time_lines(forecast: Forecast) -> list[str]:
     ]
 
 
-def _disk_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str]:
+def _byte_lines(prepared: Prepared) -> list[str]:
     job = prepared.job
-    free, most = shutil.disk_usage(_existing(out)).free, upper_bound(prepared)
-    lines = [
+    return [
         f"  bytes a completion token, before compression: {_logprob_bytes(job)} ids and logprobs"
-        f" (k={job.signals.top_k}) + {state_bytes(job)} hidden states",
+        f" (k={job.signals.top_k}) + {state_bytes(job)} hidden states"
+    ]
+
+
+def _disk_lines(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> list[str]:
+    free, most = shutil.disk_usage(_existing(out)).free, sum(map(upper_bound, parts))
+    lines = [
         f"  disk: at most {format_bytes(most)}, if every answer ran to max_tokens and compressed to nothing less; "
         f"free: {format_bytes(free)}",
     ]
-    need = forecast.left + working_bytes(prepared, forecast, out)
+    need = _left(parts, forecasts, out) + _most_work(parts, forecasts, out)
     if need > free:
         lines.append(
             f"  warning: the disk may not hold it: {format_bytes(need)} are needed with the room to work in; "
@@ -160,11 +253,13 @@ def upper_bound(prepared: Prepared) -> float:
     plan, job = prepared.plan, prepared.job
     states = state_bytes(job)
     prompt = _prompt_tokens(prepared)
-    completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in plan.blocks) / max(
-        len(plan.order), 1
-    )
+    most = prepared.most_rows()
+    rows = sum(most.values())
+    completion = sum(count * prepared.sampling[task].max_tokens for task, count in most.items()) / max(rows, 1)
     row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states) + _attention_bytes(job)
-    return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * plan.planned + plan.shards * FILE_BYTES
+    return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * rows + (
+        rows / plan.shard_size(0) + SHORT_SHARDS
+    ) * FILE_BYTES
 
 
 def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
@@ -182,8 +277,8 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
     if job.teacher.backend == "scripted":
         return shard
     # what is asked and not committed yet: one shard that waits for its last row, and all that is in flight
-    rows = min(plan.planned, plan.shard_size(0) + job.teacher.feed_depth)
-    spool = row * rows + min(row * plan.planned, 2.0 * SEGMENT_BYTES)  # a segment goes when all of it is committed
+    rows = min(forecast.rows, plan.shard_size(0) + job.teacher.feed_depth)
+    spool = row * rows + min(row * forecast.rows, 2.0 * SEGMENT_BYTES)  # a segment goes when all of it is committed
     return shard + max(0.0, spool - sum(path.stat().st_size for path in (out / SPOOL).glob("*.gen")))
 
 
@@ -194,24 +289,42 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
     """
     free = shutil.disk_usage(_existing(out)).free
     # twice, for what a bound leaves out (frames, the spool); to look closer means to write and weigh a sample
-    if 2 * upper_bound(prepared) + 4 * SEGMENT_BYTES <= free:
+    prepared = resume(prepared, out)
+    parts = parts_of(prepared)
+    if 2 * sum(map(upper_bound, parts)) + 4 * SEGMENT_BYTES <= free:
         return None
-    forecast = make_forecast(prepared, out)
-    work = working_bytes(prepared, forecast, out)
-    if not forecast.left or forecast.left + work <= free:
+    forecasts = [make_forecast(part, out) for part in parts]
+    left, work = _left(parts, forecasts, out), _most_work(parts, forecasts, out)
+    if not left or left + work <= free:
         return None
-    basis = note_bases(forecast.bases)
+    basis = "; ".join(dict.fromkeys(note_bases(forecast.bases) for forecast in forecasts))
     told = (
-        f"{out}: the disk cannot hold what is left of this job: {format_bytes(forecast.left)} to be written "
+        f"{out}: the disk cannot hold what is left of this job: {format_bytes(left)} to be written "
         f"({basis}) and {format_bytes(work)} to work in, {format_bytes(free)} free"
     )
     # a bound is no prediction: a job that only might not fit is begun, and stops in order if it does not
-    if forecast.is_bound:
+    if any(forecast.is_bound for forecast in forecasts):
         return f"warning: {told}; the run stops in order if it is so; `factory plan --pilot N` predicts"
     raise DatasetError(
         f"{told}; nothing was started: free some, choose another `out`, keep fewer hidden layers or a smaller top_k, "
         f"or start all the same with --no-disk-check"
     )
+
+
+def _left(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:
+    """Bytes that are still to be written."""
+    if len(parts) == 1:
+        return forecasts[0].left
+    try:
+        there = read_ledger(out).totals.bytes
+    except DatasetError:
+        there = 0
+    return max(0.0, sum(forecast.bytes for forecast in forecasts) - there)
+
+
+def _most_work(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:
+    # one at a time is at work
+    return max(working_bytes(part, forecast, out) for part, forecast in zip(parts, forecasts, strict=True))
 
 
 def _logprob_bytes(job: Job) -> int:

@@ -4,6 +4,7 @@ Best are the shards that the job has committed already. Before there are any, a 
 `write_shard` as stand-ins; a pilot (`factory plan --pilot N`) corrects every column by what the real teacher wrote.
 """
 
+import math
 import tempfile
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,16 +15,19 @@ from pathlib import Path
 from typing import Final, Literal
 
 from factory.dataset.codec import STORED
+from factory.dataset.entries import ShardEntry, Totals, summarize_shard
 from factory.dataset.history import read_history
-from factory.dataset.ledger import Ledger, ShardEntry, Totals, read_ledger, summarize_shard
+from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.shards import column_bytes, read_batches, write_shard
 from factory.dataset.signal_columns import PROMPT
 from factory.errors import DatasetError, JobError
 from factory.forecast.standin import ANY_LEVEL, Cell, Measured, StandIns
 from factory.job.job import Job
 from factory.records import Outcome, Record
-from factory.runs.prepare import Prepared, describe_job, prepare
-from factory.runs.run import choose_kept, run_prepared
+from factory.runs.finish import choose_kept
+from factory.runs.prepare import Prepared, prepare
+from factory.runs.provenance import describe_job
+from factory.runs.run import run_prepared
 from factory.teachers.models import REMOTE_SHAPE, ModelShape, locate_model, read_shape, resolve_signals
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter
@@ -135,15 +139,30 @@ def _draw_out(
     frames: float | None = None,
 ) -> Forecast:
     """A sample drawn out to the job: columns grow with the rows, the frames of files with the shards or as told."""
-    plan = prepared.plan
+    rows = _expect_rows(prepared, sample)
     # a file's frame does not grow with its rows, so it is counted by files
-    share = plan.planned / max(sample.done, 1)
-    frames = plan.shards / max(sample.committed_shards, 1) if frames is None else frames
+    share = rows / max(sample.done, 1)
+    shards = -(-rows // max(prepared.plan.shard_size(0), 1))
+    frames = shards / max(sample.committed_shards, 1) if frames is None else frames
     groups = dict.fromkeys(GROUPS, 0.0)
     for (folder, column), size in columns.items():
         groups[_group(folder, column)] += size * (share if column else frames)
     tokens = sample.prompt_tokens * share, sample.completion_tokens * share
-    return Forecast(plan.planned, sample.accepted / max(sample.done, 1), *tokens, groups, bases, notes=notes)
+    return Forecast(rows, sample.accepted / max(sample.done, 1), *tokens, groups, bases, notes=notes)
+
+
+def _expect_rows(prepared: Prepared, sample: Totals) -> int:
+    """Rows that the job comes to, where a task asks until enough are accepted: by the share that the sample accepts."""
+    most, planned = prepared.most_rows(), prepared.plan.counts()
+    for config in prepared.job.tasks:
+        if config.accepted is not None:
+            rows = [sum(counts) for cell, counts in sample.cells.items() if cell.partition("/")[0] == config.name]
+            share = sample.accepted_of(config.name) / max(sum(rows), 1)
+            wanted = prepared.plan.rounds[-1].wanted.get((config.name, ""), config.accepted)
+            needed = math.ceil(wanted / share) if share else most[config.name]
+            already = sum(planned.get(config.name, {}).values())
+            most[config.name] = min(most[config.name], max(needed, already))
+    return sum(most.values())
 
 
 def _group(folder: str, column: str) -> str:
@@ -165,7 +184,7 @@ def _forecast_committed(prepared: Prepared, ledger: Ledger) -> Forecast:
     scaled = {column: size * scale for column, size in columns.items()}
     bases: dict[str, Basis] = dict.fromkeys(prepared.gates, "committed shards")
     notes = (f"{totals.committed_shards:,} of {plan.shards:,} shards are committed, {totals.bytes:,} bytes",)
-    whole = _draw_out(prepared, totals, scaled, bases, notes, frames=plan.planned / totals.done)
+    whole = _draw_out(prepared, totals, scaled, bases, notes, _expect_rows(prepared, totals) / totals.done)
     return replace(whole, committed=totals.bytes)
 
 
@@ -192,7 +211,7 @@ def weigh_stand_ins(
     """The first rows of a job as stand-ins, written in the job's own shards; and how their tokens were counted."""
     job = prepared.job
     shape = shape_of_teacher(job)
-    signals = resolve_signals(job, shape)
+    signals = resolve_signals(job, shape, tools=any(task.tools for task in prepared.tasks.values()))
     counter = None if job.teacher.backend == "scripted" else open_counter(job)
     weighed = Weighed()
     stand_ins = StandIns(prepared, shape, signals, counter, measured, unsolved=weighed.unsolved)
@@ -272,7 +291,10 @@ def _measure_speed(out: Path) -> tuple[float | None, float]:
 
 def _pilot_job(prepared: Prepared, count: int) -> Job:
     job, planned = prepared.job, prepared.plan.prompts()
-    tasks = [task.model_copy(update={"count": min(count, planned[task.name])}) for task in job.tasks]
+    asks = {
+        name: {"count": min(count, prompts), "accepted": None, "at_most": None} for name, prompts in planned.items()
+    }
+    tasks = [task.model_copy(update=asks[task.name]) for task in job.tasks]
     signals = job.signals.model_copy(update={"verify_rows": 0})
     return job.model_copy(update={"tasks": tasks, "signals": signals})
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from factory.hashing import derive_seed
 from factory.records import Generation, Outcome, PlannedRow, Prompt, Record, Rejection, Transcript
+from factory.runs.desk import Desk, gates_for
 from factory.runs.prepare import Prepared
-from factory.runs.run import Desk, gates_for
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.calls import call_solve, invent_answer, read_scenario
 from factory.tasks.faults import TaskFault
@@ -24,6 +24,7 @@ from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape
 from factory.teachers.scripted import ScriptedTeacher
 from factory.teachers.tokens import Counter
+from factory.texts.calls import read_calls, spell_answer
 
 Cell = tuple[str, str]  # task, level
 ANY_LEVEL = ""
@@ -73,8 +74,9 @@ class StandIns:
         if prompt.transcript is not None:
             return Record(prompt, self._score(prompt, prompt.transcript, counter, rng), "", 1.0)
         reasoning, answer = self._texts(prompt, counter, rng)
-        ids = counter.prompt_ids(prompt.messages), counter.completion_ids(reasoning, answer)
-        generation = self._generation(prompt, *ids, (reasoning, answer), rng)
+        written = spell_answer(prompt.form, answer)
+        ids = counter.prompt_ids(prompt.messages, prompt.tools), counter.completion_ids(reasoning, written)
+        generation = self._generation(prompt, *ids, (reasoning, written), rng)
         if not self._is_accepted((prompt.task, prompt.level)):
             return Rejection(
                 prompt, generation, "check", "not_accepted", ("not_accepted: as in the pilot",), answer=answer
@@ -111,7 +113,7 @@ class StandIns:
         if known is None and solved:
             return (reasoning if not prompt.sample else _shuffle(reasoning, 1.0, rng)), answer
         target = known.tokens if known else prompt.sampling.max_tokens
-        think, rest = counter.completion_ids(reasoning, answer)
+        think, rest = counter.completion_ids(reasoning, spell_answer(prompt.form, answer))
         return _shuffle(reasoning, max(0.0, (target - len(rest)) / max(len(think), 1)), rng), answer
 
     def _solve(self, task: Task, prompt: Prompt) -> tuple[str, str] | None:
@@ -149,6 +151,7 @@ class StandIns:
             completion_token_ids=ids_T,
             answer_start=min(len(think), most),
             finish_reason="stop",
+            calls=read_calls(answer)[1] if prompt.form == "calls" else (),
             logprobs=draw_logprobs(rng, ids_T, self.signals, vocab) if self.signals.top_k else None,
             prompt_logprobs=draw_logprobs(rng, of_prompt, self.signals, vocab) if self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, bits_NLH) if self.signals.layers else None,

@@ -24,18 +24,22 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _read_count(value: Any) -> int | Literal["all"]:
+def _read_count(value: Any) -> int | Literal["all"] | None:
+    if value is None:
+        return None
     if value == "all":
         return "all"
     try:
         return NUMBER.validate_python(value)
     except ValidationError as error:
         # told as one error of the key; of a union pydantic tells one for each branch
+        if isinstance(value, str):
+            raise ValueError('need a whole number, or "all" for every row of a source') from None
         raise ValueError(error.errors()[0]["msg"]) from None
 
 
 NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=100_000_000)])
-Count = Annotated[int | Literal["all"], PlainValidator(_read_count)]
+Count = Annotated[int | Literal["all"] | None, PlainValidator(_read_count)]
 
 
 def read_toml(path: Path, missing: str) -> dict[str, Any]:

@@ -8,10 +8,11 @@ another key. Values that decide what comes out are part of the job's digest, def
 job of an old file.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from factory.errors import JobError
 from factory.job.config import Config, Count, Weight, describe_problems, read_toml
@@ -29,15 +30,32 @@ from factory.job.signals import SignalsConfig, StorageConfig
 from factory.job.teacher import SamplingConfig, TeacherConfig
 
 
+def _read_shares(value: Any) -> Any:
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+# of several teachers: one name, or names with their weights; all samples of a prompt are of one teacher
+Shares = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e9)]] | None, BeforeValidator(_read_shares)]
+TeacherName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+
+
 class TaskConfig(Config):
-    """`[[tasks]]`: one task's share of the job."""
+    """`[[tasks]]`: one task's share of the job.
+
+    `count` prompts; or prompts until `accepted` rows are in or `at_most` prompts are asked, whichever comes first.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    count: Count
+    count: Count = None
+    accepted: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    at_most: Count = None
     levels: dict[str, Weight] = Field(default_factory=dict)
     gate: Literal["schema", "check"] | None = None
     sampling: SamplingConfig = SamplingConfig()
     source: SourceConfig | None = None
+    teacher: Shares = None
+    # by level, where it is not `teacher`
+    level_teachers: dict[str, Shares] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _some_level_weighs(self) -> "TaskConfig":
@@ -46,9 +64,19 @@ class TaskConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _says_how_many(self) -> "TaskConfig":
+        if (self.accepted is None) != (self.at_most is None):
+            raise ValueError("accepted (rows) and at_most (prompts to spend on them) belong together; give both")
+        if (self.count is None) == (self.accepted is None):
+            told = "both are given" if self.count is not None else "neither is given"
+            raise ValueError(f"count (prompts), or accepted and at_most, say how much to make; {told}")
+        return self
+
+    @model_validator(mode="after")
     def _rows_of_a_source(self) -> "TaskConfig":
-        if self.count == "all" and self.source is None:
-            raise ValueError('count = "all" takes all rows of a source, and there is none; give a number')
+        for name in ("count", "at_most"):
+            if getattr(self, name) == "all" and self.source is None:
+                raise ValueError(f'{name} = "all" takes all rows of a source, and there is none; give a number')
         if self.levels and self.source is not None and self.source.level is not None:
             raise ValueError("levels: source.level names the column that says each row's; leave one of them out")
         return self
@@ -61,6 +89,8 @@ class Job(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     teacher: TeacherConfig = TeacherConfig()
+    # several, in place of one: tasks say whose they are
+    teachers: dict[TeacherName, TeacherConfig] = Field(default_factory=dict)
     sampling: SamplingConfig = SamplingConfig()
     signals: SignalsConfig = SignalsConfig()
     storage: StorageConfig = StorageConfig()
@@ -72,6 +102,47 @@ class Job(Config):
     difficulty: DifficultyConfig = DifficultyConfig()
     tasks: list[TaskConfig] = Field(default_factory=list)
     transcripts: TranscriptsConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_by_name(cls, data: Any) -> Any:
+        judge = data.get("judge") if isinstance(data, dict) else None
+        if isinstance(judge, dict) and isinstance(judge.get("teacher"), str):
+            teachers = data.get("teachers")
+            if not isinstance(teachers, dict) or judge["teacher"] not in teachers:
+                raise ValueError(f"judge.teacher: {judge['teacher']!r} names none of [teachers]: {_tell(teachers)}")
+            return data | {"judge": judge | {"teacher": teachers[judge["teacher"]]}}
+        return data
+
+    @model_validator(mode="after")
+    def _each_row_has_a_teacher(self) -> "Job":
+        if self.teachers and "teacher" in self.model_fields_set:
+            raise ValueError("teacher and teachers are both given; give [teacher], or a [teachers.NAME] for each")
+        if self.teachers and self.transcripts is not None:
+            raise ValueError("teachers: transcripts are scored by one; give [teacher]")
+        if len(self.teachers) > 1 and self.judge is not None and self.judge.teacher is None:
+            raise ValueError(f"judge.teacher: say which of the teachers judges: {_tell(self.teachers)}")
+        for task in self.tasks:
+            if self.teachers and task.teacher is None and not task.level_teachers:
+                raise ValueError(
+                    f"tasks: {task.name}: say whose rows they are, teacher = one of {_tell(self.teachers)}"
+                )
+            for shares in (task.teacher, *task.level_teachers.values()):
+                for name in shares or {}:
+                    if name not in self.teachers:
+                        raise ValueError(
+                            f"tasks: {task.name}: teacher {name!r} is none of [teachers]: {_tell(self.teachers)}"
+                        )
+        return self
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """The names of its teachers; the only one has none."""
+        return list(self.teachers) or [""]
+
+    def of_teacher(self, name: str) -> "Job":
+        """The job as one of its teachers has it: that one's table is `teacher`."""
+        return self.model_copy(update={"teacher": self.teachers[name]}) if name else self
 
     @model_validator(mode="after")
     def _tasks_or_transcripts(self) -> "Job":
@@ -91,12 +162,25 @@ class Job(Config):
         return self
 
     @model_validator(mode="after")
+    def _goals_can_be_reached(self) -> "Job":
+        per_prompt = self.samples.n if self.samples.keep == "all" else 1
+        for task in self.tasks:
+            if task.accepted is not None and task.at_most != "all" and task.accepted > (task.at_most or 0) * per_prompt:
+                told = f"tasks: {task.name}: accepted = {task.accepted} from at_most = {task.at_most} prompts"
+                raise ValueError(f"{told}, which give at most {per_prompt} rows each; raise at_most")
+        return self
+
+    @model_validator(mode="after")
     def _each_task_once(self) -> "Job":
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"task named twice: {', '.join(twice)}; give each task one [[tasks]] table")
         return self
+
+
+def _tell(names: Iterable[str] | None) -> str:
+    return ", ".join(names or ()) or "none are given"
 
 
 def load_job(path: Path) -> Job:

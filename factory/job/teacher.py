@@ -77,6 +77,8 @@ class TeacherConfig(Config):
     kv_cache_gb: Annotated[float, Field(gt=0)] | None = None
     reasoning: Literal["auto", "prompted", "off"] | Markers = "auto"
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    # which of vLLM's parsers reads tool calls; None for the first that reads what the chat template writes
+    tool_parser: str | None = None
     # further arguments of `vllm.LLM`: checked by factory.teachers.settings, which knows what each does to signals
     engine: dict[str, Any] = Field(default_factory=dict)
     # deaths in a row, without an answer between them

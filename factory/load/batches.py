@@ -12,7 +12,7 @@ One row of P = 3 prompt and T = 2 completion tokens, padded to S = 6:
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -23,7 +23,13 @@ from factory.signals import Array
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
 
 
-def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = None) -> dict[str, Tensor]:
+def collate(
+    rows: Sequence[Row],
+    pad_token_id: int,
+    *,
+    max_length: int | None = None,
+    prompt: Literal["teacher", "student"] = "teacher",
+) -> dict[str, Tensor]:
     """B rows as one batch of S positions, padded on the right; a row longer than `max_length` loses its end.
 
     A row that has no completion token left (`Row.fits`) has nothing to learn from, and a mean over none is NaN: it is
@@ -42,12 +48,20 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, max_length: int | None = 
     - `hidden_states` bfloat16 [B, S, L, H] (padding: 0), `hidden_mask` bool [B, S], where a row has hidden states.
       Position s holds the state taken at token s, the one that predicts the token after s.
 
-    Raises DatasetError where rows differ in k, layers or hidden size, where a row has completion ids and none of its
-    prompt (an endpoint's may), and where none is left.
+    `prompt="student"` puts what the student is shown before the completion (`Row.as_student`).
+
+    Raises DatasetError where rows differ in tokenizer, k, layers or hidden size, a prompt has no ids, or none is left.
     """
     torch = import_torch()
-    _require_prompts(rows)
+    rows = [row.as_student() for row in rows] if prompt == "student" else rows
     places, rows = _leave_out(rows, max_length)
+    vocabularies = {row.tokenizer: row for row in rows if row.tokenizer}
+    if len(vocabularies) > 1:
+        one, other = list(vocabularies.values())[:2]
+        told = " and ".join(f"{row['id']}{_whose(row)}" for row in (one, other))
+        raise DatasetError(
+            f"rows {told} have ids of different tokenizers; batch one teacher at a time: load_rows(..., teacher=NAME)"
+        )
     layers = sorted({row.layers for row in rows if row.layers})
     if len(layers) > 1:
         raise DatasetError(f"rows with hidden layers {layers[0]} and {layers[1]} in one batch; batch one kind of job")
@@ -82,8 +96,13 @@ def _require_prompts(rows: Sequence[Row]) -> None:
         )
 
 
+def _whose(row: Row) -> str:
+    return f" (of {row.columns['teacher']})" if row.columns.get("teacher") else ""
+
+
 def _leave_out(rows: Sequence[Row], max_length: int | None) -> tuple[Array, list[Row]]:
-    """Places and rows of those that have something to learn from. Raises DatasetError where none has."""
+    """Places and rows of those that have something to learn from. Raises DatasetError where none has, or no prompt."""
+    _require_prompts(rows)
     fit = [row.fits(len(row.prompt_token_ids) + 1 if max_length is None else max_length) for row in rows]
     out = [row for row, kept in zip(rows, fit, strict=True) if not kept]
     if not out:

@@ -5,18 +5,20 @@ A local copy in the cache of `datasets` is named by the present state of the fil
 
 import json
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
+import numpy as np
+
 from factory.dataset.columns import TOKEN_IDS
-from factory.dataset.manifest import MANIFEST
-from factory.dataset.rows import AGAIN, given_names
+from factory.dataset.manifest import MANIFEST, of_teacher, teachers_of
+from factory.dataset.rows import AGAIN, Row, given_names
 from factory.dataset.shards import count_groups, read_batches, read_schema
-from factory.errors import DatasetError
+from factory.errors import DatasetError, nearest
 from factory.load.card import Splits, escaped, find_split, read_card, state_of
-from factory.load.messages import Markers
+from factory.load.messages import Markers, Voices
 from factory.load.rows import Rows
 from factory.load.stream import LABEL_COLUMNS, POINTERS, Reader, RowStream, Unit
 
@@ -148,6 +150,8 @@ def load_rows(
     join_experts: bool = False,
     join_attention: bool = False,
     reasoning: Literal["apart", "content"] = "apart",
+    prompt: Literal["teacher", "student"] = "teacher",
+    teacher: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Rows | RowStream:
     """Open a dataset: a local directory, or `owner/name` on the Hugging Face Hub at `revision`.
@@ -158,9 +162,13 @@ def load_rows(
     columns beside theirs; a split of it that has no row is empty. "preferences" and "hand-off" give texts alone.
 
     `reasoning="content"` puts the reasoning inside the answers' content, between the teacher's markers, for a chat
-    template that does not render `reasoning_content`. Streaming reads the files as they are; otherwise `datasets` first
-    copies them, uncompressed, into its cache (`cache_dir`). Raises DatasetError where source, config or split is not
-    there; reading the rows raises it at one whose arrays do not agree.
+    template that does not render `reasoning_content`. `teacher` takes the rows of one of several alone.
+    `prompt="student"` gives each row the prompt that the student is shown, where a task has a student.j2
+    (`Row.as_student`).
+
+    Streaming reads the files as they are; otherwise `datasets` first copies them, uncompressed, into its cache
+    (`cache_dir`). Raises DatasetError where source, config or split is not there; reading the rows raises it at one
+    whose arrays do not agree.
     """
     place = _find_place(source, revision, cache_dir)
     wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
@@ -168,7 +176,9 @@ def load_rows(
     # what is asked of a config beside the rows is asked with them: without its tokens a state means nothing
     config = "default" if config in wanted else config
     columns = _require_columns(place, config, split, joined)
-    markers = _find_markers(place) if reasoning == "content" else None
+    voices = replace(_find_voices(place, inline=reasoning == "content"), students=prompt == "student")
+    if teacher is not None:
+        _require_teacher(place, columns, teacher)
     top_k = place.top_k() if set(TOKEN_IDS) <= set(columns) else None
     # told by its columns, as a stage may have any name
     staged = {"stage", *POINTERS} <= set(columns)
@@ -176,9 +186,11 @@ def load_rows(
         units = _stage_units(place, config, split, joined) if staged else _shard_units(place, config, split, joined)
         if staged:
             columns = [*place.columns("default", "train"), *LABEL_COLUMNS]
-        return RowStream(Reader(place.source, top_k, markers), units, list(dict.fromkeys(given_names(columns))))
+        stream = RowStream(Reader(place.source, top_k, voices), units, list(dict.fromkeys(given_names(columns))))
+        return stream if teacher is None else stream.filter(partial(_is_of, teacher))
     opened = _open_stage(place, config, split, joined) if staged else _open_tables(place, config, split, joined)
-    return Rows(place.source, *opened, top_k, markers)
+    rows = Rows(place.source, *opened, top_k, voices)
+    return rows if teacher is None else rows.select(np.flatnonzero(np.array(rows["teacher"]) == teacher))
 
 
 def _find_place(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> Place:
@@ -191,14 +203,45 @@ def _find_place(source: str | Path, revision: str | None, cache_dir: str | Path 
     return Hub(source, revision, cache)
 
 
-def _find_markers(place: Place) -> Markers:
-    """The texts around the teacher's reasoning. Raises DatasetError where the manifest does not tell them."""
-    details = place.manifest().get("teacher", {}).get("details", {})
-    match details.get("reasoning_markers"):
+def _find_voices(place: Place, inline: bool) -> Voices:
+    """What the manifest says of the teachers. Raises DatasetError where it does not tell markers that are wanted."""
+    manifest = place.manifest()
+    names = teachers_of(manifest)
+    teachers = {name: of_teacher(manifest, name).get("teacher", {}) for name in names}
+    tokenizers = {name: _name_tokenizer(told) for name, told in teachers.items()}
+    markers = {name: _read_markers(place, told) for name, told in teachers.items()} if inline else None
+    return Voices(tokenizers, markers)
+
+
+def _name_tokenizer(teacher: dict[str, Any]) -> str:
+    """One name for a teacher's vocabulary: by what it says, not by what it is called."""
+    told = teacher.get("details", {}).get("tokenizer_sha256")
+    if told or not teacher:
+        return str(told or "")
+    # the scripted one has one vocabulary, whatever it is called; others that say nothing are held apart by model
+    return "scripted" if teacher.get("backend") == "scripted" else f"{teacher.get('backend')}:{teacher.get('model')}"
+
+
+def _read_markers(place: Place, teacher: dict[str, Any]) -> Markers:
+    """The texts around a teacher's reasoning. Raises DatasetError where the manifest does not tell them."""
+    match teacher.get("details", {}).get("reasoning_markers"):
         case [str(start), str(end)]:
             return start, end
     told = "manifest.json names no markers of the teacher's reasoning"
     raise DatasetError(f"{place.source}: {told}, so it cannot go into the content; leave out `reasoning`")
+
+
+def _require_teacher(place: Place, columns: list[str], teacher: str) -> None:
+    """Raise DatasetError where no row can be this teacher's."""
+    names = teachers_of(place.manifest())
+    if "teacher" not in columns:
+        raise DatasetError(f"{place.source}: its rows name no teacher, there is one only; leave out `teacher`")
+    if teacher not in names and names != [""]:
+        raise DatasetError(f"{place.source}: no teacher {teacher!r} (has: {', '.join(names)}){nearest(teacher, names)}")
+
+
+def _is_of(teacher: str, row: Row) -> bool:
+    return bool(row["teacher"] == teacher)
 
 
 def _require_columns(place: Place, config: str, split: str, joined: list[str]) -> list[str]:

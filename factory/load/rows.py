@@ -18,7 +18,7 @@ from factory.dataset.rows import (
     record_batches,
 )
 from factory.errors import DatasetError
-from factory.load.messages import Markers, inline_reasoning
+from factory.load.messages import Voices
 
 BATCH_ROWS: Final = 64
 STATES_BATCH_ROWS: Final = 8  # the states of one row may take tens of MB
@@ -31,17 +31,17 @@ JOINS: Final = {
 
 
 def join_rows(
-    source: str, batches: Iterable[Any], beside: Mapping[str, Iterable[Any]], top_k: int | None, markers: Markers | None
+    source: str, batches: Iterable[Any], beside: Mapping[str, Iterable[Any]], top_k: int | None, voices: Voices
 ) -> Iterator[Row]:
     """Rows of record batches, with those of other configs beside them (by their names in JOINS).
 
-    `markers` go around the reasoning in the messages' content; without them it stays apart.
+    `voices` say whose vocabulary a row's ids are of, and whether the reasoning goes into the messages' content.
     """
     rows: Iterator[Row] = (row for batch in batches for row in read_rows(source, batch, top_k))
     for name, (join, _) in JOINS.items():
         if name in beside:
             rows = join(source, rows, beside[name])
-    return rows if markers is None else (inline_reasoning(row, markers) for row in rows)
+    return map(voices.tell, rows)
 
 
 class Rows:
@@ -58,10 +58,10 @@ class Rows:
         dataset: Any,
         beside: dict[str, Any],
         top_k: int | None = None,
-        markers: Markers | None = None,
+        voices: Voices | None = None,
     ) -> None:
         self._source, self._dataset, self._beside = source, dataset, beside
-        self._top_k, self._markers = top_k, markers
+        self._top_k, self._voices = top_k, voices or Voices()
 
     @property
     def column_names(self) -> list[str]:
@@ -97,7 +97,7 @@ class Rows:
         chosen %= max(len(self), 1)
         pick = operator.methodcaller("select", chosen, keep_in_memory=True)
         beside = {name: pick(part) for name, part in self._beside.items()}
-        return Rows(self._source, pick(self._dataset), beside, self._top_k, self._markers)
+        return Rows(self._source, pick(self._dataset), beside, self._top_k, self._voices)
 
     def filter(self, keep: Callable[[Row], Any]) -> "Rows":
         """The rows for which `keep` is true; every row is read once, now."""
@@ -111,7 +111,7 @@ class Rows:
         if name not in self.column_names:
             has = ", ".join(self.column_names)
             raise DatasetError(f"{self._source}: no column {name!r} in these rows (has: {has})")
-        if self._markers is not None or name not in self._plain:
+        if self._voices.markers is not None or self._voices.students or name not in self._plain:
             return [row[name] for row in self]
         dataset = self._beside["labels"] if name in self._labels() else self._dataset
         tables = dataset.select_columns([name]).iter(BATCH_ROWS)
@@ -128,4 +128,4 @@ class Rows:
     def _read(self, tables: Iterable[Any], beside: Mapping[str, Iterable[Any]]) -> Iterator[Row]:
         batches = record_batches(self._source, tables)
         parts = {name: record_batches(self._source, part) for name, part in beside.items()}
-        return join_rows(self._source, batches, parts, self._top_k, self._markers)
+        return join_rows(self._source, batches, parts, self._top_k, self._voices)

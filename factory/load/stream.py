@@ -14,11 +14,12 @@ from zlib import crc32
 
 import numpy as np
 
-from factory.curriculum.regroup import STAGE_LABELS, take_table
+from factory.curriculum.regroup import STAGE_LABELS
+from factory.dataset.picking import take_table
 from factory.dataset.rows import Row, record_batches
 from factory.dataset.shards import read_batches, shard_path
 from factory.errors import DatasetError
-from factory.load.messages import Markers
+from factory.load.messages import Voices
 from factory.load.rows import BATCH_ROWS, JOINS, join_rows
 
 POINTERS: Final = ("shard", "row", "index")  # where a row of a stage stands in the default config
@@ -44,7 +45,7 @@ class Reader:
 
     source: str
     top_k: int | None
-    markers: Markers | None = None
+    voices: Voices = field(default_factory=Voices)
 
     def rows(self, unit: Unit) -> Iterator[Row]:
         """The rows of one unit, in the files' order. Raises DatasetError where they do not agree."""
@@ -53,7 +54,7 @@ class Reader:
         read = self._pointed_at if unit.folders else self._of_file
         names = [name for name in JOINS if name in unit.files or name in unit.folders]
         beside = {name: read(unit, name, JOINS[name][1]) for name in names}
-        return join_rows(self.source, read(unit, "default", BATCH_ROWS), beside, self.top_k, self.markers)
+        return join_rows(self.source, read(unit, "default", BATCH_ROWS), beside, self.top_k, self.voices)
 
     def _of_file(self, unit: Unit, name: str, size: int) -> Iterator[Any]:
         path = unit.files[name]

@@ -4,13 +4,16 @@ It is a function of ledger, manifest and curriculum.json alone, written anew aft
 number that was not in one of them. So equal datasets have equal cards, and a card that is lost comes back with the run.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from factory.checks.fidelity import SECTION, describe
+from factory.dataset.aligned import aligned_configs
 from factory.dataset.codec import BOUNDS, COLUMNS
+from factory.dataset.entries import Totals
 from factory.dataset.layouts import layouts
-from factory.dataset.ledger import Ledger, Totals
-from factory.dataset.manifest import read_manifest, read_signals, write_atomically
+from factory.dataset.ledger import Ledger
+from factory.dataset.manifest import of_teacher, read_manifest, read_signals, section, teachers_of, write_atomically
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
 from factory.signals import SignalSpec
@@ -51,8 +54,10 @@ REJECTED_PII = {
 def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
     """Write the card of a dataset as its ledger and manifest now are; `curriculum` is the summary of its curriculum."""
     manifest = read_manifest(ledger.out)
-    state = content_hash([dataset_state(ledger), curriculum and curriculum["files"]])
-    card = write_card(ledger.totals, manifest, read_signals(manifest) or SignalSpec(), curriculum, state)
+    aligned = dict(aligned_configs(ledger))
+    named = [dataset_state(ledger), curriculum and curriculum["files"], *([aligned] if aligned else [])]
+    signals = read_signals(manifest) or SignalSpec()
+    card = write_card(ledger.totals, manifest, signals, curriculum, content_hash(named), list(aligned))
     write_atomically(ledger.out / "README.md", card.encode())
 
 
@@ -62,20 +67,20 @@ def write_card(
     signals: SignalSpec,
     curriculum: dict[str, Any] | None = None,
     state: str = "",
+    aligned: Sequence[str] = (),
 ) -> str:
     """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
 
     `state` names the rows as they are, by their content. The card holds no time and no path, so equal datasets have
     equal cards.
     """
-    teacher = manifest.get("teacher", {})
-    lines = [*_front_matter(totals, signals, curriculum, state), "# Distillation dataset", ""]
-    model = teacher.get("model", "?")
-    state = (
-        "complete" if totals.left == 0 else f"unfinished: {totals.left:,} of {totals.planned:,} rows are still to come"
-    )
+    names = teachers_of(manifest)
+    parts = [of_teacher(manifest, name) for name in names]
+    models = ", ".join(f"`{part.get('teacher', {}).get('model', '?')}`" for part in parts)
+    lines = [*_front_matter(totals, signals, curriculum, state, aligned), "# Distillation dataset", ""]
+    state = "complete" if totals.complete else totals.describe_rest()
     lines += [
-        f"Answers of `{model}` with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
+        f"Answers of {models} with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
         "",
     ]
     lines += ["| | rows |", "|---|---:|"]
@@ -87,9 +92,12 @@ def write_card(
         *_task_table(totals),
         *_reasons(totals),
         *_quality(totals, manifest, signals),
-        *_meaning(teacher, signals),
-        *_fidelity(manifest),
+        *_teacher_table(names, parts, totals),
     ]
+    for name, part in zip(names, parts, strict=True):
+        lines += _meaning(part.get("teacher", {}), read_signals(part) or signals, name)
+        lines += _fidelity(part, name)
+    lines += []
     lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
     lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
     lines += _stage_table(curriculum) if curriculum else []
@@ -97,7 +105,9 @@ def write_card(
     return "\n".join(lines)
 
 
-def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None, state: str) -> list[str]:
+def _front_matter(
+    totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None, state: str, aligned: Sequence[str]
+) -> list[str]:
     """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence.
 
     `datasets` names its cached copy of a local directory by what the card says of a config and not by the files, so the
@@ -113,6 +123,9 @@ def _front_matter(totals: Totals, signals: SignalSpec, curriculum: dict[str, Any
         lines += [f'- config_name: "{name}"', *about, "  data_files:"]  # quoted: YAML takes a bare `on` for no text
         for split in splits:
             lines += [f"  - split: {split}", f"    path: {FOLDER}/{name}/{split}-*.parquet"]
+    for name in aligned:
+        lines += [f'- config_name: "{name}"', *about, "  data_files:"]
+        lines += ["  - split: train", f"    path: {name}/data/train-*.parquet"]
     return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
 
 
@@ -138,6 +151,17 @@ def _stage_table(curriculum: dict[str, Any]) -> list[str]:
         "model should pass it on to a larger one. A split with 0 rows is none: `datasets` cannot load an empty one,"
     ]
     return [*lines, "so ask `datasets.get_dataset_split_names` which a stage has.", ""]
+
+
+def _teacher_table(names: list[str], parts: list[dict[str, Any]], totals: Totals) -> list[str]:
+    """Who answered how many rows, where there are several; token ids are those of each one's own tokenizer."""
+    if names == [""]:
+        return []
+    lines = ["## Teachers", "", "| `teacher` | model | accepted | of |", "|---|---|---:|---:|"]
+    for name, part in zip(names, parts, strict=True):
+        counts = totals.teachers.get(name, [0, 0, 0])
+        lines.append(f"| {name} | `{part['teacher']['model']}` | {counts[0]:,} | {sum(counts):,} |")
+    return [*lines, "", "Token ids, logprobs and hidden states are those of a row's own teacher.", ""]
 
 
 def _task_table(totals: Totals) -> list[str]:
@@ -169,8 +193,9 @@ def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> l
         lines.append(f"- Filters: {', '.join(on)}.")
     if filters.get("pii"):
         lines.append(f"- {REJECTED_PII[filters.get('rejected_pii', 'kept')]}")
-    if "judge" in manifest:
-        lines.append(f"- Judged by `{manifest['judge']['model']}`, threshold {job['judge']['threshold']:g}.")
+    judge = next((manifest[name] for name in sorted(manifest) if name.split(".")[0] == "judge"), None)
+    if judge is not None:
+        lines.append(f"- Judged by `{judge['model']}`, threshold {job['judge']['threshold']:g}.")
     if "difficulty" in job:
         lines.append(f"- `difficulty` is `{job['difficulty']['formula']}`.")
     if totals.scrubbed:
@@ -179,12 +204,18 @@ def _quality(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> l
     return ["## How rows were chosen", "", *lines, ""] if lines else []
 
 
-def _fidelity(manifest: dict[str, Any]) -> list[str]:
+def _fidelity(manifest: dict[str, Any], name: str = "") -> list[str]:
     """What became of the self-test, where the job asked for one."""
     if not manifest.get(SECTION):
         return []
-    lines = ["## Self-test", "", f"- {describe(manifest[SECTION])}"]
-    return [*lines, "- Figures, bounds and row ids are in `manifest.json`, section `fidelity`; in nats, worst row.", ""]
+    lines = [f"## Self-test{_of(name)}", "", f"- {describe(manifest[SECTION])}"]
+    kept = section(SECTION, name)
+    told = f"- Figures, bounds and row ids are in `manifest.json`, section `{kept}`; in nats, worst row."
+    return [
+        *lines,
+        told,
+        "",
+    ]
 
 
 def _tell_choice(signals: SignalSpec) -> list[str]:
@@ -248,8 +279,12 @@ def _tell_endpoint(signals: SignalSpec) -> list[str]:
     return [*lines, "- Whether you may train a model on these answers is for the provider's terms to say; read them."]
 
 
-def _meaning(teacher: dict[str, Any], signals: SignalSpec) -> list[str]:
-    lines = ["## What the numbers mean", ""]
+def _of(name: str) -> str:
+    return f" of {name}" if name else ""
+
+
+def _meaning(teacher: dict[str, Any], signals: SignalSpec, name: str = "") -> list[str]:
+    lines = [f"## What the numbers{_of(name)} mean", ""]
     if signals.top_k:
         lines += [
             *_tell_choice(signals),

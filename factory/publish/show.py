@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, read_topk
+from factory.dataset.entries import Totals
 from factory.dataset.history import count_runs
-from factory.dataset.ledger import Totals, read_ledger
-from factory.dataset.manifest import MANIFEST, read_manifest
+from factory.dataset.ledger import read_ledger
+from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.records import Message, Prompt, Rejection
@@ -34,7 +35,8 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     # of a prompt's samples one is kept at most: a share of rows would call that a loss
     chosen = samples > 1 and keep != "all"
     share = f" ({totals.accepted / totals.done:.0%})" if totals.done and not chosen else ""
-    state = "complete" if totals.left == 0 else f"{totals.left:,} rows left; the same `factory run` goes on"
+    left = f"{totals.left:,} rows left" if totals.left else "rows are wanting"
+    state = "complete" if totals.complete else f"{left}; the same `factory run` goes on"
     lines = [
         f"{out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"
@@ -47,13 +49,16 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
         kept = f", {totals.accepted:,} with a kept answer" if chosen else ""
         pairs = f", {totals.pairs:,} preference pairs" if keep == "pair" else ""
         lines.append(f"  {samples} samples a prompt, keep {keep}: {decided}{kept}{pairs}")
+    for task, rows, wanted in totals.short():
+        spent = " and its budget is spent; a larger at_most goes on" if totals.complete else " so far"
+        lines.append(f"  {task}: {rows:,} of {wanted:,} wanted rows are accepted{spent}")
     runs = count_runs(out)
     if runs.begun > runs.ended:
         told = "has told of no end: killed, or at work" if runs.begun == runs.ended + 1 else "have told of no end"
         lines.append(f"  runs {runs.begun:,}, of which {runs.begun - runs.ended:,} {told}")
     lines += describe_spending(out)
-    width = max((len(cell) for cell in totals.cells), default=0)
-    for cell, (accepted, rejected, errors) in sorted(totals.cells.items()):
+    width = max((len(cell) for cell in (*totals.cells, *totals.teachers)), default=0)
+    for cell, (accepted, rejected, errors) in (*sorted(totals.teachers.items()), *sorted(totals.cells.items())):
         lines.append(f"  {cell:<{width}}  {accepted:>7,} accepted of {accepted + rejected + errors:,}")
     for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
@@ -67,6 +72,16 @@ def read_samples(out: Path) -> tuple[int, str]:
     samples = read_manifest(out).get("job") or {}
     samples = samples.get("samples") or {} if isinstance(samples, dict) else {}
     return int(samples.get("n", 1)), str(samples.get("keep", "all"))
+
+
+def describe_nothing(out: Path, totals: Totals) -> str:
+    """Why a dataset has no accepted row: the one reason there is, in the words of the first row that has it."""
+    if len(totals.reasons) != 1:
+        return "the reasons are above"
+    (reason,) = totals.reasons
+    row = next(chosen_rows(out, Choice(reason=reason)), None)
+    why = f": {row['findings'][0]}" if row is not None and row["findings"] else ""
+    return f"all for one reason, {reason}{why}"
 
 
 def read_totals(out: Path) -> Totals:
@@ -134,9 +149,12 @@ def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[s
 
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     source = f" · source {row['source_row']}" if row.get("source_row") is not None else ""
-    lines = [f"── {row['task']} · {row['level']} · row {row['id']}{source} ".ljust(WIDTH, "─")]
+    teacher = f" · {row['teacher']}" if row.get("teacher") else ""
+    lines = [f"── {row['task']} · {row['level']}{teacher} · row {row['id']}{source} ".ljust(WIDTH, "─")]
     for message in row["prompt"]:
         lines += _block(message["role"], message["content"], most=14 if message["role"] == "user" else 5)
+    if row.get("student_prompt") not in (None, row["prompt"]):
+        lines += _block("student", row["student_prompt"][-1]["content"], most=8)
     if "stage" in row:
         return [*lines, *_describe_end(row)]
     if row["reasoning"] is not None:
@@ -171,6 +189,7 @@ def _block(name: str, text: str, most: int = 14) -> list[str]:
 
 
 def _describe_signals(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    manifest = of_teacher(manifest, row.get("teacher") or "")
     signals, tokens = manifest["signals"], len(row["completion_token_ids"])
     told = (
         f"{len(row['prompt_token_ids'])} prompt + {tokens} completion tokens, answer from token {row['answer_start']}"
@@ -219,18 +238,20 @@ def _read_topk(row: dict[str, Any], k: int) -> tuple[Array, Array]:
 
 
 def describe_prompt(
-    made: Prompt | Rejection, as_json: bool, encode: Callable[[Sequence[Message]], EncodedPrompt] | None = None
+    made: Prompt | Rejection, as_json: bool, encode: Callable[[Sequence[Message], str], EncodedPrompt] | None = None
 ) -> str:
     """A rendered prompt for people, or as one JSON line; `encode` gives what a model would be given of it.
 
     A row whose prompt cannot be made is told with the reason.
     """
     prompt = made.prompt if isinstance(made, Rejection) else made
-    encoded = encode(prompt.messages) if encode is not None and prompt is made else None
+    encoded = encode(prompt.messages, prompt.tools) if encode is not None and prompt is made else None
     wrong = {"reason": made.reason, "findings": made.findings} if isinstance(made, Rejection) else {}
     if as_json:
-        fields = ("id", "task", "level", "messages", "scenario")
+        fields = ["id", "task", "level", "messages", "scenario"]
+        fields += ["student_messages"] if prompt.student_messages else []
         given = {} if encoded is None else {"prompt_text": encoded.text, "prompt_tokens": len(encoded.ids)}
+        given |= {"tools": json.loads(prompt.tools)} if prompt.tools else {}
         given |= {} if prompt.source_row is None else {"source_row": prompt.source_row}
         return canonical_json({name: getattr(prompt, name) for name in fields} | given | wrong)
     source = "" if prompt.source_row is None else f"source {prompt.source_row} · "
@@ -240,5 +261,26 @@ def describe_prompt(
     if encoded is not None:
         ends = "its reasoning follows" if encoded.reasons else "its answer follows"
         told = f"── what the model is given: {len(encoded.ids):,} ids, {ends} ".ljust(WIDTH, "─")
-        return "\n".join([head, encoded.text, told])
-    return "\n".join([head, *(f"[{m['role']}]\n{m['content']}\n" for m in prompt.messages)])
+        return "\n".join([head, encoded.text, told, *_describe_student(prompt, encode)])
+    tools = [f"[tools]\n{_name_tools(prompt.tools)}\n"] if prompt.tools else []
+    return "\n".join([head, *tools, *_describe_turns(prompt.messages), *_describe_student(prompt, None)])
+
+
+def _describe_turns(messages: Sequence[Message]) -> list[str]:
+    return [f"[{message['role']}]\n{message['content']}\n" for message in messages]
+
+
+def _describe_student(prompt: Prompt, encode: Callable[..., EncodedPrompt] | None) -> list[str]:
+    """What the student is shown, where that is not the same."""
+    if not prompt.student_messages:
+        return []
+    if encode is None:
+        return ["── what the student is shown ".ljust(WIDTH, "─"), *_describe_turns(prompt.student_messages)]
+    encoded = encode(prompt.student_messages, prompt.tools)
+    return [f"── what the student is shown: {len(encoded.ids):,} ids ".ljust(WIDTH, "─"), encoded.text]
+
+
+def _name_tools(tools: str) -> str:
+    """Each tool as it would be called."""
+    functions = [tool["function"] for tool in json.loads(tools)]
+    return "\n".join(f"{each['name']}({', '.join(each['parameters']['properties'])})" for each in functions)

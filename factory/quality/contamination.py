@@ -19,6 +19,7 @@ import numpy as np
 from factory.dataset.shards import sha256_digest
 from factory.errors import DatasetError, JobError, one_line
 from factory.job.gates import ContaminationConfig
+from factory.job.paths import named_files
 from factory.signals import Array
 from factory.tasks.tables import kind_of, known_endings, scan_table
 from factory.texts.texts import every_text, words_of
@@ -27,6 +28,7 @@ LEAST_WORDS = 4  # that begin with a letter; with fewer, a run or a short text s
 COMMON = 10  # texts; as GPT-3's decontamination did for runs that many documents share
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
 TEXT = ".txt"
+MOST_FILES = 1 << 16  # their places are kept in 16 bits
 Text = tuple[list[str], Sequence[int], str]  # words, the row of the file that each stands in, what these numbers count
 
 
@@ -95,9 +97,10 @@ def open_index(config: ContaminationConfig) -> Index:
     """Read the evaluation sets. Raises JobError naming the key of a file that is missing or cannot be read."""
     hashes, files, rows = array("Q"), array("H"), array("I")
     seen: set[bytes] = set()
-    units = ["row"] * len(config.files)
-    for number, name in enumerate(config.files):
-        for words, row_of, unit in _read(name, config.columns, config.n, f"filters.contamination.files.{number}"):
+    sets = find_sets(config)
+    units = ["row"] * len(sets)
+    for number, (path, where) in enumerate(sets.values()):
+        for words, row_of, unit in _read(path, config.columns, config.n, where):
             units[number] = unit
             # else a question that a set holds eleven times would count as boilerplate and never be found
             if len(words) >= config.n and _seen_before(words, seen):
@@ -111,7 +114,32 @@ def open_index(config: ContaminationConfig) -> Index:
     telling_R = (counts_R <= COMMON) & (unique_R != 0)
     place_R = first_R[telling_R]
     file_R, row_R = np.array(files, np.uint16)[place_R], np.array(rows, np.uint32)[place_R]
-    return Index(config.n, tuple(config.files), tuple(units), unique_R[telling_R], file_R, row_R, digest_files(config))
+    return Index(config.n, tuple(sets), tuple(units), unique_R[telling_R], file_R, row_R, digest_files(config))
+
+
+def find_sets(config: ContaminationConfig) -> dict[str, tuple[Path, str]]:
+    """Each file of the evaluation sets by its name, with its path and the key that names it.
+
+    Of a folder all files, of a pattern those that it finds; one that cannot be read is refused, never left out: what it
+    holds would come through. Raises JobError.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    for number, name in enumerate(config.files):
+        where = f"filters.contamination.files.{number}"
+        files = named_files(name)
+        if not files:
+            told = "no file in this folder" if Path(name).is_dir() else "no such file"
+            raise JobError(f"{where}: {name}: {told}")
+        single = Path(name).is_file()
+        for path in files.values():
+            if kind_of(path) is None and path.suffix != TEXT:
+                step = "" if single else f"; name those to read by a pattern such as {Path(name) / '*.jsonl'}"
+                has = f"{TEXT}, {known_endings()}"
+                raise JobError(f"{where}: {path}: not a kind of file that is known here (has: {has}){step}")
+            found.setdefault(name if single else str(path), (path, where))
+    if len(found) > MOST_FILES:
+        raise JobError(f"filters.contamination.files: {len(found):,} files (at most {MOST_FILES:,}); join some")
+    return found
 
 
 def _seen_before(words: Sequence[str], seen: set[bytes]) -> bool:
@@ -124,16 +152,11 @@ def _seen_before(words: Sequence[str], seen: set[bytes]) -> bool:
 
 def digest_files(config: ContaminationConfig) -> dict[str, str]:
     """SHA-256 of each evaluation set: they decide which rows a job keeps."""
-    return {name: sha256_digest(Path(name)) for name in config.files}
+    return {name: sha256_digest(path) for name, (path, _) in find_sets(config).items()}
 
 
-def _read(name: str, columns: Sequence[str], n: int, where: str) -> Iterator[Text]:
-    path = Path(name)
-    if not path.is_file():
-        raise JobError(f"{where}: {path}: no such file")
+def _read(path: Path, columns: Sequence[str], n: int, where: str) -> Iterator[Text]:
     kind = kind_of(path)
-    if kind is None and path.suffix != TEXT:
-        raise JobError(f"{where}: {path}: not a kind of file that is known here (has: {TEXT}, {known_endings()})")
     try:
         yield from _read_lines(path, n) if kind is None else _read_rows(path, kind, columns, n, where)
     except (DatasetError, OSError, ValueError, EOFError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from factory.errors import JobError
-from factory.records import Generation, Measures, Record, SampleStats
+from factory.records import Generation, Measures, Outcome, SampleStats
 from factory.signals import Array
 
 if TYPE_CHECKING:
@@ -39,9 +39,14 @@ NODES: Final = (ast.Name, ast.Call, ast.Constant, ast.BinOp, ast.UnaryOp)
 ALLOWED: Final = (ast.Expression, ast.Load, *NODES, *OPERATORS)
 
 
-def measure(record: Record, formula: Formula | None = None) -> Measures:
-    """The measures of an accepted row; every float is finite. `difficulty` is None without a formula."""
-    generation = record.generation
+def measure(outcome: Outcome, formula: Formula | None = None) -> Measures:
+    """The measures of a row; every float is finite. `difficulty` is None without a formula.
+
+    A row that was not accepted has those of its last attempt, where the teacher gave a whole completion.
+    """
+    generation = outcome.generation
+    if generation is None or generation.failure is not None:
+        return Measures()
     tokens = len(generation.completion_token_ids)
     start = min(max(generation.answer_start, 0), tokens)
     measures = Measures(reasoning_tokens=_reasoning_tokens(generation, start))
@@ -56,8 +61,8 @@ def measure(record: Record, formula: Formula | None = None) -> Measures:
             surprise=None if of_all is None else 0.0 - of_all,
             confidence=None if of_answer is None else math.exp(min(of_answer, 0.0)),
         )
-    judged = record.verdict.score if record.verdict else None
-    return replace(measures, difficulty=formula(values(record.samples, judged, measures))) if formula else measures
+    judged = outcome.verdict.score if outcome.verdict else None
+    return replace(measures, difficulty=formula(values(outcome.samples, judged, measures))) if formula else measures
 
 
 def _reasoning_tokens(generation: Generation, start: int) -> int | None:

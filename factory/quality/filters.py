@@ -33,6 +33,7 @@ MOST_DOUBT = 0.005  # a piece is foreign where all allowed languages together ar
 UNSPACED_WEIGHT = 3  # letters of an alphabet that one letter of a script without case is worth
 LONGEST_PERIOD, LEAST_REPEATS, LEAST_REPEATED = 64, 4, 64  # tokens of a loop; how often; tokens in all
 RUN, LEAST_TOKENS, MOST_SHARE = 12, 256, 0.6  # copied runs of so many tokens may not make up more of a text
+REPLY_FIELDS = ["content", "tool_calls.*.arguments"]  # of a reply what a style speaks of
 EDGE = 300  # characters at each end of the reasoning in which a refusal counts
 
 
@@ -196,7 +197,12 @@ def find_pii(kinds: tuple[PersonalKind, ...], record: Record) -> list[str]:
 
 def find_off_style(style: StyleConfig, record: Record) -> list[str]:
     """`style_...`: see factory/texts/style.py."""
-    return find_style(style, record.prompt.value(record.answer))
+    value = record.prompt.value(record.answer)
+    if record.prompt.form == "calls" and isinstance(value, dict):
+        # of a reply that only calls nothing is read aloud, and names of tools are no words of the teacher's
+        value = value if value["content"] else {"tool_calls": value["tool_calls"]}
+        style = style if style.fields else style.model_copy(update={"fields": REPLY_FIELDS})
+    return find_style(style, value)
 
 
 def find_contamination(index: Index, record: Record) -> list[str]:

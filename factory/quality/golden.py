@@ -3,50 +3,30 @@
 They pin a task's check and schema: each line goes through the parsing and validation of a real row.
 """
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from factory.errors import nearest
-from factory.job.config import Config, describe_problems
+from factory.job.config import describe_problems
 from factory.quality.parse import parse
 from factory.quality.validate import Gate, validate
-from factory.records import Generation, Outcome, Prompt, Record, Rejection, Sampling
+from factory.records import Form, Generation, Outcome, Prompt, Record, Rejection, Sampling
 from factory.tasks.calls import call_sample, dump_scenario
 from factory.tasks.faults import TaskFault
+from factory.tasks.golden_lines import FILE, GoldenLine, read_lines
 from factory.tasks.tasks import Task
-
-FILE = "golden.jsonl"
-
-
-class GoldenLine(Config):
-    """One line: the scenario that `seed` draws at `level`, a teacher's whole `text`, and how it must end."""
-
-    case: Annotated[str, Field(min_length=1)]
-    level: str
-    seed: int
-    text: str
-    outcome: Literal["accepted", "rejected"]
-    stage: Literal["parse", "schema", "check"] | None = None
-    reason: str | None = None
-
-    @model_validator(mode="after")
-    def _ends_one_way(self) -> "GoldenLine":
-        if (self.outcome == "rejected") != (self.stage is not None and self.reason is not None):
-            raise ValueError("a rejected line has a stage and a reason, an accepted one has neither")
-        return self
-
-    @property
-    def said(self) -> str:
-        return _ending(self.outcome, self.stage, self.reason)
+from factory.texts.calls import read_calls
 
 
 def _ending(outcome: str, stage: str | None, reason: str | None) -> str:
     return f"{outcome} at {stage} as {reason}" if stage else outcome
+
+
+def said_of(line: GoldenLine) -> str:
+    """How a line says that it ends."""
+    return _ending(line.outcome, line.stage, line.reason)
 
 
 def try_golden(task: Task) -> list[str]:
@@ -54,26 +34,11 @@ def try_golden(task: Task) -> list[str]:
     path = task.folder / FILE
     if not path.exists():
         return []
-    return [f"{path}:{number}: {told}" for number, value in _lines(path) if (told := _try_line(task, value))]
+    return [f"{path}:{number}: {told}" for number, value in read_lines(path) if (told := _try_line(task, value))]
 
 
 def count_golden(task: Task) -> int:
-    return sum(1 for _ in _lines(task.folder / FILE)) if (task.folder / FILE).exists() else 0
-
-
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and value of each line; an Exception in place of the value of one that is no JSON."""
-    try:
-        texts = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        yield 1, error
-        return
-    for number, text in enumerate(texts, 1):
-        if text.strip():
-            try:
-                yield number, json.loads(text)
-            except (ValueError, RecursionError) as error:
-                yield number, error
+    return sum(1 for _ in read_lines(task.folder / FILE)) if (task.folder / FILE).exists() else 0
 
 
 def _try_line(task: Task, value: Any) -> str | None:
@@ -92,10 +57,10 @@ def _try_line(task: Task, value: Any) -> str | None:
     except TaskFault as fault:
         return f"case {line.case!r}: {fault.reason}: {fault}"
     got = end_of(outcome)
-    if got == line.said:
+    if got == said_of(line):
         return None
     why = f" ({outcome.findings[0]})" if outcome.findings else ""
-    return f"case {line.case!r}: says {line.said}, ends {got}{why}"
+    return f"case {line.case!r}: says {said_of(line)}, ends {got}{why}"
 
 
 def decide_line(task: Task, line: GoldenLine) -> Outcome:
@@ -107,7 +72,7 @@ def decide_line(task: Task, line: GoldenLine) -> Outcome:
 def decide_text(task: Task, scenario_json: str, level: str, text: str) -> Outcome:
     """What becomes of a text that a reasoning teacher wrote for a scenario."""
     prompt = Prompt("golden", 0, 0, task.name, level, (), scenario_json, 0, Sampling(), form=task.form)
-    generation = as_generation(text)
+    generation = as_generation(text, task.form)
     answer = parse(prompt, generation)
     return answer if isinstance(answer, Rejection) else validate(Gate(task, check=True), prompt, generation, answer)
 
@@ -118,10 +83,14 @@ def end_of(outcome: Outcome) -> str:
     return _ending("rejected" if outcome.kind == "rejected" else "an error", outcome.stage, outcome.reason)
 
 
-def as_generation(text: str) -> Generation:
-    """What a reasoning teacher's text is to the factory: all before the first </think> is reasoning."""
+def as_generation(text: str, form: Form = "json") -> Generation:
+    """What a reasoning teacher's text is to the factory: all before the first </think> is reasoning.
+
+    Calls are spelt as in `factory.texts.calls`, whatever the format of the model that will be asked.
+    """
     reasoning, closed, answer = text.partition("</think>")
     tokens = len(text.encode("utf-8", "replace"))
+    content, calls = read_calls(answer) if form == "calls" else ("", ())
     return Generation(
         prompt_id="golden",
         attempt=0,
@@ -132,4 +101,6 @@ def as_generation(text: str) -> Generation:
         completion_token_ids=np.zeros(tokens, np.int32),
         answer_start=tokens - len(answer.encode("utf-8", "replace")) if closed else tokens,
         finish_reason="stop",
+        content=content,
+        calls=calls,
     )

@@ -57,30 +57,30 @@ class Judge:
 
     def ask(self, record: Record) -> Prompt | Rejection:
         """The prompt that asks about an accepted answer, or the row's error where the rubric cannot be rendered."""
-        texts = {
-            "reasoning": record.generation.reasoning or "",
-            "answer": record.answer,
-        }
         try:
-            scenario = read_scenario(self.task, record.prompt.scenario)
-            turns, level = record.prompt.turns, record.prompt.level
-            messages = judge_messages(self.environment, self.task, level, turns, texts, scenario)
+            return self.question(record.prompt, record.generation.reasoning or "", record.answer)
         except TaskFault as error:
             return reject(record, error.reason, str(error), "error")
-        name = judge_id(record.prompt.id, record.prompt.attempt)
-        sampling = Sampling(temperature=self.config.temperature, max_tokens=self.config.max_tokens)
+
+    def question(self, prompt: Prompt, reasoning: str, answer: str) -> Prompt:
+        """The prompt that asks about an answer to another prompt. Raises TaskFault."""
+        texts = {"reasoning": reasoning, "answer": answer}
+        scenario = read_scenario(self.task, prompt.scenario)
+        messages = judge_messages(self.environment, self.task, prompt.level, prompt.turns, texts, scenario)
+        name = judge_id(prompt.id, prompt.attempt)
         return replace(
-            record.prompt,
+            prompt,
             id=name,
             task=judge_name(self.task.name),
             messages=tuple(messages),
             seed=derive_seed(name),
-            sampling=sampling,
+            sampling=Sampling(temperature=self.config.temperature, max_tokens=self.config.max_tokens),
             # one verdict an attempt: the attempt is in the id, and a judge's answer is never asked for again
             attempt=0,
             history=(),
             keeps=False,
             form="json",
+            tools="",
         )
 
     def conclude(self, record: Record, prompt: Prompt, generation: Generation) -> Outcome:
@@ -120,7 +120,7 @@ def open_judges(job: Job, tasks: dict[str, Task]) -> dict[str, Judge]:
     if job.judge is None:
         return {}
     return {
-        name: Judge(task, open_environment({JUDGE: task.judge}), job.judge)
+        name: Judge(task, open_environment({JUDGE: task.judge} | task.judge_parts), job.judge)
         for name, task in tasks.items()
         if task.judge is not None
     }

@@ -7,7 +7,8 @@ import json
 from collections import Counter
 from typing import Any, Literal
 
-from factory.records import KNOWN_MARKERS, Generation, Prompt, Rejection, Stage
+from factory.records import KNOWN_MARKERS, Generation, Prompt, Rejection, Stage, ToolCall
+from factory.texts.calls import compose_reply
 
 UNFIT_PROMPTS = ("prompt_too_long", "transcript_too_long", "empty_transcript", "bad_token_id")
 OVER_BUDGET = "over_budget"  # of the student: decided before the teacher is asked where the prompt alone is too long
@@ -23,15 +24,24 @@ class ParseError(Exception):
         self.reason = reason
 
 
+def count_tokens(generation: Generation) -> tuple[int, int]:
+    """Prompt and completion tokens: by the ids, by the endpoint's own count where it gives none."""
+    prompt, completion, usage = len(generation.prompt_token_ids), len(generation.completion_token_ids), generation.usage
+    if usage is None:
+        return prompt, completion
+    return prompt or usage.prompt, usage.completion if generation.without_ids else completion
+
+
 def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     """The answer of a generation as it was written, or the rejection that says why there is none.
 
-    Where the task's answer is JSON, that is the text of one object; else all that follows the reasoning.
+    Where the task's answer is JSON, that is the text of one object; where it has tools, JSON of its text and its calls;
+    else all that follows the reasoning.
 
     Stage `prompt` where the prompt was too long to be asked, `filter` where it is too long for the student, `teacher`
     where the engine gave no whole completion (its own failure, `empty`, `truncated`, `repetition`), `parse` where the
     text is no answer (`reasoning_not_closed`, `no_answer`, `marker_in_answer`; of JSON `invalid_json`,
-    `duplicate_keys`, `not_an_object`).
+    `duplicate_keys`, `not_an_object`; of calls `malformed_call`).
     """
     tokens = len(generation.completion_token_ids)
     texts = bool(generation.without_ids and generation.text)  # an endpoint's, which gave no ids
@@ -45,13 +55,15 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
         finding = f"stopped after {tokens} tokens: it repeated itself as sampling.stop_repetition says"
         return Rejection(prompt, generation, "teacher", "repetition", (finding,))
     if generation.finish_reason == "length":
-        told = f"cut off after {generation.lengths[1]} tokens"
+        told = f"cut off after {count_tokens(generation)[1]} tokens"
         finding = f"{told}; raise sampling.max_tokens or lower sampling.thinking_tokens"
         return Rejection(prompt, generation, "teacher", "truncated", (finding,))
     begun = generation.answer_start < tokens or (texts and bool(generation.answer_text))
     if generation.reasoning is not None and not begun:
         return Rejection(prompt, generation, "parse", "reasoning_not_closed", ("the reasoning never ends",))
     try:
+        if prompt.form == "calls":
+            return read_reply(generation)
         return read_text(generation.answer_text) if prompt.form == "text" else parse_answer(generation.answer_text)
     except ParseError as error:
         return Rejection(prompt, generation, "parse", error.reason, (str(error),))
@@ -73,6 +85,21 @@ def read_text(text: str) -> str:
     if said is not None:
         raise ParseError("marker_in_answer", f"the answer holds the reasoning marker {said}")
     return body
+
+
+def read_reply(generation: Generation) -> str:
+    """The JSON of what an answer with tools says and calls. Raises ParseError."""
+    content = read_text(generation.content) if generation.content.strip() or not generation.calls else ""
+    return compose_reply(content, [(call.name, _read_arguments(call)) for call in generation.calls])
+
+
+def _read_arguments(call: ToolCall) -> Any:
+    if not call.name:
+        raise ParseError("malformed_call", f"cannot be read as a call: {call.arguments[:200]}")
+    try:
+        return json.loads(parse_answer(call.arguments))
+    except ParseError as error:
+        raise ParseError("malformed_call", f"the arguments of {call.name[:80]}: {error}") from None
 
 
 def parse_answer(text: str) -> str:

@@ -4,12 +4,13 @@
 row over the student's budget is asked again with half the tokens for reasoning.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 
 from factory.job.job import Job
 from factory.quality.parse import OVER_BUDGET
 from factory.quality.withhold import Cover, covers
-from factory.records import Prompt, Rejection
+from factory.records import Generation, Prompt, Rejection, as_turn
 
 HOPELESS_REASONS = ("engine_crash", "contaminated")  # another answer would change nothing
 MAX_FINDINGS = 10
@@ -25,17 +26,22 @@ def ask_again(job: Job, rejection: Rejection) -> Prompt | None:
         return _shorten(prompt, rejection) if job.student is not None and job.student.over == "shorten" else None
     # an answer that never came cannot be repaired: the request is asked again as it was
     if job.validation.retry == "repair" and rejection.generation is not None and rejection.generation.answer_text:
-        return _repair(job, prompt, rejection.generation.answer_text, describe_findings(rejection))
+        return _repair(job, prompt, rejection.generation, describe_findings(rejection))
     return prompt
 
 
-def _repair(job: Job, prompt: Prompt, answer: str, told: str) -> Prompt:
+def _repair(job: Job, prompt: Prompt, generation: Generation, told: str) -> Prompt:
     """What the teacher is shown stands in the row's `prompt` and its token ids, of an accepted row too."""
     cover = Cover(covers(job.filters))
-    answer, told = cover.text(answer), cover.text(told)
+    answer, told = cover.text(generation.answer_text), cover.text(told)
     if cover.counts and job.filters.rejected_pii == "dropped":
         return prompt
-    return prompt.repair(answer[:MAX_ANSWER], told)
+    turn = {"role": "assistant", "content": answer[:MAX_ANSWER]}
+    if generation.calls and not cover.counts and len(answer) <= MAX_ANSWER:
+        # as calls, which the model's template writes in its own way; what cannot be read as such, as it was written
+        with suppress(ValueError):
+            turn = as_turn(generation.content, generation.calls)
+    return prompt.repair(turn, told)
 
 
 def _deserves_retry(rejection: Rejection) -> bool:

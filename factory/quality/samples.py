@@ -6,7 +6,7 @@ Pure functions over the outcomes of one prompt. No outcome is added or lost, and
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -43,11 +43,15 @@ def choose(outcomes: Sequence[Outcome], keep: Keep) -> tuple[list[Outcome], Pair
 def canonical_answer(text: str, form: Form = "json") -> str:
     """One text for all ways to write the same JSON value (3.0 is 3); the text itself where it is not JSON.
 
-    A free text is told without what two writings of it may differ in: Unicode form, case, spaces.
+    A free text is told without what two writings of it may differ in: Unicode form, case, spaces; so is what is said
+    beside calls.
     """
     if form == "text":
         return normalize(text)
     try:
+        if form == "calls":
+            reply = json.loads(text, parse_float=_whole_or_float)
+            return canonical_json(reply | {"content": normalize(reply["content"])})
         return canonical_json(json.loads(text, parse_float=_whole_or_float))
     except (ValueError, RecursionError):
         return text
@@ -71,7 +75,9 @@ def _with_stats(outcomes: Sequence[Outcome]) -> list[Outcome]:
     answers = [None if o.answer is None else canonical_answer(o.answer, o.prompt.form) for o in outcomes]
     right = [verdict for verdict in map(_first_verdict, outcomes) if verdict is not None]
     rate = sum(right) / len(right) if right else None
-    shares = _agree(answers) if outcomes[0].prompt.form == "text" else _count_equal(answers)
+    measures = {"text": word_f1, "calls": reply_f1}
+    measure = measures.get(outcomes[0].prompt.form)
+    shares = _count_equal(answers) if measure is None else _agree(answers, measure)
     return [replace(o, samples=SampleStats(rate, share)) for o, share in zip(outcomes, shares, strict=True)]
 
 
@@ -80,14 +86,14 @@ def _count_equal(answers: Sequence[str | None]) -> list[float | None]:
     return [None if answer is None else counts[answer] / counts.total() for answer in answers]
 
 
-def _agree(texts: Sequence[str | None]) -> list[float | None]:
-    """Of each text the mean of `word_f1` with all of them, itself among them: 1 where all say the same.
+def _agree(texts: Sequence[str | None], measure: Callable[[str, str], float]) -> list[float | None]:
+    """Of each text the mean of a measure with all of them, itself among them: 1 where all say the same.
 
     Two sentences are hardly ever equal, so a share of equal ones would say nothing. Texts that never agree come to
     1 / n, as values that differ do.
     """
     held = [text for text in texts if text is not None]
-    means = {text: sum(word_f1(text, other) for other in held) / len(held) for text in dict.fromkeys(held)}
+    means = {text: sum(measure(text, other) for other in held) / len(held) for text in dict.fromkeys(held)}
     return [None if text is None else means[text] for text in texts]
 
 
@@ -100,6 +106,17 @@ def word_f1(one: str, other: str) -> float:
     if one == other or not (words and others):
         return float(one == other)
     return 2 * (words & others).total() / (words.total() + others.total())
+
+
+def reply_f1(one: str, other: str) -> float:
+    """1 for two replies with the same calls, 0 for other calls; of two that call nothing, the F1 of their words.
+
+    What is said beside a call is courtesy, and not what two replies agree about.
+    """
+    ours, theirs = json.loads(one), json.loads(other)
+    if ours["tool_calls"] or theirs["tool_calls"]:
+        return float(ours["tool_calls"] == theirs["tool_calls"])
+    return word_f1(ours["content"], theirs["content"])
 
 
 def _first_verdict(outcome: Outcome) -> bool | None:

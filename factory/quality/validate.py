@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from factory.records import Generation, Outcome, Prompt, Record, Rejection
 from factory.signals import Array, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.answers import has_sets, repeats
-from factory.tasks.calls import call_check, read_answer, read_scenario
+from factory.tasks.calls import UnknownTool, call_check, read_answer, read_scenario
 from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task
 
@@ -50,6 +50,8 @@ def validate(gate: Gate, prompt: Prompt, generation: Generation, answer_json: st
     except ValidationError as error:
         reason, problems = _describe(error)
         return Rejection(prompt, generation, "schema", reason, problems)
+    except UnknownTool as error:
+        return Rejection(prompt, generation, "schema", "unknown_tool", (f"unknown_tool: {error}",))
     except TaskFault as fault:  # pydantic lets through what a task's own validator raises, but for ValueError
         return Rejection(prompt, generation, "schema", fault.reason, (_cut(fault),), kind="error")
     repeated = find_repeated(gate.task, answer_json)

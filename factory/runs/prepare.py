@@ -1,33 +1,16 @@
 """Everything about a job that can be known before a teacher starts: found, checked, and described for the manifest."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
-
-from factory import __version__
-from factory.dataset.codec import BOUNDS
-from factory.dataset.layouts import FORMAT_VERSION
-from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import (
-    COPIES,
-    DIGEST,
-    MANIFEST_VERSION,
-    digest_job,
-    read_manifest,
-    replace_section,
-    write_atomically,
-)
 from factory.errors import JobError, nearest
 from factory.hashing import content_hash
-from factory.job.endpoint import forget_manner
 from factory.job.gates import StyleConfig
 from factory.job.job import Job
 from factory.quality.contamination import Index, open_index
@@ -37,31 +20,18 @@ from factory.quality.judge import Judge, open_judges
 from factory.quality.trial import require_tried
 from factory.quality.validate import Gate
 from factory.records import PlannedRow, Prompt, Rejection, Sampling
+from factory.runs.goals import Goals, read_goals, require_teachers, teacher_budget
 from factory.runs.plan import Plan, make_plan, plan_transcripts, resolve_gates, resolve_sampling
 from factory.tasks.calls import find_misfit
-from factory.tasks.digests import digest_bytes
 from factory.tasks.faults import TaskFault
 from factory.tasks.render import Renderer, open_renderer
 from factory.tasks.sources import NO_LEVEL, Source, open_source
 from factory.tasks.tables import BadRow
-from factory.tasks.tasks import JUDGE, Task, discover
+from factory.tasks.tasks import Task, discover
 from factory.tasks.transcripts import TASK, Transcripts, open_transcripts
 from factory.tasks.user_rows import require_sound
 
-PROBES_PER_TASK = 8
 LONGEST_TRANSCRIPT = 32_768  # tokens, for a bound on the disk where no window is named
-# how fast and how patiently a teacher works, not what it is: these may change when a job is resumed
-HOW_NOT_WHAT = (
-    "engine",  # what of it decides numbers is in the teacher's details
-    "max_num_seqs",
-    "in_flight",
-    "replicas",
-    "gpu_memory_utilization",
-    "kv_cache_gb",
-    "max_restarts",
-    "start_timeout_s",
-    "hang_timeout_s",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +55,10 @@ class Prepared:
     formula: Formula
     evaluation: Index | None = None
     transcripts: Transcripts | None = None
+    # What the dataset was begun for, where it was begun for another job than one that asks for more now.
+    begun: Goals | None = None
+    # Whose part of the job this is, where it has several teachers.
+    turn: str = ""
 
     def render(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row, or its rejection where it cannot be made or can lead to no row."""
@@ -126,6 +100,9 @@ class Prepared:
 
     def _render(self, row: PlannedRow, fields: Mapping[str, Any] | None) -> Prompt:
         renderer = self.renderers[row.task]
+        if row.teacher:
+            prompted = self.job.teachers[row.teacher].reasoning == "prompted"
+            renderer = replace(renderer, prompted_reasoning=prompted)
         try:
             return renderer.render(row, fields)
         except TaskFault as error:
@@ -149,21 +126,29 @@ class Prepared:
             sampling=self.sampling[row.task],
             sample=row.sample,
             group=name,
+            teacher=row.teacher,
         )
 
-    def probes(self) -> list[Prompt]:
-        """A few prompts of each task, to see before the engine starts whether any fits the model's window; of
-        transcripts those that the model's chat template has to render."""
-        found: list[Prompt] = []
+    @property
+    def has_student(self) -> bool:
+        """Whether a task shows the student another prompt than the teacher."""
+        return any(task.has_student for task in self.tasks.values())
+
+    def most_rows(self) -> dict[str, int]:
+        """Rows that the job makes by task, at most: those of what is to come, too."""
+        samples = self.plan.samples
         if self.transcripts is not None:
-            prompts = map(self.render, islice(self.plan.rows(0), PROBES_PER_TASK))
-            readable = (prompt for prompt in prompts if isinstance(prompt, Prompt))
-            return [prompt for prompt in readable if prompt.transcript is not None and prompt.transcript.turn]
-        for name in self.tasks:
-            rows = (row for row in self.plan.rows(0) if row.task == name and not row.sample)
-            prompts = map(self.render, islice(rows, PROBES_PER_TASK))
-            found += [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-        return found
+            return {TASK: self.plan.planned}
+        goals = read_goals(self.job)
+        return {
+            task.name: samples
+            * teacher_budget(task, self.tasks[task.name], self.sources.get(task.name), goals[task.name], self.turn)
+            for task in self.job.tasks
+        }
+
+    def of_teacher(self, name: str) -> "Prepared":
+        """What one of several teachers has of the job: its rows, and its table as the job's `teacher`."""
+        return replace(self, job=self.job.of_teacher(name), plan=self.plan.of_teacher(name), turn=name)
 
     def bad_rows(self, task: str) -> Iterator[str]:
         """Each planned row of a task's source that cannot become a prompt, and why."""
@@ -190,6 +175,7 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     for index, config in enumerate(job.tasks):
         if config.source is None and tasks[config.name].sample is None:
             raise JobError(f"tasks.{index}: {config.name} has no sample(); give it a source")
+    require_teachers(job, tasks)
     sources = _open_sources(job, tasks)
     plan = make_plan(job, tasks, sources)
     sampling, gates = resolve_sampling(job, tasks), resolve_gates(job, tasks)
@@ -222,7 +208,9 @@ def _open_sources(job: Job, tasks: dict[str, Task]) -> dict[str, Source]:
     for index, config in enumerate(job.tasks):
         if config.source is not None:
             task, where = tasks[config.name], f"tasks.{index}.source"
-            source = open_source(config.source, where, job.seed, config.count, task.Scenario, task.levels)
+            # of rows that are asked until enough are accepted, nobody knows how many it will be
+            needed = config.count or "all"
+            source = open_source(config.source, where, job.seed, needed, task.Scenario, task.levels)
             require_sound(config.source, where, source.bad_rows(partial(find_misfit, task)), len(source))
             sources[config.name] = source
     return sources
@@ -236,7 +224,8 @@ def preview_job(
     Without `level` each in turn, so that a few prompts show them all.
     """
     prepared = prepare(job, workspace)
-    cells = [(name, each) for name, each, _, _ in prepared.plan.blocks]
+    # of several teachers, each has blocks of its own
+    cells = list(dict.fromkeys((name, each) for name, each, _, _ in prepared.plan.blocks))
     chosen = [cell for cell in cells if task is None or cell[0] == task]
     if not chosen:
         has = ", ".join(dict.fromkeys(name for name, _ in cells))
@@ -277,101 +266,3 @@ def _prepare_scoring(job: Job, workspace: Path, transcripts: Transcripts) -> Pre
 def _open_evaluation(job: Job) -> Index | None:
     contamination = job.filters.contamination
     return open_index(contamination) if contamination is not None else None
-
-
-def describe_plan(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The first line of the ledger."""
-    return {
-        "digest": manifest["digest"],
-        "planned": plan.planned,
-        "shards": plan.shards,
-        "shard_rows": plan.shard_rows,
-        "counts": plan.counts(),
-    }
-
-
-def describe_job(prepared: Prepared) -> dict[str, Any]:
-    """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
-    # the digest says which rows a job makes, so where they go, how fast and how well checked they are is not in it
-    job = prepared.job.model_dump(mode="json", exclude={"out"})
-    for teacher in filter(None, (job["teacher"], (job["judge"] or {}).get("teacher"))):
-        for name in HOW_NOT_WHAT:
-            del teacher[name]
-        forget_manner(teacher)
-    del job["signals"]["verify_rows"]  # how much is checked, not what is made
-    # what a task's rows are sampled and gated with stands in `tasks`, whichever of three places it was said in
-    for said in (job, *job["tasks"]):
-        del said["sampling"]
-    for said in (job["validation"], *job["tasks"]):
-        del said["gate"]
-    tasks = {task.name: _describe_task(prepared, task) for task in prepared.tasks.values()}
-    sources = {name: source.digest() for name, source in prepared.sources.items()}
-    sources |= {} if prepared.transcripts is None else {TASK: prepared.transcripts.digest()}
-    evaluation = prepared.evaluation.digests if prepared.evaluation is not None else {}
-    sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
-    meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
-    if prepared.job.teacher.remote:
-        meaning |= {"distribution": "the endpoint's own, as teacher.details says", "entropy": "nats, a lower bound"}
-        meaning |= {"tail": "one minus the kept ids, an upper bound where that is 1e-6"}
-    meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
-    meaning |= BOUNDS if prepared.job.storage.logprobs == "compact" else {}
-    meaning |= {"logprobs": prepared.job.storage.logprobs}
-    versions = {"format": FORMAT_VERSION, "manifest": MANIFEST_VERSION, "factory": __version__}
-    copies = {task.name: {path.name: digest_bytes(path) for path in task.sources} for task in prepared.tasks.values()}
-    return sections | {DIGEST: digest_job(sections), "meaning": meaning, "versions": versions, COPIES: copies}
-
-
-def _describe_task(prepared: Prepared, task: Task) -> dict[str, Any]:
-    """What of a task decides its rows: not what it says of itself, nor a rubric that no judge reads."""
-    judged = task.name in prepared.judges
-    return {
-        "version": task.version,
-        "levels": list(task.levels),
-        "style": task.style.model_dump(mode="json"),
-        "gate": "check" if prepared.gates[task.name].check else "schema",
-        "sampling": _describe_sampling(prepared.sampling[task.name]),
-        "files": {name: digest for name, digest in task.digests.items() if judged or Path(name).name != JUDGE},
-    }
-
-
-def _describe_sampling(sampling: Sampling) -> dict[str, Any]:
-    """All of it; without what came later and is off, so that datasets begun before it go on."""
-    told = asdict(sampling)
-    return told if sampling.stop_repetition else {n: v for n, v in told.items() if n != "stop_repetition"}
-
-
-def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
-    """Copies of the job and of the tasks' sources, as they were when the dataset was begun."""
-    out = ledger.out
-    if not ledger.entries:  # a job without rows may have been corrected
-        shutil.rmtree(out / "templates", ignore_errors=True)
-    before = read_manifest(out)[COPIES]
-    kept = {name: _keep_copies(out, task, before.get(name, {})) for name, task in prepared.tasks.items()}
-    if kept != before:
-        replace_section(out, COPIES, kept)
-    # what may change between two runs of a job must not make the copy differ from what the first rows were made with
-    if ledger.entries and (out / "job.toml").exists():
-        return
-    job = prepared.job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    write_atomically(out / "job.toml", tomli_w.dumps(job).encode())
-
-
-def _keep_copies(out: Path, task: Task, before: dict[str, str]) -> dict[str, str]:
-    """Put back what is lost of a task's copies; digests of what lies there in the end.
-
-    A copy that is whole stays, whatever its source has become: a comment may change, and the first rows were made with
-    the first. One that is lost is made of the source as it is now, which decides the same rows, or given up with it.
-    """
-    target = out / "templates" / task.name
-    target.mkdir(parents=True, exist_ok=True)
-    sources, kept = {path.name: path for path in task.sources}, {}
-    for name, digest in before.items():
-        copy = target / name
-        if copy.is_file() and digest_bytes(copy) == digest:
-            kept[name] = digest
-        elif name in sources:
-            write_atomically(copy, sources[name].read_bytes())
-            kept[name] = digest_bytes(copy)
-        else:
-            copy.unlink(missing_ok=True)
-    return kept

@@ -14,9 +14,15 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from factory.job.job import Job
 from factory.terminal import say
 
 LINE_EVERY_S = 10.0
+
+
+def chooses_later(job: Job) -> bool:
+    """Whether an accepted row may still be turned down when its shard is whole."""
+    return job.samples.keep != "all" or job.filters.duplicates or job.filters.near_duplicates is not None
 
 
 class Reporter:
@@ -41,8 +47,9 @@ class Progress:
     """Counts rows. `done` and `accepted` begin where an earlier run left off, with what is committed.
 
     `chosen`: which rows are kept is decided when their shard is whole (a choice among samples, duplicates), so
-    `accepted` counts rows of committed shards alone; else a row is kept as soon as it is accepted. `spent` is what a
-    teacher that charges says of its account.
+    `accepted` counts rows of committed shards alone; else a row is kept as soon as it is accepted. `wanted`: how many
+    accepted rows the job wants, 0 where as many as come; `planned` may grow then. `spent` is what a teacher that
+    charges says of its account.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Progress:
         accepted: int,
         reporter: Reporter | None = None,
         chosen: bool = False,
+        wanted: int = 0,
         spent: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.spent = spent
@@ -62,6 +70,7 @@ class Progress:
         self.done = self.committed = self.first = done
         self.accepted = accepted
         self.chosen = chosen
+        self.wanted = wanted
         self.tokens = 0
         self.started = self.last_line = time.monotonic()
         self.bar = None
@@ -77,6 +86,16 @@ class Progress:
             self.bar.close()
         elif self.reporter.as_json:
             self.reporter.tell("progress", **self.figures())
+
+    def wait(self, seconds: float) -> None:
+        """Another teacher was waited for, so long: these seconds are of no row."""
+        self.started += seconds
+
+    def plan(self, planned: int) -> None:
+        """More rows are planned than were: so many in all."""
+        self.planned = planned
+        if self.bar is not None:
+            self.bar.total = planned
 
     def answer(self, tokens: int) -> None:
         """A generation came back, whether or not its row is finished by it."""
@@ -142,7 +161,9 @@ class Progress:
         return self.tokens / max(time.monotonic() - self.started, 1e-9)
 
     def _tell_speed(self) -> str:
-        if self.chosen:
+        if self.wanted:
+            kept = f"{self.accepted:,} of {self.wanted:,} wanted rows in whole shards"
+        elif self.chosen:
             kept = f"{self.accepted:,} kept of {self.committed:,} in whole shards"
         else:
             kept = f"{self.accepted / self.done if self.done else 0.0:.0%} accepted"

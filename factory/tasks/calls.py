@@ -15,7 +15,9 @@ from factory.hashing import canonical_json
 from factory.job.config import describe_problems
 from factory.tasks.answers import has_sets, sets_in
 from factory.tasks.faults import TaskFault, blamed
+from factory.tasks.replies import Reply, tool_name
 from factory.tasks.tasks import Task
+from factory.texts.calls import compose_reply
 
 PHRASES = (
     "I am not sure what to say about that.",
@@ -25,6 +27,10 @@ PHRASES = (
     "Thank you for telling me.",
     "Perhaps it is best to wait and see.",
 )
+
+
+class UnknownTool(Exception):
+    """A teacher calls a tool that the task does not have."""
 
 
 def call_sample(task: Task, seed: int, level: str) -> BaseModel:
@@ -71,28 +77,49 @@ def read_scenario(task: Task, text: str) -> BaseModel:
 
 
 def read_answer(task: Task, text: str) -> Any:
-    """The answer in a teacher's text, held strictly to its types: the model of a JSON, or the text itself.
+    """The answer in a teacher's text, held strictly to its types: the model of a JSON, the text itself, or a Reply.
 
-    Raises ValidationError, which is the teacher's fault, or TaskFault `validator_raised`.
+    Raises ValidationError or UnknownTool, which are the teacher's fault, or TaskFault `validator_raised`.
     """
-    invalid: ValidationError
+    invalid: ValidationError | UnknownTool
     with blamed("validator_raised", task.schema_path):
         try:
+            if task.form == "calls":
+                return _read_reply(task, json.loads(text))
             if task.form == "text":
                 return TypeAdapter(task.Answer).validate_python(text, strict=True)
             return task.Answer.model_validate_json(text, strict=True)
-        except ValidationError as error:
+        except (ValidationError, UnknownTool) as error:
             invalid = error
     raise invalid
+
+
+def _read_reply(task: Task, reply: dict[str, Any]) -> Reply:
+    tools = {tool_name(tool): tool for tool in task.tools}
+    for call in reply["tool_calls"]:
+        if call["name"] not in tools:
+            raise UnknownTool(f"{call['name'][:80]!r} is no tool here (has: {', '.join(tools)})")
+    told = [(tools[call["name"]], json.dumps(call["arguments"])) for call in reply["tool_calls"]]
+    return Reply(reply["content"], tuple(tool.model_validate_json(text, strict=True) for tool, text in told))
 
 
 def dump_answer(task: Task, answer: Any) -> str:
     """An answer as a teacher should write it. Raises TaskFault `answer_not_json`."""
     if task.form == "text":
         return str(answer)
+    if task.form == "calls":
+        return _dump_reply(task, answer)
     with blamed("answer_not_json", task.schema_path):
         text: str = answer.model_dump_json(by_alias=True, round_trip=True)
     return _order_sets(task, text) if has_sets(task.answer_schema) else text
+
+
+def _dump_reply(task: Task, reply: Reply) -> str:
+    """What is not set is not written: a teacher leaves out what a tool does not ask for."""
+    with blamed("answer_not_json", task.schema_path):
+        written = [call.model_dump_json(by_alias=True, round_trip=True, exclude_unset=True) for call in reply.calls]
+        names = [tool_name(type(call)) for call in reply.calls]
+        return compose_reply(reply.text, zip(names, map(json.loads, written), strict=True))
 
 
 def _order_sets(task: Task, text: str) -> str:
@@ -126,6 +153,8 @@ def call_solve(task: Task, scenario: BaseModel) -> tuple[str, str]:
             raise TypeError(f"solve must return (reasoning, Answer), got {_kind(reasoning)} as the reasoning")
         if not isinstance(answer, str if task.form == "text" else task.Answer):
             raise TypeError(f"solve must return (reasoning, Answer), got {_kind(answer)} as the answer")
+        if isinstance(answer, Reply) and (strange := [c for c in answer.calls if not isinstance(c, task.tools)]):
+            raise TypeError(f"solve must call what is in TOOLS, got {_kind(strange[0])}")
         return str(reasoning), dump_answer(task, answer)
 
 
@@ -138,16 +167,18 @@ def invent_answer(task: Task, seed: int) -> str:
 
     if task.form == "text" and (phrase := _find_phrase(task, seed)) is not None:
         return phrase
+    invented = task.tools[seed % len(task.tools)] if task.form == "calls" else task.Answer
 
     try:
         with blamed("none_found", task.schema_path):
-            boxed = create_model("Text", text=(task.Answer, ...)) if task.form == "text" else task.Answer
+            boxed = create_model("Text", text=(task.Answer, ...)) if task.form == "text" else invented
             factory: Any = ModelFactory.create_factory(boxed)
             factory.seed_random(seed)
             value = factory.build()
-        return dump_answer(task, value.text if task.form == "text" else value)
+        wrapped = Reply(calls=(value,)) if task.form == "calls" else value
+        return dump_answer(task, value.text if task.form == "text" else wrapped)
     except TaskFault:  # a validator of the task may refuse every random value
-        return "" if task.form == "text" else "{}"
+        return {"json": "{}", "text": "", "calls": compose_reply(PHRASES[0], ())}[task.form]
 
 
 def _find_phrase(task: Task, seed: int) -> str | None:

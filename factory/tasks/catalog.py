@@ -9,6 +9,7 @@ from factory.hashing import derive_seed
 from factory.records import PlannedRow, Prompt, Sampling
 from factory.tasks.faults import TaskFault
 from factory.tasks.render import check_templates, open_renderer, require_whole
+from factory.tasks.replies import tool_name
 from factory.tasks.tasks import NAME_PATTERN, Task, builtin_root, discover, load_task
 
 
@@ -27,7 +28,8 @@ def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_te
             continue
         judged = "  judge: yes" if task.judge is not None else ""
         lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}{judged}")
-        fields = ", ".join(task.keys) or "free text"
+        tools = ", ".join(map(tool_name, task.tools))
+        fields = f"text, calls of {tools}" if tools else ", ".join(task.keys) or "free text"
         lines += [f"    {task.description}", f"    answer: {fields}  ({task.schema_path})"]
         lines += [f"    warning: {warning}" for warning in task.warnings]
     return lines, problems

@@ -3,6 +3,7 @@
     Answer                            form    the answer                         a teacher is held to
     a pydantic model                  json    its JSON                           the grammar of its JSON schema
     str, or an annotated str          text    what follows the reasoning         nothing: the model ends it
+    Reply, beside TOOLS               calls   text, and calls of these tools     nothing: it has a format of its own
 
 A text's bounds (`Annotated[str, Field(max_length=600)]`) are looked at when it is there.
 """
@@ -14,8 +15,9 @@ from pydantic import BaseModel, TypeAdapter
 
 from factory.records import Form
 from factory.tasks.answers import describe_answer, describe_grammar, find_problems, find_warnings
+from factory.tasks.replies import Reply, describe_reply, find_tool_problems, find_tool_warnings
 
-ALLOWED = "a pydantic BaseModel, or str for a free text"
+ALLOWED = "a pydantic BaseModel, str for a free text, or Reply beside TOOLS"
 
 
 class Described(NamedTuple):
@@ -35,14 +37,27 @@ def form_of(answer: object) -> Form | None:
     """The form of a task's `Answer`; None for what can be none."""
     if is_model(answer):
         return "json"
+    if answer is Reply:
+        return "calls"
     plain = get_args(answer)[0] if get_origin(answer) is Annotated else answer
     return "text" if plain is str else None
 
 
-def describe(answer: Any, path: Path, problems: list[str]) -> Described | None:
+def describe(answer: Any, tools: Any, path: Path, problems: list[str]) -> Described | None:
     """What a module's Answer is; None, with the reason among the `problems`, where it has no JSON schema."""
     form = form_of(answer)
+    if form is not None and (form == "calls") != (tools is not None):
+        told = "TOOLS need Answer = Reply" if tools is not None else "Answer = Reply needs TOOLS, a list of models"
+        problems.append(f"{path}: {told} (from factory.tasks.replies import Reply)")
+        return None
+    if tools is not None and (wrong := list(find_tool_problems(tools, path))):
+        problems += wrong
+        return None
     try:
+        if form == "calls":
+            for tool in tools:
+                describe_grammar(tool)  # it raises for types that JSON has no word for
+            return Described("calls", describe_reply(tools), None, tuple(find_tool_warnings(tools, path)))
         if form == "text":
             return Described("text", TypeAdapter(answer).json_schema(), None, ())
         if not is_model(answer):

@@ -10,10 +10,12 @@ from pydantic import AliasChoices, AliasPath, BaseModel
 
 from factory.errors import JobError, nearest
 from factory.job.data import SourceConfig
+from factory.tasks.faults import TaskFault, blamed
 from factory.tasks.tables import BadRow
 from factory.tasks.user_rows import Rows, load_rows, pick
 from factory.texts.personal import resolve_kinds, scrub, scrub_row
 
+TRIED_ROWS = 64  # spread over the data
 NO_LEVEL = "?"  # the level of a planned row whose data names none of the task's; no task can have one of that name
 
 
@@ -127,6 +129,8 @@ def open_source(
     rows = load_rows(config, where, list(config.fields.values()) or None, own)
     columns = [name for name in rows.column_names if name not in own]
     problems = list(find_unknown(config, where, columns, scenario)) if len(rows) else []
+    if reads_rows_itself(scenario):
+        problems = list(find_ignored(config, where, rows, scenario))
     if problems:
         raise JobError("\n".join(problems))
     if not len(rows) or (needed != "all" and len(rows) < needed):
@@ -144,8 +148,8 @@ def open_source(
 
 def find_unknown(config: SourceConfig, where: str, columns: Iterable[str], scenario: type[BaseModel]) -> Iterator[str]:
     """A line for each name that would be dropped in silence, and for each field that no row could fill."""
-    if any(one.info.mode != "after" for one in scenario.__pydantic_decorators__.model_validators.values()):
-        return  # it reads rows of a form of its own
+    if reads_rows_itself(scenario):
+        return
     takes = field_names(scenario)
     known = [name for names in takes.values() for name in names]
     mapped = set(config.fields or columns) | set(config.constants)
@@ -161,6 +165,40 @@ def find_unknown(config: SourceConfig, where: str, columns: Iterable[str], scena
         if scenario.model_fields[field].is_required():
             has = ", ".join(columns)
             yield f"{where}: nothing fills Scenario.{names[0]} ({config.path} has: {has}); add it to `fields`"
+
+
+def reads_rows_itself(scenario: type[BaseModel]) -> bool:
+    """Whether a validator of the model sees a row before its fields do: then it may read names that are no fields."""
+    return any(one.info.mode != "after" for one in scenario.__pydantic_decorators__.model_validators.values())
+
+
+def find_ignored(config: SourceConfig, where: str, rows: Rows, scenario: type[BaseModel]) -> Iterator[str]:
+    """A line for each name of such a scenario that is no field and changes nothing in any tried row."""
+    known = [name for names in field_names(scenario).values() for name in names]
+    for key, given in (("fields", config.fields), ("constants", config.constants)):
+        for name in given:
+            if name not in known and _is_ignored(name, config, rows, scenario):
+                has = ", ".join(known)
+                yield f"{where}.{key}: Scenario does nothing with {name!r} (has: {has}){_hint(name, known)}"
+
+
+def _is_ignored(name: str, config: SourceConfig, rows: Rows, scenario: type[BaseModel]) -> bool:
+    tried = 0
+    for place in range(0, len(rows), max(1, len(rows) // TRIED_ROWS)):
+        try:
+            row = rows[place]
+            mapped = {field: pick(row, column) for field, column in config.fields.items()}
+            values = {field: value for field, value in {**config.constants, **mapped}.items() if value is not None}
+            if name not in values:
+                continue
+            with blamed("scenario_invalid"):
+                whole = scenario.model_validate(dict(values)).model_dump_json()
+                if scenario.model_validate({k: v for k, v in values.items() if k != name}).model_dump_json() != whole:
+                    return False
+        except (BadRow, TaskFault):  # this row tells nothing, or the name is needed
+            return False
+        tried += 1
+    return tried > 0
 
 
 def _find_dropped(

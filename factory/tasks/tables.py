@@ -7,7 +7,9 @@ is still a row: the file is opened, the row's own reading fails.
 
 import csv
 import gzip
+import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -94,13 +96,13 @@ class _Bytes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.unpacked = _unpack(path) if path.suffix == PACKED else None
+        self.unpacked = UNPACKED.add(path) if path.suffix == PACKED else None
 
     @contextmanager
     def open(self, start: int = 0) -> Iterator[BinaryIO]:
         if self.unpacked is not None:
-            self.unpacked.seek(start)
-            yield self.unpacked
+            first, end = self.unpacked
+            yield UNPACKED.open(first + start, end)
             return
         with self.path.open("rb") as handle:
             handle.seek(start)
@@ -116,12 +118,48 @@ class _Bytes:
         return False
 
 
-def _unpack(path: Path) -> BinaryIO:
-    """A gzip file cannot be read from its middle: its bytes go to a nameless file on the disk."""
-    handle: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the table)
-    with gzip.open(path, "rb") as packed:
-        shutil.copyfileobj(packed, handle, 1 << 20)
-    return handle
+class _Unpacked:
+    """The bytes of all packed files of this process, one after the other in one nameless file on the disk.
+
+    A gzip file cannot be read from its middle, and a file of its own for each would hold a handle for each.
+    """
+
+    def __init__(self) -> None:
+        self.file: BinaryIO | None = None
+
+    def add(self, path: Path) -> tuple[int, int]:
+        """Unpack a file; where its bytes begin and end."""
+        if self.file is None:
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
+        first = self.file.seek(0, os.SEEK_END)
+        with gzip.open(path, "rb") as packed:
+            shutil.copyfileobj(packed, self.file, 1 << 20)
+        self.file.flush()
+        return first, self.file.tell()
+
+    def open(self, first: int, end: int) -> BinaryIO:
+        """What lies between two places, to be read."""
+        assert self.file is not None
+        return io.BufferedReader(_Part(self.file.fileno(), first, end))
+
+
+class _Part(io.RawIOBase):
+    """Part of an open file, with a place of its own in it."""
+
+    def __init__(self, handle: int, at: int, end: int) -> None:
+        self.handle, self.at, self.end = handle, at, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self.handle, min(len(buffer), self.end - self.at), self.at)
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+UNPACKED = _Unpacked()
 
 
 class _Indexed:
@@ -224,6 +262,8 @@ class JsonArray(_Indexed):
                 if not self.text.startswith(",", at):
                     raise ValueError(f"the array is not JSON: neither , nor ] at character {at + 1}")
                 at = self._skip(at + 1)
+                if self.text.startswith("]", at):
+                    raise ValueError(f"the array is not JSON: a , before the ] at character {at + 1}")
         if self._skip(at + 1) != len(self.text):
             raise ValueError(f"more follows the array at character {at + 2}; write one array, or one object a line")
 

@@ -7,6 +7,7 @@ A broken task never vanishes: `discover` returns what is whole and, for what is 
     prompts/<name>/task.toml            name, version, levels, gate, sampling, style
                    user.j2, user_*.j2   phrasings of the user turn; the seed draws one
                    system.j2            the system turn, where there is one
+                   student.j2           the user turn that the student is shown, where it is not the teacher's
                    judge.j2             the rubric, where there is one
     schemas/<name>.py                   Scenario, Answer, check; sample and solve where it has them
 
@@ -32,12 +33,16 @@ from factory.records import Form, Sampling
 from factory.tasks.answers import answer_keys, check_style
 from factory.tasks.digests import digest_meaning
 from factory.tasks.forms import ALLOWED, describe, form_of, is_model
+from factory.tasks.golden_lines import FILE, GoldenLine, accepted_lines
 from factory.tasks.modules import Loaded, load_module
+from factory.tasks.replies import describe_tools
 from factory.tasks.words import read_checked
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 REQUIRED = ("Scenario", "Answer", "check")
+FEW_SHOT = re.compile(r"\bfew_shot\b")  # a template that shows golden lines
 SHARED = re.compile(r"""["'](_shared/[\w-]+\.j2)["']""")  # as {% include %} and {% import %} name one
+STUDENT, STUDENT_SYSTEM = "student.j2", "student_system.j2"  # what the student is shown, where it is not the same
 JUDGE = "judge.j2"  # the rubric: a template of its own, with variables of its own
 
 
@@ -95,11 +100,30 @@ class Task:
     style: StyleConfig = field(default_factory=StyleConfig)
     # text of the rubric; None where the task has none
     judge: str | None = None
+    # models of the tools that an answer may call
+    tools: tuple[type[BaseModel], ...] = ()
+    # JSON of them, as chat templates and trainers take it; empty where there are none
+    tools_json: str = ""
+    # those of prompts/_shared/ that the rubric includes, as `templates` has its own
+    judge_parts: dict[str, str] = field(default_factory=dict)
+    # accepted golden lines, where a template shows some
+    golden: tuple[GoldenLine, ...] = ()
 
     @property
     def phrasings(self) -> list[str]:
         """Names of the user-turn templates, in the order in which the seed draws from them."""
         return sorted(name for name in self.templates if name == "user.j2" or name.startswith("user_"))
+
+    def is_of_rubric(self, name: str) -> bool:
+        """Whether a source, as `digests` names it, is read by a judge alone."""
+        path = Path(name)
+        key = f"_shared/{path.name}" if path.parent.name == "_shared" else path.name
+        return key == JUDGE or (key in self.judge_parts and key not in self.templates)
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the student is shown another prompt than the teacher."""
+        return STUDENT in self.templates
 
     @property
     def keys(self) -> list[str]:
@@ -173,19 +197,23 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
     problems: list[str] = []
     config = _read_task_file(folder / "task.toml", name, problems)
     templates = _read_templates(folder, problems)
-    shared = _add_shared(folder, templates, problems)
+    # it has variables of its own, so it is no phrasing and not to be checked as one
+    rubric = {JUDGE: templates.pop(JUDGE)} if JUDGE in templates else {}
+    shared = {*_add_shared(folder, templates, problems), *_add_shared(folder, rubric, problems)}
     loaded = _load_schema(schema_path, problems)
     module = loaded.module if loaded else None
     if module is not None:
         _check_contract(module, schema_path, problems)
-    # it has variables of its own, so it is no phrasing and not to be checked as one
-    judge = templates.pop(JUDGE, None)
-    described = describe(_defined(module).get("Answer"), schema_path, problems)
+    defined = _defined(module)
+    described = describe(defined.get("Answer"), defined.get("TOOLS"), schema_path, problems)
     if config is not None and described is not None:
         problems += check_style(config.style, described.schema, folder / "task.toml")
+    problems = list(dict.fromkeys(problems))  # of a partial that two kinds of templates include
     if problems or config is None or loaded is None or module is None or described is None:
         return None, problems
-    sources = (folder / "task.toml", *sorted(folder.glob("*.j2")), *shared, *loaded.files)
+    golden = folder / FILE if any(map(FEW_SHOT.search, templates.values())) and (folder / FILE).is_file() else None
+    beside = [*sorted(folder.glob("*.j2")), *([golden] if golden else []), *sorted(shared)]
+    sources = (folder / "task.toml", *beside, *loaded.files)
     task = Task(
         name=name,
         version=config.version,
@@ -200,6 +228,8 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         Scenario=module.Scenario,
         Answer=module.Answer,
         form=described.form,
+        tools=tuple(defined.get("TOOLS", ())),
+        tools_json=describe_tools(defined.get("TOOLS", ())),
         check=module.check,
         sample=_defined(module).get("sample"),
         solve=_defined(module).get("solve"),
@@ -209,7 +239,9 @@ def load_task(root: Path, name: str) -> tuple[Task | None, list[str]]:
         digests={str(p.relative_to(root)): digest_meaning(p) for p in sources[1:]},
         warnings=described.warnings,
         style=config.style,
-        judge=judge,
+        judge=rubric.pop(JUDGE, None),
+        judge_parts=rubric,
+        golden=accepted_lines(golden) if golden else (),
     )
     return task, []
 
@@ -239,6 +271,9 @@ def _read_templates(folder: Path, problems: list[str]) -> dict[str, str]:
             problems.append(f"{path}: cannot be read: {error}")
     if "user.j2" not in templates:
         problems.append(f"{folder / 'user.j2'}: missing; it is the user's turn")
+    lonely = [name for name in templates if name.startswith("student_") and STUDENT not in templates]
+    if lonely:
+        problems.append(f"{folder / lonely[0]}: is of the student's prompt, and there is no {STUDENT}; write it")
     return templates
 
 
@@ -253,7 +288,7 @@ def _add_shared(folder: Path, templates: dict[str, str], problems: list[str]) ->
             path = folder.parent / name
             if name in found or not path.is_file():  # one that is missing is told where it is included
                 continue
-            if path.name in templates:
+            if (folder / path.name).is_file():
                 problems.append(f"{path}: {folder / path.name} has the same name; copies lie side by side, rename one")
             if not real_path(path).is_relative_to(real_path(path.parent)):
                 problems.append(f"{path}: is a link out of its folder; put the file itself there")

@@ -93,6 +93,12 @@ class Transcripts:
 
     def _read(self, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], Transcript]:
         values = [pick(fields, self.columns[name]) for name in self.form]
+        lacking = [self.columns[name] for name, value in zip(self.form, values, strict=True) if value is None]
+        if lacking:
+            form = " and ".join(self.columns[name] for name in self.form)
+            raise ValueError(
+                f"has no {' and no '.join(lacking)}; rows of this data have {form}, keep other forms apart"
+            )
         if self.form == FORMS[0]:
             prompt_ids, completion_ids = (tuple(IDS.validate_python(value)) for value in values)
             if not prompt_ids or not completion_ids:

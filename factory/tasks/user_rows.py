@@ -207,7 +207,7 @@ def _load(config: TableConfig, where: str, paths: Sequence[str] | None) -> Rows:
         return _load_dataset(config, where)
     files = named_files(config.path)
     if not files:
-        return _load_unknown(config, where)
+        raise _refuse_unknown(config, where)
     kinds = {name: config.format or kind_of(file) for name, file in files.items()}
     left_out = [name for name, kind in kinds.items() if kind is None]
     if left_out and (not path.is_dir() or len(left_out) == len(files)):
@@ -249,16 +249,18 @@ def _asks_for_datasets(config: TableConfig) -> bool:
     return config.format is None and named and not Path(config.path).is_file()
 
 
-def _load_unknown(config: TableConfig, where: str) -> Rows:
-    """No file of that name: it may be a dataset of the hub, unless it looks like a file, a pattern or a folder."""
+def _refuse_unknown(config: TableConfig, where: str) -> JobError:
+    """Why there is no file of that name. A dataset of the hub is asked for by its format: a slip of the pen is none."""
     path = Path(config.path)
     if path.is_dir():
-        raise JobError(f"{where}.path: {path}: holds no file (known here: {known_endings()})")
+        return JobError(f"{where}.path: {path}: holds no file (known here: {known_endings()})")
     if any(character in config.path for character in "*?["):
-        raise JobError(f"{where}.path: {path}: no file is called so")
+        return JobError(f"{where}.path: {path}: no file is called so")
     if config.format is not None or kind_of(path) is not None:
-        raise JobError(f"{where}.path: {path}: no such file")
-    return _load_dataset(config, where)
+        return JobError(f"{where}.path: {path}: no such file")
+    beside = [str(path.parent / each.name) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    like = nearest(str(path), beside)
+    return JobError(f'{where}.path: {path}: no such file or folder{like}; of the hub it needs format = "datasets"')
 
 
 def _load_dataset(config: TableConfig, where: str) -> Rows:
@@ -300,10 +302,8 @@ def _load_own(config: TableConfig, where: str, paths: Sequence[str] | None) -> R
             f"{where}: {folder} is a dataset of the factory, its accepted rows are read; no config, split or format"
         )
     ledger = read_ledger(folder)
-    if ledger.totals.left:
-        raise JobError(
-            f"{where}.path: {folder} is unfinished, {ledger.totals.left:,} rows are to come; finish it first"
-        )
+    if not ledger.totals.complete:
+        raise JobError(f"{where}.path: {folder} is {ledger.totals.describe_rest()}; finish it first")
     if not ledger.totals.accepted:
         raise JobError(f"{where}.path: {folder} has 0 rows: none was accepted (`factory status {folder}` says why)")
     if paths is None:

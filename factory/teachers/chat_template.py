@@ -47,15 +47,22 @@ class Manner:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, told whether to reason as `markers` and the job's `kwargs` say."""
+    """The chat template of a tokenizer, told whether to reason as `markers` and the job's `kwargs` say.
 
-    def __init__(self, tokenizer: Any, markers: Markers | None, kwargs: dict[str, Any]) -> None:
+    `tools` are those that every conversation is shown with.
+    """
+
+    def __init__(
+        self, tokenizer: Any, markers: Markers | None, kwargs: dict[str, Any], tools: Sequence[dict[str, Any]] = ()
+    ) -> None:
         self.tokenizer = tokenizer
         self.markers = markers
         self.source = _source(kwargs.get("chat_template") or getattr(tokenizer, "chat_template", None))
         self.said = [name for name in SWITCHES if isinstance(kwargs.get(name), bool)]
         self.switched = bool(kwargs[self.said[0]]) if self.said else markers is not None
         self.kwargs = dict.fromkeys(SWITCHES, self.switched) | kwargs | {CLOCK: _clock(kwargs.get(CLOCK))}
+        self.tools = list(tools)
+        self.kwargs |= {"tools": self.tools} if tools else {}
         self.manners: dict[tuple[str, ...], Manner] = {}
         self.headed: set[tuple[str, ...]] = set()  # those whose prompts end where an assistant's turn begins
 
@@ -87,9 +94,21 @@ class ChatTemplate:
                 raise TemplateRefusal(
                     f"it renders one conversation in two ways: no row could be made again; {OTHER_TEMPLATE}"
                 )
+            self._require_tools(prompt)
             self._require_one_opening(prompt.rpartition(words[-1]["content"])[2])
             self.manners[roles] = self._find_manner(words, parts, prompt)
         return self.manners[roles]
+
+    def _require_tools(self, prompt: str) -> None:
+        """Raise TemplateRefusal where a tool or one of its arguments is not in the prompt."""
+        for tool in self.tools:
+            function = tool["function"]
+            names = [function["name"], *function["parameters"].get("properties", {})]
+            if lost := [name for name in names if name not in prompt]:
+                raise TemplateRefusal(
+                    f"it drops the tools: {lost[0]!r} of {function['name']!r} is not in the prompt; use a model that "
+                    f"was trained with tools, or {OTHER_TEMPLATE}"
+                )
 
     def begin(self, prompt: str, manner: Manner) -> tuple[str, bool]:
         """A rendered prompt, its reasoning opened where the model would open it; and whether it is open."""
@@ -225,6 +244,20 @@ class ChatTemplate:
         """What the template writes before and after an assistant's turn that ends the conversation."""
         before, _, after = self._around_answer(messages, manner.parts)
         return before, after
+
+    def write_turn(self, messages: Sequence[Message], turn: Message) -> str:
+        """The text that the template writes for an assistant's turn, without header, reasoning and ending.
+
+        Raises TemplateRefusal where it does.
+        """
+        manner = self.study(tuple(message["role"] for message in messages))
+        prompt, written = self.render(messages, manner.parts), self.render([*messages, turn], manner.parts, False)
+        before, behind = self.find_ending(messages, manner)
+        shared = next((text for text in (before, prompt) if text and written.startswith(text)), "")
+        text = written.removeprefix(shared).removesuffix(behind)
+        for _, end in self._pairs():
+            text = text.rpartition(end)[2]
+        return text.strip()
 
     def find_next(self, messages: Sequence[Message], manner: Manner) -> str:
         """What it writes between an assistant's turn and the text of a next user's turn."""

@@ -11,7 +11,7 @@ from factory.job.signals import AttentionConfig
 from factory.job.teacher import TeacherConfig
 from factory.signals import SignalSpec
 from factory.teachers.demo import demo_teacher
-from factory.teachers.model_config import missing_note, read_json, text_fields, window_of
+from factory.teachers.model_config import merge, missing_note, read_json, text_fields, window_of
 from factory.teachers.remote_signals import GUESSED_VOCAB, resolve_remote_signals
 from factory.teachers.settings import require_sound
 
@@ -85,17 +85,26 @@ def read_shape(model: str, teacher: TeacherConfig) -> ModelShape:
     return shape_of(model, config, overrides if isinstance(overrides, dict) else {}, teacher.trust_remote_code)
 
 
-def read_end_ids(model: str, revision: str | None) -> list[int]:
-    """The end tokens that a model's generation_config.json and config.json name: there may be several, or none."""
+def read_end_ids(model: str, teacher: TeacherConfig) -> list[int]:
+    """The end tokens that a model's generation_config.json and config.json name: there may be several, or none.
+
+    Of the files as they stand, with what the job overrides. A class's default is no word of the model's: Llama's is 2,
+    which is an ordinary token of most other vocabularies. The tokenizer's own end is known elsewhere.
+    """
     found: set[int] = set()
+    overrides = teacher.engine.get("hf_overrides")
     for name in ("generation_config.json", "config.json"):
         try:
-            config = json.loads(_model_file(model, revision, name).read_text(encoding="utf-8"))
+            config = json.loads(_model_file(model, teacher.revision, name).read_text(encoding="utf-8"))
         except (OSError, ValueError, TeacherError):  # many models have no generation_config.json
             continue
-        for part in (config, config.get("text_config") or {}):
-            ids = part.get("eos_token_id")
-            found.update([ids] if isinstance(ids, int) else ids or [])
+        if not isinstance(config, dict):
+            continue
+        if name == "config.json" and isinstance(overrides, dict):
+            config = merge(config, overrides)
+        for part in (config, config.get("text_config")):
+            ids = part.get("eos_token_id") if isinstance(part, dict) else None
+            found.update(one for one in (ids if isinstance(ids, list) else [ids]) if type(one) is int)
     return sorted(found)
 
 
@@ -158,8 +167,11 @@ def _kv_values(text: dict[str, Any]) -> int:
     return int(2 * own * head_size) * layers
 
 
-def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
-    """The job's signals against model and engine: layers made positive, everything in range. Raises TeacherError."""
+def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bool = False) -> SignalSpec:
+    """The job's signals against model and engine: layers made positive, everything in range. Raises TeacherError.
+
+    `tools` and `images`: some of its tasks have them, and so its rows have columns for them.
+    """
     if job.teacher.remote:
         return resolve_remote_signals(job)
     require_sound(job, has_cpu_engine())
@@ -183,7 +195,10 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
         tuple(layers),
         asked.final_norm,
         pairs=job.samples.keep == "pair",
+        teachers=bool(job.teachers),
         sourced=job.transcripts is not None or any(task.source is not None for task in job.tasks),
+        tools=tools,
+        images=images,
         compact=job.storage.logprobs == "compact",
         keep=asked.keep,
         top_p=asked.top_p or 1.0,
@@ -191,6 +206,7 @@ def resolve_signals(job: Job, shape: ModelShape) -> SignalSpec:
         min_entropy=asked.min_entropy,
         hidden_positions=asked.hidden_positions,
         experts=asked.experts,
+        rejected_measures=top_k > 0,
         **_resolve_attention(asked.attention, shape),
     )
 

@@ -4,8 +4,9 @@ The ids are those of the template's whole text, encoded at once: what the model 
 can never forge a turn: a control token that it spells (`<|im_end|>`, `</think>`) reaches the model as characters.
 """
 
+import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -48,6 +49,8 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.markers = markers
         self.template = ChatTemplate(tokenizer, markers, template_kwargs)
+        self.template_kwargs = template_kwargs
+        self.with_tools: dict[str, ChatTemplate] = {"": self.template}
         own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.end_ids = frozenset([*end_ids, *own])
         self.control = ControlTokens(tokenizer, self.template.source, markers, self.end_ids)
@@ -80,18 +83,26 @@ class PromptEncoder:
         # white space may follow it, in a token or a few
         return any(list(ids[at : at + len(opening)]) == opening for at in range(max(0, last - 8), last + 1))
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """The ids of a prompt; see `encode_prompt`."""
-        return self.encode_prompt(messages).ids
+        return self.encode_prompt(messages, tools).ids
 
-    def encode_prompt(self, messages: Sequence[Message]) -> EncodedPrompt:
+    def showing(self, tools: str) -> ChatTemplate:
+        """The chat template with the tools of a prompt (JSON; empty: none)."""
+        if tools not in self.with_tools:
+            made = ChatTemplate(self.tokenizer, self.markers, self.template_kwargs, json.loads(tools))
+            self.with_tools[tools] = made
+        return self.with_tools[tools]
+
+    def encode_prompt(self, messages: Sequence[Message], tools: str = "") -> EncodedPrompt:
         """A prompt that ends where the teacher's reasoning (or, where there is none, its answer) begins.
 
         Raises TemplateRefusal where the chat template does, or where it loses or changes something of the messages.
         """
-        manner = self.template.study(tuple(message["role"] for message in messages))
+        template = self.showing(tools)
+        manner = template.study(tuple(message["role"] for message in messages))
         messages, mark = self._mark(messages)
-        text, reasons = self.template.begin(self.template.render(messages, manner.parts), manner)
+        text, reasons = template.begin(template.render(messages, manner.parts), manner)
         return EncodedPrompt(self.control.encode(text, mark), text.replace(mark or "\0", ""), reasons)
 
     def encode_transcript(
@@ -197,19 +208,38 @@ class PromptEncoder:
 
     def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], str | None]:
         """The messages with a mark where their texts spell control tokens, and the mark where there is any."""
-        fields = ("content", "reasoning_content")
-        texts = [message[name] for message in messages for name in fields if message.get(name)]
+        held = ("content", "reasoning_content", "tool_calls")
+        texts = [text for message in messages for name in held for text in _strings(message.get(name))]
         if all(map(self.control.is_harmless, texts)):
             return list(messages), None
         mark = self.control.choose_mark([*texts, self.template.source])
         marked = [
-            message | {name: self.control.mark(message[name], mark) for name in fields if message.get(name)}
+            message | {name: self._marked(message[name], mark) for name in held if message.get(name)}
             for message in messages
         ]
         return marked, mark
+
+    def _marked(self, value: Any, mark: str) -> Any:
+        """A content, or calls, with all that a user or a teacher has written marked."""
+        if isinstance(value, str):
+            return self.control.mark(value, mark)
+        if isinstance(value, list):
+            return [self._marked(item, mark) for item in value]
+        if isinstance(value, dict):
+            return {key: self._marked(item, mark) for key, item in value.items()}
+        return value
 
     def _markers(self) -> tuple[str, ...]:
         return () if self.markers is None else (self.markers.start, self.markers.end)
 
     def _ids(self, text: str) -> list[int]:
         return self.control.encode(text)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text inside a content or inside calls."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

@@ -46,6 +46,8 @@ def resolve_remote_signals(job: Job) -> SignalSpec:
     return SignalSpec(
         asked.top_k,
         pairs=job.samples.keep == "pair",
+        teachers=bool(job.teachers),
+        rejected_measures=asked.top_k > 0,
         sourced=any(task.source is not None for task in job.tasks),
         compact=job.storage.logprobs == "compact",
         keep=asked.keep,

@@ -28,8 +28,6 @@ Key = tuple[str, int]  # prompt id, attempt
 ENGINE_ENVIRONMENT = {
     # one process that we can supervise: of two, the death of the inner one leaves the outer one waiting for ever
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # capture wraps the first one
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     # vLLM has some of its sampler's functions compiled even in an eager engine
     "TORCHDYNAMO_DISABLE": "1",
@@ -172,7 +170,7 @@ class Replica:
             self.heard = time.monotonic()  # it was silent because nobody asked
         self.in_engine[prompt.id, prompt.attempt] = prompt
         # what the engine's process needs of a prompt; the row's scenario and history stay here
-        names = ("id", "attempt", "task", "messages", "seed", "keeps")
+        names = ("id", "attempt", "task", "messages", "seed", "keeps", "form", "tools")
         told = {name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)}
         transcript = None if prompt.transcript is None else asdict(prompt.transcript)
         self.engine.send(told | {"transcript": transcript})

@@ -29,6 +29,7 @@ from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.fit import refuse_for_student
 from factory.teachers.models import ModelShape, resolve_signals
+from factory.texts.calls import read_calls, spell_answer
 
 THINK_END, STOP = 256, 257
 VOCAB, LAYERS, HIDDEN = 260, 4, 16
@@ -97,7 +98,7 @@ class ScriptedTeacher:
         self.job = job
         self.tasks = tasks
         self.queue: deque[Prompt] = deque()
-        self.signals = resolve_signals(job, SHAPE)
+        self.signals = resolve_signals(job, SHAPE, any(task.tools for task in tasks.values()))
         self.banks: dict[float, Bank] = {}
         states = np.random.default_rng(0).standard_normal((BANK, len(self.signals.layers), HIDDEN), np.float32)
         # the upper half of a float32 is a bfloat16, rounded towards zero
@@ -129,7 +130,7 @@ class ScriptedTeacher:
         if prompt.transcript is not None:
             return self._score(prompt, prompt.transcript, rng)
         fault = self._draw_fault(rng)
-        prompt_ids = np.array(encode("\n".join(m["content"] for m in prompt.messages)), np.int32)
+        prompt_ids = np.array(encode(_shown(prompt)), np.int32)
         refusal = refuse_for_student(len(prompt_ids), 0, self._student) if prompt.keeps else None
         if refusal:
             return Generation.failed(prompt.id, prompt.attempt, *refusal, prompt_ids)
@@ -144,7 +145,7 @@ class ScriptedTeacher:
         reasoning = REFUSAL if fault == "refusal" else f"{reasoning}\n{more}" if more else reasoning
         # a closing brace less: no JSON, however it is read; a text can only be missing
         if fault == "bad_json":
-            answer = "" if prompt.form == "text" else answer[:-1] + ","
+            answer = "" if prompt.form != "json" else answer[:-1] + ","
         think = [] if fault == "no_reasoning" else [*encode(reasoning), THINK_END]
         ids = [*think, *encode(answer), STOP]
         # an answer that is too long is cut as the engine would cut it, fault or not
@@ -159,6 +160,9 @@ class ScriptedTeacher:
         # a cut may fall inside the reasoning: then no answer was begun
         start = min(len(think), len(ids_T))
         made = _make(prompt, prompt_ids, ids_T, start, reasoning if think else None, why)
+        if prompt.form == "calls":
+            content, calls = read_calls(made.answer_text)
+            made = replace(made, content=content, calls=calls)
         kept = prompt.keeps and why != "repetition"
         return self._with_signals(made, rng, self._peak(prompt)) if kept else made
 
@@ -214,8 +218,10 @@ class ScriptedTeacher:
             score = int(rng.integers(3, 6))
             return "I compare it with the rubric.", json.dumps({"reasoning": f"It earns a {score}.", "score": score})
         if task.solve is None or wrong:
-            return "I take the first thing that fits the form.", invent_answer(task, int(rng.integers(2**31)))
-        return call_solve(task, read_scenario(task, prompt.scenario))
+            invented = invent_answer(task, int(rng.integers(2**31)))
+            return "I take the first thing that fits the form.", spell_answer(task.form, invented)
+        reasoning, answer = call_solve(task, read_scenario(task, prompt.scenario))
+        return reasoning, spell_answer(task.form, answer)
 
     def _peak(self, prompt: Prompt) -> float:
         task = self.tasks.get(prompt.task)
@@ -269,6 +275,11 @@ def find_loop_end(ids: Sequence[int], rule: Repetition | None) -> int | None:
             if same[size] >= size * (rule.min_count - 1):
                 return end
     return None
+
+
+def _shown(prompt: Prompt) -> str:
+    """All that this teacher is shown."""
+    return "\n".join([*([prompt.tools] if prompt.tools else []), *(message["content"] for message in prompt.messages)])
 
 
 def _make(

@@ -4,24 +4,15 @@ What a job keeps is taken inside the worker, at places that some of the engine's
 combination is refused with its reason before anything starts; a job that keeps no signals may have them all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from factory.errors import TeacherError
 from factory.job.job import Job
 
-Keeps = Literal["signals", "inputs", "states"]  # any at all; of prompts too; what only a hook inside the model sees
-
-# without signals, on a processor: what else costs there is not worth its price
-PREDICTABLE: Final[dict[str, Any]] = {
-    # compiling takes longer than most jobs
-    "enforce_eager": True,
-    # a split prompt breaks the seeds of single requests: vLLM sets a generator back that has no offset on a processor
-    "enable_chunked_prefill": False,
-}
-# with signals, everywhere: what capture relies on, unless the job sets what goes with the signals it keeps
-SOUND: Final[dict[str, Any]] = PREDICTABLE | {"enable_prefix_caching": False, "async_scheduling": False}
+# any at all; of every input token, so of prompts too; what only a hook inside the model sees
+Keeps = Literal["signals", "inputs", "inside"]
 
 # Threads of OpenMP that wait by spinning take the very cores that they wait for as soon as anything runs beside them:
 # another engine, a judge's, a browser. Asleep they cost an engine that is alone two fifths of its speed. On two cores,
@@ -69,8 +60,7 @@ CORRUPTING: Final = {
     "enable_prefix_caching": Corrupting(
         "inputs", False, "a cached prefix is not computed again, so its positions have no hidden states and no logits"
     ),
-    "enforce_eager": Corrupting("states", True, "hooks do not fire inside compiled code and captured graphs"),
-    "async_scheduling": Corrupting("signals", False, "a step's sampled ids are not known yet when the step ends"),
+    "enforce_eager": Corrupting("inside", True, "hooks do not fire inside compiled code and captured graphs"),
     "speculative_config": Corrupting(
         "signals", None, "a step computes several tokens and throws some away, so rows do not belong to their tokens"
     ),
@@ -82,6 +72,7 @@ CORRUPTING: Final = {
 HARMLESS: Final = frozenset(
     {
         "all2all_backend",
+        "async_scheduling",
         "attention_backend",
         "block_size",
         "cpu_offload_gb",
@@ -130,7 +121,7 @@ OURS: Final = {
 
 def require_sound(job: Job, on_cpu: bool) -> None:
     """Raise TeacherError for the first setting of `[teacher.engine]` that does not go with what the job keeps."""
-    keeps = _keeps(job)
+    keeps = kept_by(job)
     for name, value in job.teacher.engine.items():
         where, known = f"teacher.engine.{name}", CORRUPTING.get(name)
         if name in OURS:
@@ -147,15 +138,16 @@ def require_sound(job: Job, on_cpu: bool) -> None:
             )
 
 
-def _keeps(job: Job) -> dict[Keeps, str]:
+def kept_by(job: Job) -> dict[Keeps, str]:
     """What a job keeps, and the keys that say so."""
-    # "inputs" and "states" only where something is asked that needs them; top-k of the completion alone needs neither
+    # "inputs" and "inside" only where something is asked that needs them; top-k of the completion alone needs neither
     signals, kept = job.signals, dict[Keeps, str]()
     inside = [name for name in ("hidden_layers", "experts", "attention") if getattr(signals, name)]
     if signals.top_k or inside:
         kept["signals"] = "signals.top_k = 0 and nothing else of [signals]"
-    if inside:
-        kept["states"] = ", ".join(f"here signals.{name}" for name in inside)
+    hooked = [name for name in inside if name != "hidden_layers"]
+    if hooked:
+        kept["inside"] = f"here {', '.join(f'signals.{name}' for name in hooked)}"
     whole = [
         *(f"signals.{name}" for name in inside),
         *(['signals.positions = "all"'] if signals.top_k and signals.positions == "all" else []),
@@ -169,11 +161,4 @@ def _keeps(job: Job) -> dict[Keeps, str]:
 
 def _name(keeps: Keeps) -> str:
     names: dict[Keeps, str] = {"signals": "signals", "inputs": "signals of every input token"}
-    return names.get(keeps, "hidden states, experts or attention")
-
-
-def engine_settings(engine: Mapping[str, Any], captures: bool, on_cpu: bool) -> dict[str, Any]:
-    """The arguments of `vllm.LLM` that a job may change: what capture needs, or vLLM's own choices without it."""
-    # a GPU without signals has vLLM's own: compiled, with captured graphs and prefix caching
-    defaults = SOUND if captures else PREDICTABLE if on_cpu else {}
-    return defaults | dict(engine)
+    return names.get(keeps, "experts or attention")

@@ -15,16 +15,25 @@ def open_speller(manifest: dict[str, Any], row: dict[str, Any]) -> Callable[[int
 
     It is tried on the row first: a tokenizer that spells its ids otherwise than its text is another one.
     """
+    decode = open_decoder(manifest)
+    return None if decode is None or not spells(decode, row) else lambda i: decode([i])
+
+
+def open_decoder(manifest: dict[str, Any]) -> Callable[[list[int]], str] | None:
+    """The text of some token ids of a dataset, None where the tokenizer that its teacher names is not at hand."""
     try:
         teacher = TeacherConfig.model_validate(manifest["job"]["teacher"])
         if teacher.backend == "scripted":
-            decode: Callable[[list[int]], str] = scripted.decode
-        else:
-            folder = folder_of(teacher.tokenizer or locate_model(teacher), teacher.revision)
-            if folder is None:
-                return None
-            decode = partial(LocalTokenizer(folder).backend.decode, skip_special_tokens=False)
-
-        return (lambda i: decode([i])) if decode(row["completion_token_ids"]) == row["text"] else None
+            return scripted.decode
+        folder = folder_of(teacher.tokenizer or locate_model(teacher), teacher.revision)
+        return None if folder is None else partial(LocalTokenizer(folder).backend.decode, skip_special_tokens=False)
     except Exception:  # of a job of another version, a folder that is gone, a file that is no tokenizer
         return None
+
+
+def spells(decode: Callable[[list[int]], str], row: dict[str, Any]) -> bool:
+    """Whether a decoder makes of a row's completion ids the text that is stored beside them."""
+    try:
+        return decode(row["completion_token_ids"]) == row["text"]
+    except Exception:  # an id that the tokenizer does not have
+        return False

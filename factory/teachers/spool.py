@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from factory.records import Generation, Usage
+from factory.records import Generation, ToolCall
 from factory.signals import LOGPROB_ARRAYS, Array, Attention, Experts, HiddenStates, Logprobs
+from factory.usage import Usage
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
 HEAD = struct.Struct("<I")  # bytes of the JSON head
@@ -207,6 +208,8 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     arrays = {"prompt_token_ids": generation.prompt_token_ids, "completion_token_ids": generation.completion_token_ids}
     head: dict[str, Any] = {name: getattr(generation, name) for name in TEXTS}
     head |= {} if generation.usage is None else {"usage": asdict(generation.usage)}
+    if generation.content or generation.calls:
+        head |= {"content": generation.content, "calls": [(call.name, call.arguments) for call in generation.calls]}
     for prefix, logprobs in (("", generation.logprobs), (PROMPT, generation.prompt_logprobs)):
         arrays |= {} if logprobs is None else {prefix + name: array for name, array in logprobs.arrays().items()}
     if generation.hidden_states is not None:
@@ -241,6 +244,8 @@ def unpack(payload: Array) -> Generation:
     return Generation(
         **{name: head[name] for name in TEXTS},
         usage=Usage(**head["usage"]) if "usage" in head else None,
+        content=head.get("content", ""),
+        calls=tuple(ToolCall(*call) for call in head.get("calls", ())),
         prompt_token_ids=arrays["prompt_token_ids"],
         completion_token_ids=arrays["completion_token_ids"],
         logprobs=as_logprobs(arrays),

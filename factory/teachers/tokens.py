@@ -38,7 +38,7 @@ class Counter(Protocol):
 
     how: str
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """The ids of a rendered prompt, the chat template's own and the reasoning's opening among them."""
         ...
 
@@ -53,7 +53,10 @@ class LocalTokenizer:
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
 
-        self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # of no type of its own
+            raise ValueError(f"tokenizer.json: {one_line(error)}") from None
         config = _read_json(folder / "tokenizer_config.json")
         self.backend.no_truncation()  # both may be kept in the file, and are for another use
         self.backend.no_padding()
@@ -90,7 +93,8 @@ class LocalTokenizer:
         self, messages: list[Message], *, tokenize: bool, add_generation_prompt: bool, **values: Any
     ) -> str:
         """The conversation as the model's template renders it."""
-        given = self.special | values | {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        said = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        given = {"tools": None} | self.special | values | said  # as transformers says that there are none
         own = values.get("chat_template")
         return (self.template if own is None else _compile(own)).render(given)
 
@@ -109,17 +113,17 @@ class ExactCounter:
         self.model, self.strict = teacher.model, strict
         self.how = "the model's own tokenizer"
 
-    def encode_prompt(self, messages: Sequence[Message]) -> EncodedPrompt:
+    def encode_prompt(self, messages: Sequence[Message], tools: str = "") -> EncodedPrompt:
         """A prompt as the engine would be given it. Raises TeacherError where the engine would not start."""
         try:
-            self.encoder.template.require_header(tuple(message["role"] for message in messages))
-            return self.encoder.encode_prompt(messages)
+            self.encoder.showing(tools).require_header(tuple(message["role"] for message in messages))
+            return self.encoder.encode_prompt(messages, tools)
         except TemplateRefusal as error:
             raise TeacherError(f"teacher.model {self.model!r}: its chat template and the prompts: {error}") from None
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         try:
-            return self.encode_prompt(messages).ids
+            return self.encode_prompt(messages, tools).ids
         except TeacherError:
             if self.strict:
                 raise
@@ -138,8 +142,8 @@ class GuessedCounter:
 
     how = "a guess of 3 characters a token: the model's tokenizer is not on this machine"
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return [0] * GUESSED_TEMPLATE_TOKENS + _guess("\n".join(message["content"] for message in messages))
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
+        return [0] * GUESSED_TEMPLATE_TOKENS + _guess("\n".join([tools, *(m["content"] for m in messages)]).strip())
 
     def completion_ids(self, reasoning: str, answer: str) -> tuple[list[int], list[int]]:
         return [*_guess(reasoning), 0], [*_guess(answer), 0]
@@ -170,7 +174,7 @@ def open_exact(teacher: TeacherConfig, strict: bool = True) -> ExactCounter | No
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     try:
-        return ExactCounter(LocalTokenizer(folder), teacher, read_end_ids(model, teacher.revision), strict)
+        return ExactCounter(LocalTokenizer(folder), teacher, read_end_ids(model, teacher), strict)
     except (OSError, ValueError, TemplateError) as error:
         told = one_line(error, 200)
         raise TeacherError(f"teacher.model {teacher.model!r}: its tokenizer cannot be used: {told}") from None
@@ -221,7 +225,10 @@ def _compile(source: str) -> Template:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return value
 
 
 def _text_of(token: Any) -> str:

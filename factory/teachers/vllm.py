@@ -36,6 +36,7 @@ from factory.signals import SignalSpec
 from factory.teachers.devices import Place, share_out
 from factory.teachers.digest import digest_model
 from factory.teachers.engine_process import EngineDied
+from factory.teachers.given_up import engine_settings
 from factory.teachers.models import (
     has_cpu_engine,
     kv_cache_gb,
@@ -46,7 +47,6 @@ from factory.teachers.models import (
     resolve_signals,
 )
 from factory.teachers.replica import ENGINE_ENVIRONMENT, NEVER, Key, Replica, differing
-from factory.teachers.settings import engine_settings
 from factory.teachers.spool import Spool
 
 __all__ = ["ENGINE_ENVIRONMENT", "VllmTeacher", "make_setup", "start_teacher"]
@@ -291,7 +291,7 @@ def make_setup(
     """What the engine's process is told first. Raises TeacherError where the job does not fit the model's config."""
     model = locate_model(job.teacher)
     shape = read_shape(model, job.teacher)
-    signals = resolve_signals(job, shape)
+    signals = resolve_signals(job, shape, any(probe.tools for probe in probes))
     setup = {
         "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},
         "schemas": schemas,
@@ -303,11 +303,12 @@ def make_setup(
         "capture": job.signals.capture if job.transcripts is None else "prefill",
         "window": require_window(job, shape),
         "vocab": shape.vocab_size,
+        "layers": shape.layers,
         "routes": shape.experts > 0,
-        "settings": engine_settings(job.teacher.engine, signals.any, has_cpu_engine()),
-        "probes": [{"task": probe.task, "messages": probe.messages} for probe in probes],
+        "settings": engine_settings(job, has_cpu_engine()),
+        "probes": [{"task": p.task, "messages": p.messages, "tools": p.tools} for p in probes],
         "scores": job.transcripts is not None,
-        "end_ids": read_end_ids(model, job.teacher.revision),
+        "end_ids": read_end_ids(model, job.teacher),
         "spool": str(out / ".spool"),
     }
     return setup, signals

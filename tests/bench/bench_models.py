@@ -33,6 +33,8 @@ RANDOM_SIZES: dict[str, Any] = {
     "initializer_range": 0.05,
 }
 WINDOW = 2048
+# those of a job that keeps signals on a processor; text alone too: all engines have the same
+SETTINGS = {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
 TASKS = ("scheduling", "photo_edits", "summarization", "travel_booking")
 
 
@@ -150,14 +152,14 @@ def engine_setup(
     """
     from factory.job.teacher import TeacherConfig
     from factory.teachers.models import read_end_ids, read_shape
-    from factory.teachers.settings import engine_settings
 
     teacher = TeacherConfig(
         model=model.folder, max_model_len=WINDOW, max_num_seqs=max_num_seqs, kv_cache_gb=0.5, reasoning="off"
     )
     return {
         "teacher": teacher.model_dump(),
-        "settings": engine_settings({}, captures=True, on_cpu=True),  # text alone too: all engines have the same
+        "settings": dict(SETTINGS),
+        "layers": read_shape(model.folder, teacher).layers,
         "schemas": schemas or {},
         "constrain": bool(schemas),
         "signals": asdict(SignalSpec(**signals)),
@@ -168,7 +170,7 @@ def engine_setup(
         "probes": [],
         "student": None,
         "scores": False,
-        "end_ids": read_end_ids(model.folder, None),
+        "end_ids": read_end_ids(model.folder, teacher),
         "spool": str(spool),
         "replica": 0,
         "cores": [],

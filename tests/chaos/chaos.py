@@ -34,7 +34,8 @@ from factory.dataset.ledger import read_ledger
 from factory.dataset.shards import read_batches, write_shard
 from factory.job.job import load_job
 from factory.records import Outcome, Record
-from factory.runs.run import decide, run
+from factory.runs.desk import decide
+from factory.runs.run import run
 
 VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
 FAULTS = "scripted = { bad_json = 0.1, truncated = 0.1, wrong = 0.1, crash = 0.1 }"

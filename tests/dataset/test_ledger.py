@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from dataset_support import SIGNALS, change_line, held_ledger, make_record, read_ledger_lines, read_tree, some_outcomes
 
-from factory.dataset.ledger import Ledger, ShardEntry, Totals, read_ledger, scan_ledger, summarize_shard
+from factory.dataset.entries import ShardEntry, Totals, summarize_shard
+from factory.dataset.ledger import Ledger, read_ledger, scan_ledger
 from factory.dataset.manifest import (
     MANIFEST_VERSION,
     find_changes,

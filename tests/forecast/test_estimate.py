@@ -10,10 +10,11 @@ import pytest
 from conftest import SCHEMA, write_task
 
 from factory.errors import DatasetError, FactoryError, JobError, TeacherError
-from factory.forecast.estimate import estimate, format_bytes, require_room, state_bytes
+from factory.forecast.estimate import engine_lines, estimate, format_bytes, require_room, state_bytes
 from factory.forecast.forecast import make_forecast
 from factory.job.job import Job
-from factory.runs.prepare import describe_job, prepare
+from factory.runs.prepare import prepare
+from factory.runs.provenance import describe_job
 from factory.runs.room import Room
 from factory.runs.run import run
 
@@ -55,6 +56,26 @@ def test_it_tells_the_bytes_a_token_takes(workspace: Path, make_job: MakeJob) ->
     for (top_k, layers), text in told.items():
         job = make_job(signals={"top_k": top_k, "hidden_layers": list(layers)})
         assert f"  bytes a completion token, before compression: {text}" in estimate(job, workspace, workspace / "out")
+
+
+def test_it_tells_which_of_the_engines_defaults_a_job_gives_up_and_for_which_key(
+    workspace: Path, model: str, make_job: MakeJob
+) -> None:
+    def job(signals: dict[str, Any]) -> Job:
+        return make_job(teacher={"model": model}, signals=signals)
+
+    assert "    enforce_eager = True: compiling takes longer than most jobs (a processor)" in estimate(
+        job({"top_k": 4}), workspace, workspace / "out"
+    )
+    assert engine_lines(job({"top_k": 4}), on_cpu=False) == ["  engine: with all of vLLM's own defaults"]
+    head, *given_up = engine_lines(job({"top_k": 4, "hidden_layers": [1]}), on_cpu=False)
+    assert head == "  engine: without these defaults of vLLM"
+    assert [line.split(":")[0].strip() for line in given_up] == [
+        "enforce_eager = True",
+        "enable_prefix_caching = False",
+    ]
+    assert all(line.endswith("(signals.hidden_layers)") for line in given_up)
+    assert engine_lines(make_job(), on_cpu=True) == []  # the scripted teacher has no engine
 
 
 def test_hidden_states_cost_two_bytes_a_number(model: str, make_job: MakeJob) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from conftest import write_task
 from random_teacher import random_teacher
 
-from factory.dataset.ledger import Totals, read_ledger
+from factory.dataset.entries import Totals
+from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import read_manifest
 from factory.dataset.shards import read_batches
 from factory.dataset.signal_columns import decode_states

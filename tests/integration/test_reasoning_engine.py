@@ -13,7 +13,7 @@ import torch
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import random_teacher, train_tokenizer
 
-from factory.dataset.ledger import Totals
+from factory.dataset.entries import Totals
 
 pytestmark = pytest.mark.engine
 BUDGET, MOST, ROWS = 24, 160, 16

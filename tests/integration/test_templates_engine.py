@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_task
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import CHAT_TEMPLATE, random_teacher, train_tokenizer
 
@@ -123,6 +124,18 @@ def test_a_template_that_would_make_wrong_prompts_is_refused_before_the_engine_s
         make_dataset(tmp_path, engine_job(teacher=TEACHER | {"model": model}))
     assert "\n" not in str(error.value)
     assert "vllm" not in (tmp_path / "dataset/engine.log").read_text(encoding="utf-8").lower()
+
+
+def test_a_judge_that_does_not_take_its_questions_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    """The teacher's tasks have a system turn and a judge's question has none."""
+    needs_system = "{% if messages[0].role != 'system' %}{{ raise_exception('Begin with a system turn') }}{% endif %}"
+    model, _ = copy_teacher(tmp_path / "model", needs_system + CHAT_TEMPLATE, eos="<|im_end|>")
+    write_task(tmp_path, judge_j2="Grade {{ answer }}.")
+    sections = {"teacher": {"backend": "scripted"}, "judge": {"teacher": TEACHER | {"model": model}}}
+    with pytest.raises(TeacherError, match=r"^judge\.teacher\.model: .*adding\.judge: Begin with a system turn"):
+        run(engine_job(**sections), tmp_path, tmp_path / "dataset")
+    assert "vllm" not in (tmp_path / "dataset/.judge/engine.log").read_text(encoding="utf-8").lower()
+    assert not (tmp_path / "dataset/data").exists()
 
 
 def test_transcripts_that_no_template_takes_are_refused_before_the_engine_starts(tmp_path: Path) -> None:

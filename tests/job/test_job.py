@@ -103,13 +103,17 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         ),
         (
             SMALLEST + "level = 5",
-            "tasks.0.level: unknown key (known here: count, gate, levels, name, sampling, source)",
+            "tasks.0.level: unknown key (known here: accepted, at_most, count, gate, level_teachers, levels, name, "
+            "sampling, source, teacher)",
         ),
         (SMALLEST + "[teacher.scripted]\nlies = 1", "teacher.scripted.lies: unknown key (known here: bad_json, crash,"),
         (SMALLEST.replace("5", "-5"), "tasks.0.count: Input should be greater than or equal to 1, got -5"),
         (SMALLEST.replace("5", "0"), "tasks.0.count: Input should be greater than or equal to 1, got 0"),
         (SMALLEST.replace("5", "2.5"), "tasks.0.count: Input should be a valid integer"),
-        (SMALLEST.replace("5", '"many"'), "tasks.0.count: Input should be a valid integer"),
+        (
+            SMALLEST.replace("5", '"many"'),
+            (SMALLEST.replace("5", '"many"'), 'tasks.0.count: need a whole number, or "all" for every row of a source'),
+        ),
         (SMALLEST.replace("adding", "../etc"), "tasks.0.name: String should match pattern"),
         (SMALLEST + "levels = {easy = -1}", "tasks.0.levels.easy: Input should be greater than or equal to 0, got -1"),
         (SMALLEST + "levels = {easy = inf}", "tasks.0.levels.easy: Input should be less than or equal to 1000000000"),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from dataset_support import SIGNALS
 
-from factory.dataset.ledger import Totals
+from factory.dataset.entries import Totals
 from factory.publish.card import write_card
 from factory.signals import SignalSpec
 

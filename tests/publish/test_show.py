@@ -9,8 +9,8 @@ import pytest
 from conftest import write_task
 from dataset_support import held_ledger, make_prompt, read_table
 
+from factory.dataset.entries import Totals
 from factory.dataset.history import begin_run
-from factory.dataset.ledger import Totals
 from factory.errors import DatasetError
 from factory.job.job import Job
 from factory.publish.show import (

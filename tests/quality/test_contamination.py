@@ -159,8 +159,6 @@ def test_the_key_of_the_file_is_told(tmp_path: Path) -> None:
     good = write(tmp_path / "exam.jsonl", [{"q": LONG}])
     with pytest.raises(JobError, match=rf"^filters.contamination.files.1: {tmp_path}/no.csv: no such file$"):
         open_sets(good, tmp_path / "no.csv")
-    with pytest.raises(JobError, match=r"^filters.contamination.files.0: .*no such file$"):
-        open_sets(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["exam.jsonl", "exam.txt", "exam.csv"])
@@ -207,3 +205,31 @@ def test_what_is_found_is_really_shared(ask: Callable[[str], str | None], words:
     whole = f" {' '.join(words_of(LONG))} "
     runs = [" ".join(words[n : n + 13]) for n in range(len(words) - 12)]
     assert (ask(" ".join(words)) is not None) == any(f" {run} " in whole for run in runs)
+
+
+def test_folders_and_patterns_stand_for_their_files(tmp_path: Path) -> None:
+    deep = tmp_path / "sets" / "deep"
+    deep.mkdir(parents=True)
+    first, second = write(deep / "a.jsonl", [{"q": LONG}]), write(tmp_path / "sets" / "b.csv", [{"q": OTHER}])
+    (tmp_path / "sets" / ".hidden").write_text("not looked at")
+    for index in (open_sets(tmp_path / "sets"), open_sets(tmp_path / "sets" / "**" / "*.*")):
+        assert index.files == (str(second), str(first))
+        assert set(index.digests) == {str(first), str(second)}
+        assert str(index.find([LONG])).startswith(f"{first} line 1: ")
+        assert str(index.find([OTHER])).startswith(f"{second} line 2: ")
+    only = open_sets(tmp_path / "sets" / "*.csv")
+    assert (only.find([LONG]), only.find([OTHER]) is None) == (None, False)
+    # a file that two of them name counts once, or all it holds would look like twice as common
+    assert open_sets(first, deep).files == (str(first),)
+
+
+def test_a_folder_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    assert fault(folder) == f"filters.contamination.files.0: {folder}: no file in this folder"
+    write(folder / "a.jsonl", [{"q": LONG}])
+    (folder / "exam.arrow").write_bytes(b"x")
+    told = fault(folder)
+    assert f"{folder / 'exam.arrow'}: not a kind of file that is known here" in told
+    assert told.endswith(f"name those to read by a pattern such as {folder / '*.jsonl'}")
+    assert fault(folder / "*.xml") == f"filters.contamination.files.0: {folder / '*.xml'}: no such file"

@@ -29,12 +29,12 @@ from bad_generations import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from factory.dataset.ledger import summarize_shard
+from factory.dataset.entries import summarize_shard
 from factory.dataset.shards import write_shard
 from factory.dataset.signal_columns import decode_states
 from factory.quality.validate import Gate, find_damage
 from factory.records import Generation, Outcome, Prompt, Record, Rejection
-from factory.runs.run import decide
+from factory.runs.desk import decide
 from factory.signals import HiddenStates
 
 COUNT = 1500

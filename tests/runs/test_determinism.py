@@ -11,9 +11,9 @@ import pytest
 from dataset_support import read_table, read_tree
 
 TASKS = (
-    "conversation_memory", "emotional_support", "photo_edits", "proactive", "questions", "scheduling", "stories",
-    "summarization", "travel_booking",
-)  # fmt: skip
+    *("assistant_actions", "conversation_memory", "emotional_support", "photo_edits", "proactive", "questions"),
+    *("scheduling", "stories", "summarization", "travel_booking"),
+)
 JOB = """
 out = "out"
 seed = 11

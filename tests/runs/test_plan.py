@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from factory.errors import JobError
 from factory.job.job import Job, TaskConfig
 from factory.records import PlannedRow, Sampling
-from factory.runs.plan import Plan, allocate_levels, make_plan, resolve_gates, resolve_sampling
+from factory.runs.goals import allocate_levels
+from factory.runs.plan import Plan, make_plan, resolve_gates, resolve_sampling
 from factory.tasks.tasks import Task, discover
 
 MakeJob = Callable[..., Job]

@@ -30,14 +30,17 @@ from dataset_support import (
 )
 
 from factory.checks.verify import verify
+from factory.dataset.entries import Totals
 from factory.dataset.history import read_history
-from factory.dataset.ledger import Totals
 from factory.dataset.signal_columns import decode_states
 from factory.errors import DatasetError, JobError, TaskError, TeacherError
 from factory.job.job import Job, load_job
 from factory.records import Prompt, Rejection
-from factory.runs.prepare import describe_job, prepare
-from factory.runs.run import Draft, decide, run
+from factory.runs.desk import decide
+from factory.runs.finish import Draft
+from factory.runs.prepare import prepare
+from factory.runs.provenance import describe_job
+from factory.runs.run import run
 
 MakeJob = Callable[..., Job]
 VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets

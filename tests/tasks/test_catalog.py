@@ -27,7 +27,7 @@ def test_the_list_shows_whole_and_broken_tasks(workspace: Path) -> None:
     assert [line for line in lines if line.endswith("BROKEN")] == ["broken  BROKEN", "faulty  BROKEN"]
     assert [problem.split(": ", 1)[1] for problem in problems] == [
         "ZeroDivisionError: division by zero",
-        "unknown variable 'nope' (has: scenario, level, answer_schema, style)",
+        "unknown variable 'nope' (has: scenario, level, answer_schema, style, few_shot)",
     ]
     assert all(f"    {problem}" in lines for problem in problems)
 

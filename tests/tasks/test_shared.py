@@ -9,8 +9,12 @@ from conftest import write_task
 from factory.checks.verify import verify
 from factory.errors import DatasetError, TaskError
 from factory.job.job import Job
+from factory.runs.prepare import prepare
+from factory.runs.probes import judge_probes
+from factory.runs.provenance import describe_job
 from factory.runs.run import run
 from factory.tasks.catalog import preview
+from factory.tasks.render import check_templates
 from factory.tasks.tasks import Task, load_task
 
 ASKS = '{% include "_shared/tone.j2" %} {{ scenario.a }} + {{ scenario.b }}?'
@@ -76,3 +80,32 @@ def test_names_that_would_meet_among_the_copies_are_refused(workspace: Path, sha
     task, problems = load_task(workspace, "adding")
     assert task is None
     assert "has the same name" in problems[0]
+
+
+def test_a_rubric_includes_partials_and_they_count_where_a_judge_reads_them(
+    workspace: Path, shared: Path, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    (shared / "grade.j2").write_text("Grade {{ answer }} from 1 to 5.{% include '_shared/deep.j2' %}")
+    write_task(workspace, judge_j2='{% include "_shared/grade.j2" %} It was asked: {{ prompt }}')
+    task = load(workspace)
+    assert check_templates(task) == []
+    assert {path.name for path in task.sources} >= {"judge.j2", "grade.j2", "deep.j2"}
+    (question, *_) = judge_probes(prepare(make_job(judge={}), workspace))
+    assert question.messages[0]["content"].startswith('Grade {"total":')
+    assert " from 1 to 5. at level " in question.messages[0]["content"]
+
+    def digests() -> list[str]:
+        jobs = make_job(), make_job(judge={})
+        return [describe_job(prepare(job, workspace))["digest"] for job in jobs]
+
+    before = digests()
+    (shared / "grade.j2").write_text("Grade {{ answer }} anew.")
+    after = digests()
+    assert after[0] == before[0]  # nobody judges
+    assert after[1] != before[1]
+
+
+def test_a_partial_of_the_rubric_sees_what_the_rubric_sees(workspace: Path, shared: Path) -> None:
+    (shared / "grade.j2").write_text("{{ answer_schema }}")
+    write_task(workspace, judge_j2='{% include "_shared/grade.j2" %}')
+    assert any("grade.j2: unknown variable 'answer_schema'" in line for line in check_templates(load(workspace)))

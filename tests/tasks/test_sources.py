@@ -144,8 +144,16 @@ def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_a_dataset_that_is_not_there_is_told(tmp_path: Path) -> None:
-    said = fault(tmp_path / "nowhere")
+    said = fault(tmp_path / "nowhere", format="datasets")
     assert said.startswith(f"tasks.0.source.path: {tmp_path / 'nowhere'} cannot be loaded: ")
+
+
+def test_a_mistyped_path_asks_no_hub(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    assert fault(tmp_path / "leters") == (
+        f"tasks.0.source.path: {tmp_path}/leters: no such file or folder; did you mean '{tmp_path}/letters'?; "
+        f'of the hub it needs format = "datasets"'
+    )
 
 
 def test_a_file_of_another_kind_asks_for_its_format(tmp_path: Path) -> None:
@@ -262,6 +270,44 @@ class FreeForm(BaseModel):
     @classmethod
     def _from_anything(cls, data: dict[str, Any]) -> dict[str, Any]:
         return {"body": str(data)}
+
+
+class Either(BaseModel):
+    """Takes `total`, or the `parts` of it: no field, and read all the same."""
+
+    total: int
+    note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_up(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return data if "total" in data else data | {"total": sum(data["parts"])}
+
+
+@pytest.mark.parametrize(
+    ("fields", "constants", "says"),
+    [
+        ({"parts": "p", "note": "n"}, {}, None),
+        ({"parts": "p"}, {"note": "x"}, None),
+        ({"parts": "p", "nte": "n"}, {}, r"fields: Scenario does nothing with 'nte' .*did you mean 'note'\?$"),
+        ({"parts": "p"}, {"colour": "red"}, r"constants: Scenario does nothing with 'colour' \(has: total, note\)$"),
+        ({"total": "t", "parts": "p"}, {}, r"fields: Scenario does nothing with 'parts'"),
+        ({"parts": "p", "nte": "empty"}, {}, None),  # no row has it, so nothing is lost
+    ],
+)
+def test_what_a_scenario_with_a_validator_of_its_own_ignores_is_found_by_trying(
+    tmp_path: Path, fields: dict[str, str], constants: dict[str, Any], says: str | None
+) -> None:
+    path = write(
+        tmp_path / "rows.jsonl", [{"p": [1, 2], "n": "hi", "t": 4, "empty": None}, {"p": [3], "n": "ho", "t": 5}]
+    )
+    config = SourceConfig(path=str(path), fields=fields, constants=constants)
+    if says is None:
+        assert len(open_source(config, "tasks.0.source", 0, 2, Either)) == 2
+        return
+    with pytest.raises(JobError, match=says) as caught:
+        open_source(config, "tasks.0.source", 0, 2, Either)
+    assert "\n" not in str(caught.value)
 
 
 def open_letters(path: Path, scenario: type[BaseModel], columns: list[str], **config: Any) -> Source:

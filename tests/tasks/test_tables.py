@@ -141,6 +141,8 @@ def test_bytes_that_are_no_utf8_make_one_bad_row(tmp_path: Path) -> None:
         ("rows.json", '[{"a": 1}, {"a": ', "the array is not JSON: "),
         ("rows.json", '[{"a": 1} {"a": 2}]', "neither , nor ]"),
         ("rows.json", '[{"a": 1}]\n[{"a": 2}]', "more follows the array"),
+        ("rows.json", '[{"a": 1}, ]', "a , before the ] at character 12"),
+        ("rows.json", "[,]", "the array is not JSON: "),
         ("rows.jsonl.gz", "no gzip", "Not a gzipped file"),
     ],
 )
@@ -155,6 +157,16 @@ def test_a_gzip_file_that_breaks_off_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(EOFError):
         read(path)
+
+
+def test_packed_files_hold_no_handle_each_and_are_read_from_any_place(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{number}.jsonl.gz", [{"a": number}, {"a": -number}]) for number in range(40)]
+    read(paths[0])  # the one handle
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    tables = [read(path) for path in paths]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    found = [[table[place]["a"] for place in (1, 0)] for table in reversed(tables)]
+    assert found == [[-number, number] for number in reversed(range(40))]
 
 
 @given(

@@ -134,7 +134,10 @@ def test_a_schema_that_raises_on_import_is_named_with_the_line(tmp_path: Path, t
             "Answer is missing (needs Scenario, Answer, check; has Scenario, check, sample, solve); define it",
         ),
         (SCHEMA + "\nAnswer = None", "Answer is missing (needs Scenario, Answer, check; has Scenario, check, sample,"),
-        (SCHEMA + "\nAnswer = dict", "Answer must be a pydantic BaseModel, or str for a free text, got <class 'dict'>"),
+        (
+            SCHEMA + "\nAnswer = dict",
+            "Answer must be a pydantic BaseModel, str for a free text, or Reply beside TOOLS, got",
+        ),
         (SCHEMA + "\nScenario = Scenario(a=1)", "Scenario must be a pydantic BaseModel, got Scenario(a=1, b=1)"),
         (SCHEMA + "\ncheck = 3", "check must be a function, got 3"),
         (SCHEMA + "\nsample = 'x'", "sample must be a function, got 'x'"),

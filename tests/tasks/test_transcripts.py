@@ -44,6 +44,15 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def test_a_row_of_another_form_than_the_data_says_what_it_lacks() -> None:
+    rows = [{"prompt": "2 + 2 =", "completion": " 4"}, {"messages": [USER, ANSWER]}]
+    table = Rows("rows.jsonl", {"rows.jsonl": Loaded(rows, ["prompt", "completion", "messages"])}, digest="")
+    (told,) = Transcripts(TranscriptsConfig(path="rows.jsonl"), table).bad_rows()
+    assert told.startswith(
+        "rows.jsonl row 2: has no prompt and no completion; rows of this data have prompt and completion"
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "messages", "parts"),
     [
@@ -81,10 +90,10 @@ def test_forms_of_a_row(row: dict[str, Any], messages: Any, parts: dict[str, Any
         ({"messages": [USER, {"role": "assistant"}]}, "1.content: Field required"),
         ({"messages": "hello"}, "should be a valid list"),
         ({"prompt": [USER], "completion": [ANSWER, ANSWER]}, "one assistant turn"),
-        ({"prompt": "2 + 2", "completion": None}, "should be a valid list"),
+        ({"prompt": "2 + 2", "completion": None}, "has no completion; rows of this data have prompt and completion"),
         (IDS | {"completion_token_ids": []}, "3 prompt ids and 0 completion ids"),
         (IDS | {"prompt_token_ids": ["a"]}, "valid integer"),
-        (IDS | {"prompt_token_ids": None}, "should be a valid list"),
+        (IDS | {"prompt_token_ids": None}, "has no prompt_token_ids"),
     ],
 )
 def test_what_is_no_transcript_is_a_rejected_row(row: dict[str, Any], told: str) -> None:

@@ -11,7 +11,7 @@ from factory.errors import TeacherError
 from factory.job.job import Job
 from factory.job.teacher import TeacherConfig
 from factory.signals import SignalSpec
-from factory.teachers.models import locate_model, read_shape, require_window, resolve_signals, shape_of
+from factory.teachers.models import locate_model, read_end_ids, read_shape, require_window, resolve_signals, shape_of
 
 MakeJob = Callable[..., Job]
 CONFIG: dict[str, Any] = {
@@ -39,6 +39,27 @@ def test_the_shape_is_read_from_config_json(model: Path) -> None:
     shape = read_shape(str(model), TeacherConfig())
     assert (shape.vocab_size, shape.layers, shape.hidden_size, shape.window) == (1000, 6, 64, 2048)
     assert shape.kv_values_per_token == 2 * 2 * 16 * 6
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "overrides", "ids"),
+    [
+        ({}, None, {}, []),
+        ({"eos_token_id": 5}, {"eos_token_id": [1, 106]}, {}, [1, 5, 106]),
+        ({"eos_token_id": [3], "text_config": {"eos_token_id": 4}}, None, {}, [3, 4]),
+        ({"eos_token_id": 5}, None, {"eos_token_id": [6, 7]}, [6, 7]),
+        # what is no id is none, and no class's default stands in for it: Llama's 2 is any word here
+        ({"eos_token_id": None, "model_type": "llama"}, {"eos_token_id": "</s>"}, {}, []),
+        ({"eos_token_id": [True, 8.0, 9], "text_config": []}, ["no", "table"], {}, [9]),
+    ],
+)
+def test_the_ends_are_those_that_the_files_and_the_job_name(
+    config: dict[str, Any], generation: Any, overrides: dict[str, Any], ids: list[int], model: Path
+) -> None:
+    (model / "config.json").write_text(json.dumps(CONFIG | config))
+    if generation is not None:
+        (model / "generation_config.json").write_text(json.dumps(generation))
+    assert read_end_ids(str(model), TeacherConfig(engine={"hf_overrides": overrides})) == ids
 
 
 def test_the_text_part_of_a_model_with_several_is_what_counts() -> None:

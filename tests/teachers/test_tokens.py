@@ -1,5 +1,7 @@
 """A model's tokenizer without transformers: what a plan and a preview see is what the engine will be given."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,11 @@ import pytest
 from chat_templates import CASES, Case
 from test_chat_template import RIGHT, USER, conversation, open_encoder
 
+from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
 from factory.records import Message
-from factory.teachers.tokens import ExactCounter, LocalTokenizer
+from factory.teachers.demo import demo_teacher
+from factory.teachers.tokens import ExactCounter, LocalTokenizer, open_exact
 
 
 def open_counter(case: Case, folder: Path) -> ExactCounter:
@@ -51,3 +55,21 @@ def test_a_template_of_the_jobs_own_is_the_one_that_is_counted_with(tmp_path: Pa
     )
     counter = ExactCounter(LocalTokenizer(tmp_path), teacher)
     assert len(counter.prompt_ids([USER])) == len(USER["content"]) + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json: "),
+        ("tokenizer.json", "[]", "tokenizer.json: "),
+        ("tokenizer_config.json", '["eos_token"]', "tokenizer_config.json is no JSON object"),
+        ("chat_template.jinja", "{% for %}", "Expected an expression"),
+    ],
+)
+def test_a_broken_tokenizer_is_one_line(name: str, text: str, told: str, tmp_path: Path) -> None:
+    for path in Path(demo_teacher()).glob("*.j*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(TeacherError, match=rf"its tokenizer cannot be used: .*{re.escape(told)}") as caught:
+        open_exact(TeacherConfig(model=str(tmp_path)))
+    assert "\n" not in str(caught.value)

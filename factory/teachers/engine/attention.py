@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from factory.teachers.engine.copies import AT_ONCE, Copies, to_device
 from factory.teachers.engine.pages import Array, Pages, StepRows
 from factory.teachers.engine.wrap import wrap
 
@@ -60,14 +61,19 @@ class AttentionKeeper:
         # bytes, because blocks may differ in width and type, and a row holds all of them
         self.rows = Pages(row_bytes(self.heads), np.uint8, BLANK)
 
-    def keep(self, step: StepRows, attends_B: Array) -> None:
+    @property
+    def pages(self) -> list[Pages]:
+        """Where queries and keys are kept."""
+        return [self.rows]
+
+    def keep(self, step: StepRows, attends_B: Array, copies: Copies = AT_ONCE) -> None:
         """Take those of a step's tokens that belong to the requests whose attention is kept."""
         # a request that turns out too long stops costing memory where it does
         chosen = np.flatnonzero(attends_B[step.request_N] & (step.position_N < self.most_tokens))
         if len(chosen):
             rows = rows_of(self.seen, self.heads)
-            rows_NW = rows[torch.from_numpy(step.row_N[chosen]).to(rows.device)].cpu().numpy()
-            self.rows.write(step.slot_N[chosen], step.position_N[chosen], rows_NW)
+            rows_NW = rows[to_device(step.row_N[chosen], rows.device)]
+            copies.send(rows_NW, self.rows, step.slot_N[chosen], step.position_N[chosen])
         self.seen.clear()
 
     def take(self, slot: int, inputs: int) -> dict[str, Array]:

@@ -4,12 +4,11 @@ The runner knows requests by name and moves them about; slots do not move, so wh
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from factory.teachers.engine.pages import Array, StepRows
-from factory.teachers.engine.runner_v1 import RunnerV1
+from factory.teachers.engine.runner import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,7 @@ NO_BATCH = Batch([], NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, np.zeros(0,
 class Roster:
     """The requests inside one worker, from `begin`, or their first step, until they are forgotten."""
 
-    def __init__(self, runner: RunnerV1, decoding: bool) -> None:
-        self.runner = runner
+    def __init__(self, decoding: bool) -> None:
         self.decoding = decoding
         self.asked: dict[str, Asked] = {}
         # a preempted request is in no batch for a while, and still has its slot
@@ -72,14 +70,13 @@ class Roster:
         """What the batch itself does not tell of a request."""
         self.asked[name] = asked
 
-    def now(self) -> Batch:
-        """The requests of the batch as it is now."""
+    def of(self, step: Step) -> Batch:
+        """The requests of a step."""
         # most steps have the requests of the one before: comparing names is all they cost
-        if self.runner.names() != self.batch.names:
-            # a copy, as the runner changes its own list in place
-            names = list(self.runner.names())
+        if step.names != self.batch.names:
+            names = step.names
             # who was not told of has nothing special about it, and its prompt is what the runner says
-            prompts = self.runner.given_B(len(names)).tolist()
+            prompts = step.given_B.tolist()
             known = [self.asked.get(name) or Asked(prompt, 0) for name, prompt in zip(names, prompts, strict=True)]
             self.batch = Batch(
                 names,
@@ -97,17 +94,15 @@ class Roster:
             self.slots[name] = self.free_slots.pop() if self.free_slots else len(self.slots)
         return self.slots[name]
 
-    def rows_of_step(self, scheduler_output: Any) -> StepRows:
+    def rows_of(self, step: Step) -> StepRows:
         """Where each token of the step belongs, of the requests that are kept."""
-        batch = self.now()
-        counts_B = np.array([scheduler_output.num_scheduled_tokens[name] for name in batch.names], np.int64)
-        first_B = self.runner.first_position_B(len(counts_B))
+        batch, counts_B = self.of(step), step.counts_B
         request_N = np.repeat(np.arange(len(counts_B)), counts_B)
         row_N = np.flatnonzero(batch.keeps_B[request_N])
         request_N = request_N[row_N]
         # a row's number less those of the requests before it
         within_N = row_N - (np.cumsum(counts_B) - counts_B)[request_N]
-        return StepRows(row_N, request_N, batch.slot_B[request_N], first_B[request_N] + within_N)
+        return StepRows(row_N, request_N, batch.slot_B[request_N], step.first_B[request_N] + within_N)
 
     def forget(self, name: str) -> int | None:
         """Forget a request; the slot it had, which the next one may have."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from factory.errors import one_line, root_cause
+from factory.signals import SignalSpec
+from factory.teachers.engine.handing_out import KEY, can_hand_out, inner_layers
 from factory.teachers.engine.wrap import wrap
 from factory.teachers.fit import MIN_ANSWER_TOKENS
 from factory.teachers.prompt_ids import PromptEncoder, TemplateRefusal
@@ -64,8 +66,8 @@ def require_some_fit(encoder: PromptEncoder, setup: dict[str, Any]) -> None:
     for number, probe in enumerate(setup["probes"], 1):
         try:
             if not scores:
-                encoder.template.require_header(tuple(message["role"] for message in probe["messages"]))
-            length = len(encoder.encode(probe["messages"]))
+                encoder.showing(probe["tools"]).require_header(tuple(m["role"] for m in probe["messages"]))
+            length = len(encoder.encode(probe["messages"], probe["tools"]))
         except TemplateRefusal as error:
             if scores and (shortest or number < len(setup["probes"])):
                 continue
@@ -105,6 +107,38 @@ def tell_loading(tell: Callable[[str], None]) -> None:
 
     # of the class: the worker is made, and loads, inside the constructor of the engine
     wrap(Worker, "load_model", load)
+
+
+def choose_way(teacher: dict[str, Any], settings: dict[str, Any], signals: SignalSpec, last: int) -> dict[str, Any]:
+    """The settings that hidden states are taken with: by the model itself, or by hooks, which need it uncompiled.
+
+    `last` is the number of the model's layers. Raises Unfit where the job asks for what the model does not have.
+    """
+    if not signals.layers or settings.get("enforce_eager"):
+        return settings
+    inner = inner_layers(signals.layers, signals.final_norm, last)
+    # what it puts out anyway any model has; the class is looked up before a single weight is loaded
+    if not inner or can_hand_out(_model_class(teacher, settings)):
+        return settings | {"additional_config": {KEY: inner}}
+    told = f"the model's code in vLLM hands out no layers, so {inner} need hooks, which need it uncompiled"
+    if settings.get("enforce_eager") is False:
+        raise Unfit(f"teacher.engine.enforce_eager = False: {told}; leave it out, or those layers")
+    print(f"{told}: enforce_eager = True", flush=True)
+    return settings | {"enforce_eager": True}
+
+
+def _model_class(teacher: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """The class that vLLM runs the model with."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+
+    names = ("model", "tokenizer", "revision", "trust_remote_code", "dtype", "quantization", "max_model_len")
+    asked = {name: teacher[name] for name in names if teacher[name] is not None}
+    asked |= {name: settings[name] for name in ("hf_overrides", "model_impl") if name in settings}
+    try:
+        return get_model_architecture(EngineArgs(**asked).create_model_config())[0]
+    except Exception as error:  # whatever vLLM raises while it starts, it would raise again
+        raise Unfit(f"teacher: the engine does not start: {first_line(error)}") from error
 
 
 def build_llm(

@@ -1,5 +1,7 @@
 """One step's logits reduced to what is kept of them: plain tensor arithmetic, a few passes over the vocabulary.
 
+On GPUs `fused` does the same in one pass.
+
 B rows of a step, V ids of the vocabulary, K kept at each position. Nothing here knows of an engine.
 """
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 
 from factory.signals import Array, SignalSpec
+from factory.teachers.engine.copies import to_device
 
 BLOCK = 64  # vocabulary entries in one block of the two-stage top-k
 
@@ -37,6 +40,12 @@ class Workspace:
 
     def __init__(self) -> None:
         self.data: torch.Tensor | None = None
+
+    def take_copy(self, like_BV: torch.Tensor) -> torch.Tensor:
+        """One buffer [B, V] of the same type."""
+        if self.data is None or self.data.shape[0] < len(like_BV) or self.data.dtype != like_BV.dtype:
+            self.data = torch.empty(like_BV.shape, dtype=like_BV.dtype, device=like_BV.device)
+        return self.data[: len(like_BV)]
 
     def take(self, like_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Three float32 buffers [B, V]; what was taken before is gone."""
@@ -74,7 +83,7 @@ class Distribution:
             kept_BK, self.ids_BK = exact_topk(self.scores_BV, signals.top_k)
             self.kept_BK = kept_BK - self.log_total_B[:, None]
             if signals.keep == "top_p":
-                self._cut_to_mass(signals.top_p)
+                self.kept_BK, self.ids_BK = cut_to_mass(self.kept_BK, self.ids_BK, signals.top_p)
         else:
             self._draw(weights_BV, signals.top_k, fractions_B)
         # summed without the kept ids rather than as 1 - kept, which would cancel for a peaked distribution
@@ -92,23 +101,39 @@ class Distribution:
         self.kept_BK, order_BK = kept_BK.sort(dim=1, descending=True, stable=True)
         self.ids_BK, self.draws_BK = ids_BK.gather(1, order_BK), draws_BK.gather(1, order_BK)
 
-    def _cut_to_mass(self, top_p: float) -> None:
-        """Keep of the k likeliest ids as many as reach the mass `top_p`, one at least."""
-        probs_BK = self.kept_BK.exp()
-        beyond_BK = probs_BK.cumsum(1) - probs_BK >= top_p
-        beyond_BK[:, 0] = False
-        self.ids_BK = self.ids_BK.masked_fill(beyond_BK, -1)
-        self.kept_BK = self.kept_BK.masked_fill(beyond_BK, -torch.inf)
-
     def rows(self, sampled_B: torch.Tensor) -> Array:
-        """[B, W] float32, one array for one copy to the host; `split_rows` tells what is where."""
-        sampled_B1 = self.scores_BV.gather(1, sampled_B[:, None].long()) - self.log_total_B[:, None]
-        columns = [sampled_B1, self.tail_B[:, None], self.entropy_B[:, None], self.kept_BK]
-        # the same bits under another name: nothing may calculate with these columns on the way
-        columns += [self.ids_BK.to(torch.int32).view(torch.float32)]
-        columns += [] if self.draws_BK is None else [self.draws_BK.to(torch.float32)]
-        packed: Array = torch.cat(columns, 1).cpu().numpy()
+        """What is packed, on the host."""
+        packed: Array = self.pack(sampled_B).cpu().numpy()
         return packed
+
+    def pack(self, sampled_B: torch.Tensor) -> torch.Tensor:
+        """[B, W] float32, one tensor for one copy to the host; `split_rows` tells what is where."""
+        sampled_B1 = self.scores_BV.gather(1, sampled_B[:, None].long()) - self.log_total_B[:, None]
+        return pack_rows(sampled_B1, self.tail_B, self.entropy_B, self.kept_BK, self.ids_BK, self.draws_BK)
+
+
+def pack_rows(
+    sampled_B1: torch.Tensor,
+    tail_B: torch.Tensor,
+    entropy_B: torch.Tensor,
+    kept_BK: torch.Tensor,
+    ids_BK: torch.Tensor,
+    draws_BK: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One step's numbers side by side, [B, W] float32."""
+    columns = [sampled_B1, tail_B[:, None], entropy_B[:, None], kept_BK]
+    # the same bits under another name: nothing may calculate with these columns on the way
+    columns += [ids_BK.to(torch.int32).view(torch.float32)]
+    columns += [] if draws_BK is None else [draws_BK.to(torch.float32)]
+    return torch.cat(columns, 1)
+
+
+def cut_to_mass(kept_BK: torch.Tensor, ids_BK: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the k likeliest ids and their log-probabilities as many as reach the mass `top_p`, one at least; -1 after."""
+    probs_BK = kept_BK.exp()
+    beyond_BK = probs_BK.cumsum(1) - probs_BK >= top_p
+    beyond_BK[:, 0] = False
+    return kept_BK.masked_fill(beyond_BK, -torch.inf), ids_BK.masked_fill(beyond_BK, -1)
 
 
 # A packed row of float32, W = 3 + 2K values, 3 + 3K where ids are drawn:
@@ -146,7 +171,7 @@ def draw_ids(weights_BV: torch.Tensor, draws: int, fractions_B: Array) -> tuple[
     """
     # in float64: with 150,000 ids a float32 sum loses the small ones
     cumulative_BV = weights_BV.double().cumsum_(1)
-    at_BK = torch.arange(draws, device=weights_BV.device) + torch.from_numpy(fractions_B).to(weights_BV.device)[:, None]
+    at_BK = torch.arange(draws, device=weights_BV.device) + to_device(fractions_B, weights_BV.device)[:, None]
     drawn_BK = torch.searchsorted(cumulative_BV, at_BK / draws * cumulative_BV[:, -1:], right=True)
     # a draw at the very end may be rounded past the last id
     drawn_BK = drawn_BK.clamp_max_(weights_BV.shape[1] - 1)

@@ -12,23 +12,27 @@ from typing import Any
 import numpy as np
 
 from factory.errors import one_line
-from factory.records import Generation
+from factory.records import Generation, ToolCall
 from factory.signals import Array, Attention, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
     Unfit,
     build_llm,
     choose_markers,
+    choose_way,
     end_grammars_in,
     load_tokenizer,
     make_encoder,
     require_some_fit,
     tokenizer_hash,
 )
+from factory.teachers.engine.calls import CallReader
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.engine.grammars import watch_grammars
+from factory.teachers.engine.handing_out import KEY
 from factory.teachers.engine.parts import Parts, Request
 from factory.teachers.engine.probe import Expected, choose_ids, expect, probe_engine
+from factory.teachers.engine.reserve import open_reserve
 from factory.teachers.fit import refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import TemplateRefusal
 from factory.teachers.reasoning import SplitCompletion, cut_reasoning, split_completion
@@ -57,7 +61,9 @@ class Engine:
         tell("importing vLLM")
         end_grammars_in(sorted(self.encoder.end_ids))
         self.refused = watch_grammars()
-        self.llm = build_llm(self.teacher, setup["settings"], self.markers, self.signals.top_k, tell)
+        self.reader = self._open_reader(setup)
+        settings = choose_way(self.teacher, setup["settings"], self.signals, setup["layers"])
+        self.llm = build_llm(self.teacher, settings, self.markers, self.signals.top_k, tell)
         self.window = int(self.llm.llm_engine.model_config.max_model_len)
         self.vocab = int(self.llm.llm_engine.model_config.get_vocab_size())
         self.decoding = setup["capture"] == "decode"
@@ -67,6 +73,7 @@ class Engine:
         self.parts = Parts(self.encoder, self.window, schemas, flat_k)
         self.spool = SpoolWriter(Path(setup["spool"]), setup["replica"])
         self.requests: dict[str, Request] = {}
+        self.reserve = open_reserve(self.signals, self.llm.llm_engine.model_config, self.teacher["replicas"])
         # the engine's own logprobs are masked by the grammar: a forward without one would differ
         if expected is not None and not self.flat:
             tell("probing it with a short text")
@@ -78,8 +85,17 @@ class Engine:
             return None
         tell("a plain forward of a short text")
         probes, vocab, window = setup["probes"], setup["vocab"], setup["window"]
-        ids = choose_ids(self.tokenizer, lambda: self.encoder.encode(probes[0]["messages"]), vocab, window)
+        ids = choose_ids(
+            self.tokenizer, lambda: self.encoder.encode(probes[0]["messages"], probes[0]["tools"]), vocab, window
+        )
         return expect(self.teacher, self.signals, ids, setup["routes"])
+
+    def _open_reader(self, setup: dict[str, Any]) -> CallReader | None:
+        """What reads tool calls, where some prompt has tools. Raises Unfit."""
+        shown = next((probe["tools"] for probe in setup["probes"] if probe["tools"]), "")
+        if not shown:
+            return None
+        return CallReader(self.tokenizer, self.encoder.showing(shown), self.teacher["tool_parser"])
 
     def _install(self) -> bool:
         """Begin to capture; true where the engine's own logprobs must do. Raises Unfit where they would not."""
@@ -117,6 +133,7 @@ class Engine:
             "tokenizer_sha256": tokenizer_hash(self.tokenizer),
             "settings": self._settings(),
             **({"distribution": TOLD} if self.flat else {}),
+            **({"tool_parser": self.reader.name} if self.reader is not None else {}),
             "reasoning_markers": [self.markers.start, self.markers.end] if self.markers else None,
             **({"reasoning_closing_ids": self.encoder.closing_ids} if self._is_spelt() else {}),
             "end_token_ids": sorted(self.encoder.end_ids),
@@ -124,11 +141,14 @@ class Engine:
 
     def _settings(self) -> dict[str, Any]:
         """What the engine ended up with of the settings that decide which numbers come out."""
-        config = self.llm.llm_engine.vllm_config
+        config, states = self.llm.llm_engine.vllm_config, bool(self.signals.layers)
         return {
+            "model_runner": "v2" if config.use_v2_model_runner else "v1",
             "eager": config.model_config.enforce_eager,
             "prefix_caching": config.cache_config.enable_prefix_caching,
             "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            **({"hidden_states": "the model's own" if KEY in config.additional_config else "hooks"} if states else {}),
             "speculative": config.speculative_config is not None,
             "kv_cache_dtype": str(config.cache_config.cache_dtype),
             "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
@@ -141,7 +161,7 @@ class Engine:
                 ids, completion_ids = self.encoder.encode_transcript(prompt["messages"], prompt["transcript"])
                 row = Request(prompt, ids, "scored", completion_ids, "stop", reasons=self.markers is not None)
                 return self._score(row)
-            encoded = self.encoder.encode_prompt(prompt["messages"])
+            encoded = self.encoder.encode_prompt(prompt["messages"], prompt["tools"])
         except TemplateRefusal as error:
             return failed(prompt, [], "refused_by_template", str(error))
         ids = encoded.ids
@@ -201,6 +221,7 @@ class Engine:
             last_id = int(request.completion_ids[-1]) if scored else None
             self._tell_worker("factory_begin", inner, length, prompt["seed"], last_id, attends, keeps)
         self.requests[request.name] = replace(request, inner=inner)
+        self.reserve.take(request.name, len(request.inputs) + int(params.max_tokens) if prompt["keeps"] else 0)
         return None
 
     def step(self) -> list[Generation]:
@@ -211,6 +232,7 @@ class Engine:
 
     def _finish(self, output: Any) -> Generation | None:
         request = self.requests.pop(output.request_id)
+        self.reserve.free(request.name)
         prompt, completion = request.prompt, output.outputs[0]
         if completion.finish_reason == "repetition":
             # a row that is turned down, in whichever part of it: nothing is kept of it, and nothing more is asked
@@ -247,6 +269,9 @@ class Engine:
         """The generation of a row's ids, with what these arrays hold."""
         ids_T, prompt_ids = np.array(request.completion_ids, np.int32), np.array(request.prompt_ids, np.int32)
         split = self._split(request, ids_T)
+        content, calls = "", tuple[ToolCall, ...]()
+        if request.prompt["form"] == "calls" and self.reader is not None:
+            content, calls = self.reader.read(split.answer, request.prompt["tools"])
         # those of the prompt come first, where they are kept; the completion's are the last T
         captured = as_logprobs(arrays)
         before = len(captured.sampled_T) - len(ids_T) if captured else 0  # of the prompt's tokens
@@ -261,6 +286,8 @@ class Engine:
             completion_token_ids=ids_T,
             answer_start=split.answer_start,
             finish_reason=request.finish_reason,
+            content=content,
+            calls=calls,
             logprobs=all_logprobs and all_logprobs.part(slice(before, None)),
             prompt_logprobs=all_logprobs.part(slice(before)) if all_logprobs and self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,

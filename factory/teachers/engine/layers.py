@@ -1,8 +1,9 @@
 """Hidden states of the teacher: what the kept layers put out for each input token.
 
-Forward hooks leave a step's outputs behind, a row for each token in the batch's order; `keep` takes those that belong
-to requests that are kept. Layer 0 is what goes into the first block, layer i what comes out of block i, and the last
-one after the final norm where the job says so, as transformers counts them.
+Two ways bring a step's outputs, a row for each token in the batch's order; `keep` takes those that belong to requests
+that are kept. Forward hooks serve every model, and fire in none that is compiled or captured in a graph. There the
+model hands them out itself (`handing_out`). Layer 0 is what goes into the first block, layer i what comes out of block
+i, and the last one after the final norm where the job says so, as transformers counts them.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +13,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from factory.teachers.engine.copies import Copies, to_device
+from factory.teachers.engine.handing_out import inner_layers
 from factory.teachers.engine.pages import Array, Pages, StepRows
 
 
 class StateKeeper:
-    """States of the requests inside one worker. Raises ValueError for a model whose layers cannot be found."""
+    """States of the requests inside one worker. Raises ValueError for a model whose layers cannot be found.
 
-    def __init__(self, model: nn.Module, layers: Sequence[int], final_norm: bool) -> None:
+    `hands_out`: the model hands them out; otherwise its blocks are hooked.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[int], final_norm: bool, hands_out: bool = False) -> None:
         self.layers = layers
+        self.hands_out = hands_out
+        # those that the model hands out, in the order it does; the last one after the norm it puts out anyway
+        self.inner = inner_layers(layers, final_norm, len(find_blocks(model)[0]))
         # by layer: whether its state is the sum of the two tensors that its block hands on, not the first of them
         # alone; the start-up probe finds out
         self.sums: dict[int, bool | None] = {}
@@ -27,7 +36,13 @@ class StateKeeper:
         self.outputs: dict[int, torch.Tensor] = {}
         # [slot, position] -> L * H values as bfloat16 bits; None until a step tells how wide H is
         self.states: Pages | None = None
-        self._hook(model, final_norm)
+        if not hands_out:
+            self._hook(model, final_norm)
+
+    @property
+    def pages(self) -> list[Pages]:
+        """Where states are kept."""
+        return [] if self.states is None else [self.states]
 
     def _hook(self, model: nn.Module, final_norm: bool) -> None:
         blocks, trunk = find_blocks(model)
@@ -59,20 +74,38 @@ class StateKeeper:
 
         return keep
 
-    def keep(self, step: StepRows) -> None:
+    def receive(self, final_NH: torch.Tensor, layers_NH: Sequence[torch.Tensor] | None) -> None:
+        """What a model that hands its states out has put out in a step: the last layer after the norm, and the inner
+        ones in ascending order."""
+        if not self.hands_out:
+            return
+        given = list(layers_NH or ())
+        assert len(given) == len(self.inner), f"the model handed out {len(given)} layers of {self.inner}"
+        self.outputs = dict(zip(self.inner, given, strict=True))
+        for layer in set(self.layers) - set(self.inner):
+            self.outputs[layer] = final_NH
+
+    def handed_out(self) -> dict[int, torch.Tensor]:
+        """What the model handed out in this step, by layer."""
+        return {layer: self.outputs[layer] for layer in self.inner} if self.hands_out else {}
+
+    def keep(self, step: StepRows, copies: Copies) -> None:
         """Take the states of a step's tokens."""
         if not self.outputs:
             return
+        # gathered now: what a captured graph puts out is overwritten by the next step
+        where = to_device(step.row_N, self.outputs[self.layers[0]].device)
         # models that vLLM runs through transformers keep a batch dimension of one before the tokens
-        where = torch.from_numpy(step.row_N).to(self.outputs[self.layers[0]].device)
-        rows = [self.outputs[layer].flatten(0, -2)[where] for layer in self.layers]
-        states_NLH = torch.stack(rows, 1).to(torch.bfloat16)
-        # numpy has no bfloat16: its bits travel as unsigned integers
-        bits = states_NLH.flatten(1).cpu().view(torch.int16).numpy().view(np.uint16)
+        whole = [self.outputs[layer].flatten(0, -2) for layer in self.layers]
+        # tokens that were split among workers: on the device a row too many would end it without a reason
+        assert all(len(rows) > step.row_N[-1] for rows in whole), "this worker has not the states of all tokens"
+        rows = [rows[where] for rows in whole]
+        # numpy has no bfloat16: its bits travel as integers
+        bits_NW = torch.stack(rows, 1).to(torch.bfloat16).flatten(1).view(torch.int16)
         if self.states is None:
             # blank is 0: a position without any state stands out, as no block puts out zeros alone
-            self.states = Pages(bits.shape[1], np.uint16, 0)
-        self.states.write(step.slot_N, step.position_N, bits)
+            self.states = Pages(bits_NW.shape[1], np.uint16, 0)
+        copies.send(bits_NW, self.states, step.slot_N, step.position_N)
 
     def end_step(self) -> None:
         """Let go of a step's outputs, whether any were kept or not."""

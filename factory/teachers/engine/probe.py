@@ -133,7 +133,8 @@ def score(llm: Any, tell_worker: TellWorker, name: str, ids: list[int]) -> dict[
     """The arrays of one scored request: all but the first of the ids are its completion."""
     from vllm import SamplingParams
 
-    params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+    # of a cached prefix nothing would be computed
+    params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=True)
     inner = llm.llm_engine.add_request(name, {"prompt_token_ids": ids[:-1]}, params)
     tell_worker("factory_begin", inner, 1, 0, ids[-1], False, True)
     while llm.llm_engine.has_unfinished_requests():

@@ -47,7 +47,8 @@ def serve(engine: Engine, inbox: "queue.SimpleQueue[dict[str, Any]]", emit: Any)
         finished = []
         # with work in the engine only what has come already is taken; without any, the next prompt is waited for.
         # Nobody misses a sign of life then: the other side waits for one only while a prompt is open
-        while not engine.requests or not inbox.empty():
+        # What waits for memory stays in the inbox, unanswered, and so nobody sends more
+        while not engine.requests or (engine.reserve.has_room and not inbox.empty()):
             generation = engine.add(inbox.get())
             if generation is not None:
                 # it could not be begun: told now, because the next turn of this loop may wait for ever

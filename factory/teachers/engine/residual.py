@@ -7,13 +7,14 @@ norm gives the same for (branch + residual, 0), the state is the sum; where it g
 first alone.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import torch
 from torch import nn
 
 from factory.teachers.engine.layers import find_blocks, find_final_norm
+from factory.teachers.engine.wrap import wrap
 
 # of the answer's norm: rounding stays far below, a residual left out or counted twice far above
 NEAR: Final = 0.1
@@ -23,14 +24,21 @@ Parts = tuple[torch.Tensor, torch.Tensor | None]
 class ResidualProbe:
     """Listens at the blocks of one worker's model until `finish`; any forward meanwhile is a trial.
 
+    `hands_out`: the model hands its states out, and may be compiled; `compare` holds these against its blocks'.
+
     Every worker of a model that is split among several has to do the same: blocks wait for each other.
     """
 
-    def __init__(self, model: nn.Module, layers: Collection[int]) -> None:
+    def __init__(self, model: nn.Module, layers: Collection[int], hands_out: bool = False) -> None:
         # by layer: whether its state is the sum; None where neither that nor the first alone is what counts next
         self.sums: dict[int, bool | None] = {}
         self.handed_on: dict[int, Parts] = {}
+        # the same of the whole forward, for what the model hands out beside its output; None where it does not
+        self.seen: dict[int, Parts] | None = {} if hands_out else None
         self.handles: list[Any] = []
+        self.model = model
+        if hands_out:
+            wrap(model, "forward", _uncompiled)
         blocks, trunk = find_blocks(model)
         for layer in layers:
             after = blocks[layer] if layer < len(blocks) else _norm_of(trunk)
@@ -44,11 +52,30 @@ class ResidualProbe:
         """What was found of each layer whose block hands on two tensors; the model is as it was."""
         for handle in self.handles:
             handle.remove()
+        if self.seen is not None:
+            del self.model.forward
         return self.sums
+
+    def compare(self, handed_out: Mapping[int, torch.Tensor]) -> None:
+        """Hold what the model handed out in a forward against what its blocks did; a layer that differs is not known.
+
+        Layer 0 is nobody's output.
+        """
+        assert self.seen is not None
+        for layer in handed_out.keys() - {0}:
+            first, second = self.seen.get(layer, (None, None))
+            if first is None:
+                self.sums[layer] = None  # no block was heard: all of it ran inside a graph
+            elif self.sums.get(layer, False) is not None:
+                state = first + second if self.sums.get(layer) and second is not None else first
+                if not _difference(handed_out[layer].flatten(0, -2), state.flatten(0, -2)) < NEAR:
+                    self.sums[layer] = None
 
     def _note(self, layer: int) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             parts = _parts(output)
+            if self.seen is not None:
+                self.seen[layer] = parts[0].clone(), None if parts[1] is None else parts[1].clone()
             if parts[1] is not None:
                 # what comes next may write into them
                 self.handed_on[layer] = parts[0].clone(), parts[1].clone()
@@ -66,6 +93,15 @@ class ResidualProbe:
                     self.sums[layer] = None
 
         return attempt
+
+
+def _uncompiled(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A forward whose blocks can be heard, also of a model that is compiled."""
+    from vllm.forward_context import get_forward_context, is_forward_context_available
+
+    if is_forward_context_available():
+        get_forward_context().skip_compiled = True
+    return inner(*args, **kwargs)
 
 
 def _norm_of(trunk: nn.Module) -> nn.Module | None:

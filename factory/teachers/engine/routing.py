@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from factory.teachers.engine.copies import AT_ONCE, Copies, to_device
 from factory.teachers.engine.pages import Array, Pages, StepRows
 from factory.teachers.engine.wrap import wrap
 
@@ -60,17 +61,22 @@ class ExpertKeeper:
         else:
             wrap(runner.router, "select_experts", around_router)
 
-    def keep(self, step: StepRows) -> None:
+    @property
+    def pages(self) -> list[Pages]:
+        """Where routes are kept."""
+        return [self.ids, self.weights]
+
+    def keep(self, step: StepRows, copies: Copies = AT_ONCE) -> None:
         """Take the routes of a step's tokens, heaviest expert first."""
         ids, weights = (torch.stack([self.routes[block][part] for block in self.blocks], 1) for part in (0, 1))
         # tokens that were split among workers: their routes stay blank, and the row is rejected for it
         if len(ids) <= step.row_N.max():
             return
-        where = torch.from_numpy(step.row_N).to(ids.device)
+        where = to_device(step.row_N, ids.device)
         weights_NLE, order_NLE = weights[where].sort(dim=-1, descending=True, stable=True)
-        ids_NW = ids[where].gather(-1, order_NLE).flatten(1).to(torch.int16).cpu().numpy()
-        self.ids.write(step.slot_N, step.position_N, ids_NW)
-        self.weights.write(step.slot_N, step.position_N, weights_NLE.flatten(1).to(torch.float16).cpu().numpy())
+        ids_NW = ids[where].gather(-1, order_NLE).flatten(1).to(torch.int16)
+        copies.send(ids_NW, self.ids, step.slot_N, step.position_N)
+        copies.send(weights_NLE.flatten(1).to(torch.float16), self.weights, step.slot_N, step.position_N)
 
     def take(self, slot: int, inputs: int) -> dict[str, Array]:
         """The arrays of a request of so many input tokens."""

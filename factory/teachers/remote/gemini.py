@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.records import Generation, Prompt, Usage
+from factory.records import Generation, Prompt
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.remote.read import (
     BadAnswer,
@@ -24,6 +24,7 @@ from factory.teachers.remote.read import (
 )
 from factory.teachers.remote.spelling import Unspelt
 from factory.teachers.remote.wire import Body, Said
+from factory.usage import Usage
 
 ROLES: Final = {"assistant": "model", "user": "user"}
 FINISH: Final = {"STOP": "stop", "MAX_TOKENS": "length"}

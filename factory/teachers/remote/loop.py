@@ -19,12 +19,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from factory.errors import TeacherError, one_line
 from factory.job.teacher import TeacherConfig
-from factory.records import Generation, Prompt, Usage
+from factory.records import Generation, Prompt
 from factory.teachers.remote.pace import NEVER, Pace, Started
 from factory.teachers.remote.purse import Purse
 from factory.teachers.remote.read import BadAnswer
 from factory.teachers.remote.transport import Closed, Endpoint, Key, Refused, Throttled, WayFault
 from factory.teachers.remote.wire import Body, Wire
+from factory.usage import Usage
 
 LONGEST_WAIT_S = 60.0
 PARKED = "the run is parked, nothing is lost"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.records import Generation, Prompt, Usage
+from factory.records import Generation, Prompt
 from factory.signals import Array
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.reasoning import Markers, split_completion
@@ -28,6 +28,7 @@ from factory.teachers.remote.read import (
 from factory.teachers.remote.spelling import Unspelt
 from factory.teachers.remote.wire import Body, Said
 from factory.teachers.tokens import LocalTokenizer
+from factory.usage import Usage
 
 REASONING: Final = ("reasoning", "reasoning_content")  # the newer name first; some servers send both
 ID: Final = "token_id:"

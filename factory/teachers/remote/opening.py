@@ -58,6 +58,11 @@ def start_remote(
     teacher = job.teacher
     purse = Purse(usage_path(out), teacher.model, teacher.price, teacher.max_cost)
     tell("endpoint", f"endpoint {way.url}: asking what {teacher.model} can do", model=teacher.model, url=way.url)
+    if any(probe.tools or any(isinstance(m["content"], list) for m in probe.messages) for probe in probes):
+        raise TeacherError(
+            f'teacher.backend "{teacher.backend}": a task has tools or images, and an endpoint is asked with '
+            f'texts alone; leave it out, or run an open model with backend = "vllm"'
+        )
     samplings = [probe.sampling for probe in probes] or [Sampling()]
     try:
         wire, details = asyncio.run(_probe(job, way, signals, schemas, samplings, purse))

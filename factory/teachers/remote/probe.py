@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from factory.errors import TeacherError, nearest
-from factory.records import Generation, Message, Prompt, Sampling, Usage
+from factory.records import Generation, Message, Prompt, Sampling
 from factory.teachers.remote.purse import Purse
 from factory.teachers.remote.read import BadAnswer
 from factory.teachers.remote.transport import Closed, Endpoint, Refused, Throttled, WayFault
 from factory.teachers.remote.wire import Body, Wire
+from factory.usage import Usage
 
 PROBE_TOKENS: Final = 16  # some endpoints refuse fewer
 THINKING_TOKENS: Final = 1024

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.job.endpoint import PriceConfig
-from factory.records import Usage
+from factory.usage import Usage
 
 USAGE: Final = "usage.jsonl"
 MILLION: Final = 1_000_000

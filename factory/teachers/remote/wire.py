@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from factory.records import Generation, Prompt, Usage
+from factory.records import Generation, Prompt
 from factory.signals import SignalSpec
 from factory.teachers.remote.spelling import Spelling
+from factory.usage import Usage
 
 Body = dict[str, Any]
 

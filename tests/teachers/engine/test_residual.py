@@ -130,3 +130,25 @@ def test_the_trial_leaves_the_model_and_its_answer_as_they_are() -> None:
         assert torch.equal(before, during)
         assert torch.equal(before, model(states))
     assert found == probe.sums
+
+
+@pytest.mark.engine  # imports vLLM
+@pytest.mark.parametrize("block", [Fused, Added, Plain])
+def test_states_that_a_model_hands_out_are_held_against_its_blocks(block: type[Fused]) -> None:
+    torch.manual_seed(0)
+    model, given = Model(block, by_keyword=False), torch.randn(5, 8)
+    right, hidden_states, residual = {0: given}, given, None
+    with torch.inference_mode():
+        for layer, module in enumerate(model.layers, 1):
+            output = module(torch.arange(5), hidden_states, residual)
+            hidden_states, residual = output if isinstance(output, tuple) else (output, None)
+            right[layer] = hidden_states + residual if block is Fused else hidden_states
+        probe = ResidualProbe(model, [1, 2, 3], hands_out=True)
+        probe.compare({2: right[2]})  # no block was heard
+        assert probe.sums == {2: None}
+        probe.sums.clear()
+        model(given)
+        probe.compare(right | {2: right[1]})
+    found = probe.finish()
+    assert "forward" not in vars(model)
+    assert [layer for layer, is_sum in found.items() if is_sum is None] == [2]

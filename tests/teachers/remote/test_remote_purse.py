@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from factory.job.endpoint import PriceConfig
-from factory.records import Usage
 from factory.teachers.remote.purse import (
     Account,
     Purse,
@@ -17,6 +16,7 @@ from factory.teachers.remote.purse import (
     read_spending,
     usage_path,
 )
+from factory.usage import Usage
 
 PRICE = PriceConfig(prompt=1.0, completion=10.0, cached=0.25, reasoning=20.0)
 

@@ -1,4 +1,4 @@
-"""Regroup: rows of many files in any order, the same as by a slow copy."""
+"""Picking: rows of many files in any order, the same as by a slow copy."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from factory.curriculum.regroup import take_rows, take_table
+from factory.dataset.picking import take_rows, take_table
 from factory.errors import DatasetError
 
 

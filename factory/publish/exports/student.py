@@ -1,0 +1,56 @@
+"""The named student: its tokenizer must understand a format's ids, or its chat template a format's messages."""
+
+from typing import Final
+
+from jinja2 import TemplateError
+
+from factory.errors import JobError, one_line
+from factory.publish.exports.asked import Asked
+from factory.publish.exports.format import Format
+from factory.publish.exports.source import Source
+from factory.publish.vocabulary import Vocabulary, student_vocabulary, teacher_vocabulary
+
+SENTINEL: Final = "Sentinelthought"
+
+
+def require_student(source: Source, asked: Asked, form: Format) -> None:
+    """Raise JobError where the student that is named would take ids or messages for something else."""
+    if asked.student is None or not form.checks_student:
+        return
+    student = student_vocabulary(asked.student)
+    if form.holds_ids(asked):
+        _require_ids(source, asked, student)
+    elif asked.reasoning == "apart" or (asked.reasoning is None and form.name != "messages"):
+        _require_reasoning(source, asked, student)
+
+
+def _require_ids(source: Source, asked: Asked, student: Vocabulary) -> None:
+    teacher = teacher_vocabulary(source.manifest)
+    if teacher is None:
+        told = "the teacher's tokenizer is not on this machine, so the two cannot be compared"
+        raise JobError(f"--student {asked.student}: {told}; download it, or leave --student out")
+    # what a student has beyond the teacher's ids is never asked of it
+    for number, piece in enumerate(teacher.pieces):
+        its = student.pieces[number] if number < len(student.pieces) else None
+        if its != piece and (piece or its):
+            meant = repr(its.decode("utf-8", "replace")) if its is not None else "nothing"
+            raise JobError(
+                f"--student {asked.student}: id {number} is {teacher.text(number)!r} to the teacher and {meant} to it: "
+                f"another tokenizer; `factory align {source.root} --student {asked.student}` maps ids, or export text"
+            )
+
+
+def _require_reasoning(source: Source, asked: Asked, student: Vocabulary) -> None:
+    """The template must show a reasoning that stands beside the content; many drop it without a word."""
+    if source.markers is None or student.tokenizer is None:
+        return
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": SENTINEL}]
+    try:
+        text = student.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+    except TemplateError as error:
+        raise JobError(f"--student {asked.student}: its chat template fails: {one_line(error, 200)}") from error
+    if SENTINEL not in text:
+        raise JobError(
+            f"--student {asked.student}: its chat template drops reasoning_content, so no reasoning would be trained; "
+            "give --reasoning content"
+        )

@@ -1,0 +1,76 @@
+"""TRL's SFTTrainer: exact token ids with a mask of the completion, so that nothing is tokenised again; or messages.
+
+A dataset with `input_ids` counts as processed; labels are made of `completion_mask` where `completion_only_loss` is on.
+Columns beside these would be copied through every `map`, so there are none.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from factory.dataset.tables import Field
+from factory.publish.exports import chat
+from factory.publish.exports.asked import Asked
+from factory.publish.exports.format import Format, Left, Values
+from factory.publish.exports.positions import all_ids, why_left
+from factory.publish.exports.refusals import refuse_chat
+from factory.publish.exports.source import Given, Source
+
+DEFAULT = "apart"  # TRL hands reasoning_content to the student's chat template
+SCRIPT = """from datasets import load_dataset
+from trl import SFTConfig, SFTTrainer
+
+rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
+trainer = SFTTrainer(
+    model="STUDENT",
+    args=SFTConfig(output_dir="student", completion_only_loss=True, max_length={length}),
+    train_dataset=rows,
+)
+trainer.train()
+"""
+
+
+def _fields(source: Source, asked: Asked) -> Sequence[Field]:
+    if asked.rows == "messages":
+        return Field("prompt", chat.MESSAGES), Field("completion", chat.turn_kind(source, asked, DEFAULT))
+    return Field("input_ids", "int64[]"), Field("completion_mask", "int64[]")
+
+
+def ids_and_mask(given: Given, asked: Asked) -> Values | Left:
+    """Prompt and completion as one list of ids, and 1 where they are the completion's."""
+    row = given.row
+    if told := why_left(row, asked):
+        return Left(told)
+    mask = np.ones(len(row.prompt_token_ids) + len(row.completion_token_ids), np.int64)
+    mask[: len(row.prompt_token_ids)] = 0
+    return {"input_ids": all_ids(row), "completion_mask": mask, "_positions": len(row.completion_token_ids)}
+
+
+def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
+    if asked.rows != "messages":
+        return ids_and_mask(given, asked)
+    row = given.row
+    completion = chat.completion_of(row, "completion", source, asked, DEFAULT)
+    return {"prompt": chat.prompt_of(row), "completion": completion, "_positions": len(row.completion_token_ids)}
+
+
+def _refuse(source: Source, asked: Asked) -> str | None:
+    if asked.rows != "messages":
+        return "--reasoning means something for messages; give --rows messages too" if asked.reasoning else None
+    if asked.length:
+        return "--length counts the teacher's ids, and messages have none; leave it out"
+    return refuse_chat(source, asked)
+
+
+FORMAT = Format(
+    name="trl-sft",
+    trainer="TRL SFTTrainer",
+    kept="exact token ids, or messages",
+    refuse=_refuse,
+    fields=_fields,
+    convert=_convert,
+    columns=("prompt", "completion"),
+    options=("student", "length", "rows", "reasoning"),
+    beside=lambda written: {"train.py": SCRIPT.format(length=written.asked.length)},
+    usage=lambda written: "python train.py            # after `pip install trl`, with your student in place of STUDENT",
+)

@@ -1,0 +1,98 @@
+"""Reinforcement learning with verl: each prompt once, with its scenario as the ground truth that a reward reads.
+
+Prompts of rejected rows are among them: what a teacher fails at is what reinforcement learning is for.
+"""
+
+from collections.abc import Sequence
+
+from factory.dataset.tables import Field
+from factory.publish.exports import chat
+from factory.publish.exports.asked import Asked
+from factory.publish.exports.format import Format, Left, Values
+from factory.publish.exports.source import Given, Source
+
+REWARD = '''"""A reward for verl: 1 where a task's own check finds nothing. Reads the folder of the tasks' schemas."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+SCHEMAS = Path("schemas")  # of the workspace that made the dataset
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    path = SCHEMAS / f"{data_source}.py"
+    spec = importlib.util.spec_from_file_location(data_source, path)
+    schema = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(schema)
+    text = solution_str.rpartition("</think>")[2].strip()
+    try:
+        answer = schema.Answer.model_validate_json(text)
+    except ValueError:
+        return 0.0
+    return 0.0 if schema.check(schema.Scenario.model_validate_json(ground_truth), answer) else 1.0
+'''
+YAML = """# the part of a verl configuration that reads these files
+data:
+  train_files: data/*.parquet
+  prompt_key: prompt
+  reward_fn_key: data_source
+custom_reward_function:
+  path: reward.py
+  name: compute_score
+"""
+
+
+def _refuse(source: Source, asked: Asked) -> str | None:
+    if source.scored:
+        return "its rows are transcripts: no task's check says what a right answer is, so there is no ground truth"
+    if source.stage:
+        return "it takes the prompts of rejected rows too, and a stage has none; leave --stage out"
+    return None
+
+
+def _fields(source: Source, asked: Asked) -> Sequence[Field]:
+    return (
+        Field("data_source", "text"),
+        Field("prompt", chat.MESSAGES),
+        Field("ability", "text"),
+        Field("reward_model", {"style": "text", "ground_truth": "text"}),
+        Field("extra_info", {"split": "text", "index": "text", "level": "text"}),
+    )
+
+
+def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
+    row = given.row
+    if given.config == "rejected" and (row["kind"] == "error" or row["stage"] == "prompt"):
+        return Left("no prompt was made, or the factory failed")
+    if row["sample"]:
+        return Left("another sample of a prompt that is there")
+    prompt = chat.prompt_of(row)
+    return {
+        "data_source": row["task"],
+        # a repaired prompt ends with an answer that was not accepted: the request itself is what is trained on
+        "prompt": prompt[:-2] if row["repaired"] else prompt,
+        "ability": row["task"],
+        "reward_model": {"style": "rule", "ground_truth": row["scenario"]},
+        "extra_info": {"split": "train", "index": row["prompt_id"], "level": row["level"]},
+        "_positions": 1,
+    }
+
+
+FORMAT = Format(
+    name="verl-rl",
+    trainer="verl (PPO, GRPO and others)",
+    kept="each prompt once, its scenario as ground truth",
+    refuse=_refuse,
+    fields=_fields,
+    convert=_convert,
+    configs=("default", "rejected"),
+    columns=("prompt", "prompt_id", "sample", "task", "level", "scenario", "repaired", "kind", "stage"),
+    arrays="none",
+    writes_ids=False,
+    beside=lambda written: {"reward.py": REWARD, "data.yaml": YAML},
+    usage=lambda written: (
+        "python -m verl.trainer.main_ppo data.train_files=$PWD/data/*.parquet "
+        "custom_reward_function.path=reward.py    # and your own model and trainer settings"
+    ),
+)
