@@ -69,6 +69,7 @@ architectures: $(READY)
 # kills, malformed answers, changed bytes and a long run, many times over; prints a table (docs/operations.md has one)
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py
+	$(BIN)/python tests/chaos/chaos_endpoint.py
 
 # speed beside a bare engine, bytes and reading, as one table in docs/benchmarks.md; about half an hour, on a quiet machine
 bench: $(READY)

@@ -20,6 +20,7 @@ import numpy as np
 from factory.hashing import derive_seed
 from factory.messages import Message, ToolCall
 from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
+from factory.usage import Usage
 
 Form = Literal["json", "text", "calls"]  # what an answer is: a JSON object, text as it stands, or text and tool calls
 Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "judge", "filter", "samples"]
@@ -210,25 +211,19 @@ class Generation:
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""
+    # What an endpoint has counted; None of our own engines, whose ids say it.
+    usage: Usage | None = None
+    # Why an endpoint's answer has no ids, and so no signals; empty where it has.
+    without_ids: str = ""
 
     @classmethod
     def failed(
         cls, prompt_id: str, attempt: int, failure: str, detail: str, prompt_ids: Array | None = None
     ) -> "Generation":
         """A generation that never came to be."""
-        return cls(
-            prompt_id=prompt_id,
-            attempt=attempt,
-            text="",
-            reasoning=None,
-            answer_text="",
-            prompt_token_ids=np.zeros(0, np.int32) if prompt_ids is None else prompt_ids,
-            completion_token_ids=np.zeros(0, np.int32),
-            answer_start=0,
-            finish_reason="error",
-            failure=failure,
-            failure_detail=detail,
-        )
+        none = np.zeros(0, np.int32)
+        given = none if prompt_ids is None else prompt_ids
+        return cls(prompt_id, attempt, "", None, "", given, none, 0, "error", failure=failure, failure_detail=detail)
 
 
 @dataclass(frozen=True, slots=True)

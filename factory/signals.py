@@ -24,6 +24,7 @@ from factory.hashing import is_drawn
 Array = npt.NDArray[Any]
 Keep = Literal["top_k", "top_p", "sampled"]
 Positions = Literal["all", "completion", "answer"]
+Source = Literal["engine", "endpoint"]
 HiddenPositions = Literal["all", "completion", "kept"]
 
 
@@ -140,12 +141,19 @@ class SignalSpec:
     attention: tuple[int, ...] = ()
     attention_share: float = 0.0
     attention_tokens: int = 0
+    # "endpoint": by somebody else's account. Tail and entropy are bounds there, and a row may have no ids at all: its
+    # column `without_ids` says why.
+    source: Source = "engine"
     # Whether rows that were not accepted say how sure the teacher was of them; no signal, but columns of `rejected`.
     rejected_measures: bool = False
 
     def as_manifest(self) -> dict[str, Any]:
         """The section `signals` of a manifest; what came later than it is told where it is not as it ever was."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("tools", "images")}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if (value or name not in ("tools", "images")) and (name, value) != ("source", "engine")
+        }
 
     @property
     def any(self) -> bool:

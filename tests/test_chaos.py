@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chaos import chaos
+from chaos import chaos, chaos_endpoint
 
 
 def require_survival(figures: chaos.Figures, tried: int) -> None:
@@ -28,6 +28,10 @@ def test_thirty_changed_bytes_are_named_and_repaired(tmp_path: Path) -> None:
 
 def test_a_longer_run_stays_small(tmp_path: Path) -> None:
     require_survival(chaos.run_long(tmp_path, 5000, random.Random(1)), 5000)
+
+
+def test_three_hundred_rows_behind_an_endpoint_that_fails_end_once(tmp_path: Path) -> None:
+    require_survival(chaos_endpoint.ask_endpoint(tmp_path, 300, random.Random(1)), 300)
 
 
 def test_what_does_not_survive_is_counted_and_told() -> None:

@@ -47,11 +47,14 @@ def _status(options: argparse.Namespace) -> int:
 
     from factory.dataset.history import count_runs
     from factory.publish.show import describe_totals, read_samples, read_totals
+    from factory.teachers.remote.purse import read_spending
 
     totals = read_totals(options.dir)
     if options.json:
         (samples, keep), runs = read_samples(options.dir), asdict(count_runs(options.dir))
-        say(json.dumps(totals.figures() | {"samples": samples, "keep": keep, "runs": runs}))
+        spent = read_spending(options.dir)
+        told = {"samples": samples, "keep": keep, "runs": runs} | ({"spent": spent} if spent else {})
+        say(json.dumps(totals.figures() | told))
     else:
         print_lines(describe_totals(options.dir, totals))
     return 0

@@ -275,6 +275,10 @@ def identity_columns(signals: SignalSpec) -> tuple[Column, ...]:
     )
 
 
+# only where an endpoint has answered: why a row has no ids, null where it has
+WITHOUT_IDS: Final = text_column("without_ids", lambda o: o.generation.without_ids or None)
+
+
 def accepted_columns(signals: SignalSpec) -> tuple[Column, ...]:
     """What accepted rows have beside that, but for their distributions."""
     return (
@@ -287,6 +291,7 @@ def accepted_columns(signals: SignalSpec) -> tuple[Column, ...]:
         int_column("answer_start", lambda o: o.generation.answer_start),
         *(float_column(name, _measure(name)) for name in MEASURES),
         Column("reasoning_tokens", pa.int32(), take_values(pa.int32(), lambda o: o.measures.reasoning_tokens)),
+        *((WITHOUT_IDS,) if signals.source == "endpoint" else ()),
     )
 
 

@@ -23,9 +23,12 @@ from factory.runs.room import FILE_BYTES
 from factory.runs.rounds import resume
 from factory.teachers.given_up import list_given_up
 from factory.teachers.models import has_cpu_engine, require_window, resolve_signals
+from factory.teachers.remote.purse import cost_of, dearest, read_account, usage_path
+from factory.teachers.remote_signals import tell_remote_signals
 from factory.teachers.spool import SEGMENT_BYTES
 from factory.teachers.student import open_student_encoder
 from factory.teachers.tokens import open_exact
+from factory.usage import Usage
 
 CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
@@ -74,7 +77,8 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
     lines += _turn_lines(parts)
     for part, forecast in zip(parts, forecasts, strict=True):
         lines += [f"  teacher {part.turn}:"] if part.turn else []
-        lines += [*engine_lines(part.job, has_cpu_engine()), *_forecast_lines(forecast), *_byte_lines(part)]
+        lines += [*engine_lines(part.job, has_cpu_engine()), *_forecast_lines(forecast)]
+        lines += [*_remote_lines(part, forecast, out), *_byte_lines(part)]
     return [*lines, *_disk_lines(parts, forecasts, out)]
 
 
@@ -123,7 +127,7 @@ def require_templates(prepared: Prepared) -> None:
 
 
 def _require_template(teacher: TeacherConfig, probes: list[Prompt]) -> None:
-    counter = None if teacher.backend == "scripted" else open_exact(teacher)
+    counter = None if teacher.backend == "scripted" or teacher.remote else open_exact(teacher)
     if counter is None:
         return
     for probe in probes:
@@ -189,6 +193,26 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     told = f"{'predicted disk':<14}{forecast.bytes / held:>10.2f} bytes a token {format_bytes(forecast.bytes):>10}"
     left = f", {format_bytes(forecast.left)} of it still to be written" if forecast.committed else ""
     return [*lines, f"    {told}{left}"]
+
+
+def _remote_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str]:
+    """What a teacher behind an endpoint costs, and what its signals are."""
+    job, price = prepared.job, prepared.job.teacher.price
+    if not job.teacher.remote:
+        return []
+    lines = [f"  signals: {tell_remote_signals(job)}"] if job.signals.top_k else []
+    if price is None:
+        return [*lines, "  cost: not known without [teacher.price]"]
+    likely = Usage(round(forecast.prompt_tokens), 0, round(forecast.completion_tokens), 0)
+    completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in prepared.plan.blocks)
+    attempts = prepared.plan.samples * (1 + job.validation.retries)
+    most = dearest(likely.prompt * (1 + job.validation.retries), completion * attempts, price)
+    spent = read_account(usage_path(out), job.teacher.model)[0].cost(price)
+    told = f"  cost: about {cost_of(likely, price):,.4f} {price.currency} for all rows, asked once"
+    told += f"; at most {cost_of(most, price):,.4f}, if all retries and max_tokens are used"
+    told += f"; {spent:,.4f} of it spent" if spent else ""
+    told += f"; the run stops before {job.teacher.max_cost:g}" if job.teacher.max_cost is not None else ""
+    return [*lines, told]
 
 
 def _time_lines(forecast: Forecast) -> list[str]:

@@ -29,7 +29,7 @@ from factory.runs.prepare import Prepared, prepare
 from factory.runs.provenance import describe_job
 from factory.runs.run import run_prepared
 from factory.tasks.tasks import held_in
-from factory.teachers.models import ModelShape, locate_model, read_shape, resolve_signals
+from factory.teachers.models import REMOTE_SHAPE, ModelShape, locate_model, read_shape, resolve_signals
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter
 
@@ -108,6 +108,8 @@ def shape_of_teacher(job: Job) -> ModelShape:
     """The shape of the job's model. Raises TeacherError where it cannot be had."""
     if job.teacher.backend == "scripted":
         return SHAPE
+    if job.teacher.remote:
+        return REMOTE_SHAPE
     model = locate_model(job.teacher)
     return read_shape(model, job.teacher)
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 
 from factory.job.config import Config, Fraction
+from factory.job.endpoint import REMOTE, EndpointConfig, PriceConfig, require_consistent
 from factory.records import Repetition, Sampling
 
 
@@ -54,7 +55,7 @@ class TeacherConfig(Config):
     """`[teacher]`: which model answers, and how the engine is set up."""
 
     model: Annotated[str, Field(min_length=1)] = "demo"
-    backend: Literal["vllm", "scripted"] = "vllm"
+    backend: Literal["vllm", "scripted", "openai", "gemini"] = "vllm"
     # of a hub id: branch, tag or commit; None for its main branch
     revision: str | None = None
     # None for the model's own
@@ -85,10 +86,30 @@ class TeacherConfig(Config):
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     hang_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     scripted: ScriptedFaults = ScriptedFaults()
+    # the rest is of remote backends alone (docs/teachers.md). None: the backend's own address and variable
+    base_url: str | None = None
+    # the name of an environment variable, never a key; "" for an endpoint that asks for none
+    api_key_env: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] | None = None
+    endpoint: EndpointConfig = EndpointConfig()
+    price: PriceConfig | None = None
+    # in the price's currency: nothing is asked that might pass it
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _keys_of_the_backend(self) -> "TeacherConfig":
+        require_consistent(self.backend, self.model_fields_set, self.price is not None)
+        return self
+
+    @property
+    def remote(self) -> bool:
+        """Whether the teacher is behind an endpoint."""
+        return self.backend in REMOTE
 
     @property
     def feed_depth(self) -> int:
         """Requests kept in flight: enough that the engine's batch never runs dry while a shard is written."""
+        if self.remote:
+            return self.in_flight or self.endpoint.feed_depth
         # a batch that runs, and another that takes its place while nobody feeds
         return self.in_flight or 2 * self.max_num_seqs
 

@@ -50,7 +50,7 @@ def collate(
 
     `prompt="student"` puts what the student is shown before the completion (`Row.as_student`).
 
-    Raises DatasetError where rows differ in tokenizer, k, layers or hidden size, and where none is left.
+    Raises DatasetError where rows differ in tokenizer, k, layers or hidden size, a prompt has no ids, or none is left.
     """
     torch = import_torch()
     rows = [row.as_student() for row in rows] if prompt == "student" else rows
@@ -85,12 +85,24 @@ def collate(
     return {name: value.view(torch.bfloat16) if name == "hidden_states" else value for name, value in batch.items()}
 
 
+def _require_prompts(rows: Sequence[Row]) -> None:
+    """Raise DatasetError for a completion without its prompt: a student would learn to answer to nothing."""
+    bare = [row["id"] for row in rows if len(row.completion_token_ids) and not len(row.prompt_token_ids)]
+    if bare:
+        raise DatasetError(
+            f"{len(bare)} of {len(rows)} rows have no prompt ids, such as {bare[0]}: their teacher's endpoint gives "
+            f"none; encode row['prompt'] as your student takes it and put the ids there with "
+            f"dataclasses.replace(row, prompt_token_ids=...)"
+        )
+
+
 def _whose(row: Row) -> str:
     return f" (of {row.columns['teacher']})" if row.columns.get("teacher") else ""
 
 
 def _leave_out(rows: Sequence[Row], max_length: int | None) -> tuple[Array, list[Row]]:
-    """Places and rows of those that have something to learn from. Raises DatasetError where none has."""
+    """Places and rows of those that have something to learn from. Raises DatasetError where none has, or no prompt."""
+    _require_prompts(rows)
     fit = [row.fits(len(row.prompt_token_ids) + 1 if max_length is None else max_length) for row in rows]
     out = [row for row, kept in zip(rows, fit, strict=True) if not kept]
     if not out:

@@ -264,6 +264,21 @@ def _tell_topk(signals: SignalSpec) -> list[str]:
     ]
 
 
+def _tell_endpoint(signals: SignalSpec) -> list[str]:
+    """What rows from somebody else's endpoint lack, and what to do about it."""
+    lines = [
+        "- The teacher answered behind an endpoint. A row has as many token ids as came with its answer (`ids` below); "
+        "`without_ids` says why a row has none, and then it has no signals either.",
+    ]
+    if signals.top_k:
+        lines.append(
+            "- `entropy` is a lower bound: of the likeliest ids and all others as one; it is below the true one by at "
+            "most the tail's mass times the log of the vocabulary's size. A `tail_logprobs` of log 1e-6 is an upper "
+            "bound. `factory score` with an open model takes the whole distributions of these rows."
+        )
+    return [*lines, "- Whether you may train a model on these answers is for the provider's terms to say; read them."]
+
+
 def _of(name: str) -> str:
     return f" of {name}" if name else ""
 
@@ -277,6 +292,8 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec, name: str = "") -> li
             f"- Log-probabilities are natural logarithms, of {teacher.get('details', {}).get('distribution', OWN)}.",
             "- `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is in nats.",
         ]
+    if signals.source == "endpoint":
+        lines += _tell_endpoint(signals)
     if signals.layers:
         norm = "after" if signals.final_norm else "before"
         lines += [

@@ -21,6 +21,7 @@ from factory.messages import Message, text_of
 from factory.records import Prompt, Rejection
 from factory.signals import Array
 from factory.teachers.prompt_ids import EncodedPrompt
+from factory.teachers.remote.purse import describe_spending
 from factory.teachers.spelling import open_speller
 from factory.terminal import printable
 
@@ -56,6 +57,7 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     if runs.begun > runs.ended:
         told = "has told of no end: killed, or at work" if runs.begun == runs.ended + 1 else "have told of no end"
         lines.append(f"  runs {runs.begun:,}, of which {runs.begun - runs.ended:,} {told}")
+    lines += describe_spending(out)
     width = max((len(cell) for cell in (*totals.cells, *totals.teachers)), default=0)
     for cell, (accepted, rejected, errors) in (*sorted(totals.teachers.items()), *sorted(totals.cells.items())):
         lines.append(f"  {cell:<{width}}  {accepted:>7,} accepted of {accepted + rejected + errors:,}")
@@ -193,7 +195,9 @@ def _describe_signals(row: dict[str, Any], manifest: dict[str, Any]) -> list[str
     told = (
         f"{len(row['prompt_token_ids'])} prompt + {tokens} completion tokens, answer from token {row['answer_start']}"
     )
-    if "entropy" in row:
+    if row.get("without_ids"):
+        return _block("signals", f"none: {row['without_ids']}")
+    if row.get("entropy"):
         told += f"; mean entropy {np.mean(row['entropy']):.2f} nats"
     if signals["layers"]:
         told += f"; hidden states of layers {signals['layers']} beside it"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from factory.errors import JobError
-from factory.records import Measures, Outcome, SampleStats
+from factory.records import Generation, Measures, Outcome, SampleStats
 from factory.signals import Array
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def measure(outcome: Outcome, formula: Formula | None = None) -> Measures:
         return Measures()
     tokens = len(generation.completion_token_ids)
     start = min(max(generation.answer_start, 0), tokens)
-    measures = Measures(reasoning_tokens=0 if generation.reasoning is None else start)
+    measures = Measures(reasoning_tokens=_reasoning_tokens(generation, start))
     if generation.logprobs is not None:
         entropy_T, sampled_T = generation.logprobs.entropy_T, generation.logprobs.sampled_T
         of_all, of_answer = _mean(sampled_T), _mean(sampled_T[start:])
@@ -64,6 +64,13 @@ def measure(outcome: Outcome, formula: Formula | None = None) -> Measures:
         )
     judged = outcome.verdict.score if outcome.verdict else None
     return replace(measures, difficulty=formula(values(outcome.samples, judged, measures))) if formula else measures
+
+
+def _reasoning_tokens(generation: Generation, start: int) -> int | None:
+    """By the ids; of an endpoint that gives none of a reasoning by its own count, None where it has none either."""
+    if generation.reasoning is None or start or generation.usage is None:
+        return 0 if generation.reasoning is None else start
+    return generation.usage.reasoning or None
 
 
 def values(samples: SampleStats, judged: float | None, measures: Measures) -> Values:

@@ -25,6 +25,14 @@ class ParseError(Exception):
         self.reason = reason
 
 
+def count_tokens(generation: Generation) -> tuple[int, int]:
+    """Prompt and completion tokens: by the ids, by the endpoint's own count where it gives none."""
+    prompt, completion, usage = len(generation.prompt_token_ids), len(generation.completion_token_ids), generation.usage
+    if usage is None:
+        return prompt, completion
+    return prompt or usage.prompt, usage.completion if generation.without_ids else completion
+
+
 def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     """The answer of a generation as it was written, or the rejection that says why there is none.
 
@@ -37,9 +45,10 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
     `duplicate_keys`, `not_an_object`; of calls `malformed_call`).
     """
     tokens = len(generation.completion_token_ids)
+    texts = bool(generation.without_ids and generation.text)  # an endpoint's, which gave no ids
     if generation.failure:
         return _reject_failed(prompt, generation, generation.failure)
-    if not tokens:
+    if not tokens and not texts:
         return Rejection(prompt, generation, "teacher", "empty", ("the completion has no tokens",))
     if prompt.transcript is not None:  # it is scored as it stands
         return generation.answer_text
@@ -47,9 +56,11 @@ def parse(prompt: Prompt, generation: Generation) -> str | Rejection:
         finding = f"stopped after {tokens} tokens: it repeated itself as sampling.stop_repetition says"
         return Rejection(prompt, generation, "teacher", "repetition", (finding,))
     if generation.finish_reason == "length":
-        finding = f"cut off after {tokens} tokens; raise sampling.max_tokens or lower sampling.thinking_tokens"
+        told = f"cut off after {count_tokens(generation)[1]} tokens"
+        finding = f"{told}; raise sampling.max_tokens or lower sampling.thinking_tokens"
         return Rejection(prompt, generation, "teacher", "truncated", (finding,))
-    if generation.reasoning is not None and generation.answer_start >= tokens:
+    begun = generation.answer_start < tokens or (texts and bool(generation.answer_text))
+    if generation.reasoning is not None and not begun:
         return Rejection(prompt, generation, "parse", "reasoning_not_closed", ("the reasoning never ends",))
     try:
         if prompt.form == "calls":

@@ -92,6 +92,9 @@ def find_damage(
     `signals` also asks for arrays of that k and of those layers, `vocab` for ids below it.
     """
     asked, vocab = signals or SignalSpec(), vocab or MAX_VOCAB
+    # an endpoint's row whose ids cannot be known says so and keeps no signals: that is no damage
+    if generation.without_ids and asked.source == "endpoint" and not len(generation.completion_token_ids):
+        return None
     logprobs, of_prompt, states = generation.logprobs, generation.prompt_logprobs, generation.hidden_states
     expected = ((asked.top_k, logprobs), (asked.of_prompt, of_prompt), (asked.layers, states))
     if any(wanted and came is None for wanted, came in (*expected, (asked.experts, generation.experts))):

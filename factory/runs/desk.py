@@ -17,7 +17,7 @@ from factory.job.gates import StudentConfig
 from factory.job.signals import SignalsConfig
 from factory.quality.filters import RowFilters, apply
 from factory.quality.judge import VERDICT_SCHEMA, judge_id, judge_name
-from factory.quality.parse import parse
+from factory.quality.parse import count_tokens, parse
 from factory.quality.retry import ask_again
 from factory.quality.validate import Gate, validate
 from factory.records import Generation, Outcome, Prompt, Record, Rejection
@@ -196,6 +196,6 @@ def fit_student(student: StudentConfig, record: Record) -> Outcome:
     """The record, or its rejection where it has more tokens than the student may be shown."""
     generation = record.generation
     shown = generation.student_prompt_token_ids
-    prompt_ids = generation.prompt_token_ids if shown is None else shown
-    refusal = refuse_for_student(len(prompt_ids), len(generation.completion_token_ids), student.max_tokens)
+    prompt, completion = count_tokens(generation)
+    refusal = refuse_for_student(prompt if shown is None else len(shown), completion, student.max_tokens)
     return record if refusal is None else record.reject("filter", refusal[0], (refusal[1],))

@@ -7,6 +7,7 @@ starts, a shard is committed) is an event: one line for people where they wait f
 import json
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
@@ -48,7 +49,8 @@ class Progress:
 
     `chosen`: which rows are kept is decided when their shard is whole (a choice among samples, duplicates), so
     `accepted` counts rows of committed shards alone; else a row is kept as soon as it is accepted. `wanted`: how many
-    accepted rows the job wants, 0 where as many as come; `planned` may grow then.
+    accepted rows the job wants, 0 where as many as come; `planned` may grow then. `spent` is what a teacher that
+    charges says of its account.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Progress:
         reporter: Reporter | None = None,
         chosen: bool = False,
         wanted: int = 0,
+        spent: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        self.spent = spent
         self.reporter = reporter or Reporter()
         self.stream = self.reporter.stream
         self.planned = planned
@@ -136,6 +140,7 @@ class Progress:
             "accepted": self.accepted,
             "tokens_per_second": round(self.tokens_per_second(), 1),
             "seconds_left": round((self.planned - self.done) / rate) if rate else None,
+            **({"spent": spent} if (spent := self.spent()) else {}),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -145,6 +150,7 @@ class Progress:
             "rows": self.done - self.first,
             "completion_tokens": self.tokens,
             "tokens_per_second": round(self.tokens_per_second(), 1),
+            **({"spent": spent} if (spent := self.spent()) else {}),
         }
 
     def rows_per_second(self) -> float:
@@ -162,7 +168,9 @@ class Progress:
             kept = f"{self.accepted:,} kept of {self.committed:,} in whole shards"
         else:
             kept = f"{self.accepted / self.done if self.done else 0.0:.0%} accepted"
-        return f"{self.tokens_per_second():,.0f} tok/s, {kept}"
+        spent = self.spent()
+        cost = f", {spent['cost']:,.2f} {spent['currency']}" if "cost" in spent else ""
+        return f"{self.tokens_per_second():,.0f} tok/s, {kept}{cost}"
 
 
 def tell_clock(seconds: float) -> str:

@@ -20,6 +20,7 @@ from factory.dataset.manifest import (
     replace_section,
     write_atomically,
 )
+from factory.job.endpoint import forget_manner
 from factory.records import Sampling
 from factory.runs.goals import GOAL_KEYS, budget
 from factory.runs.prepare import Prepared
@@ -85,7 +86,8 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     ):
         for name in HOW_NOT_WHAT:
             del teacher[name]
-        if teacher["tool_parser"] is None:  # came later: a job without one is the job that it was
+        forget_manner(teacher)
+        if teacher.get("tool_parser", "") is None:  # came later: a job without one is the job that it was
             del teacher["tool_parser"]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
     # what a task's rows are sampled and gated with stands in `tasks`, whichever of three places it was said in
@@ -99,6 +101,9 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     evaluation = prepared.evaluation.digests if prepared.evaluation is not None else {}
     sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
     meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
+    if prepared.job.teacher.remote:
+        meaning |= {"distribution": "the endpoint's own, as teacher.details says", "entropy": "nats, a lower bound"}
+        meaning |= {"tail": "one minus the kept ids, an upper bound where that is 1e-6"}
     meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
     meaning |= BOUNDS if prepared.job.storage.logprobs == "compact" else {}
     meaning |= {"logprobs": prepared.job.storage.logprobs}

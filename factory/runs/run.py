@@ -25,6 +25,7 @@ from factory.dataset.stages import current_summary
 from factory.errors import DatasetError
 from factory.job.job import Job
 from factory.publish.card import save_card
+from factory.quality.parse import count_tokens
 from factory.records import Outcome, PlannedRow, Prompt, Rejection
 from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk
 from factory.runs.finish import Draft, finish_shards
@@ -137,6 +138,7 @@ def _open_progress(prepared: Prepared, ledger: Ledger, reporter: Reporter) -> Pr
 
 def _make_rows(desk: Desk, ledger: Ledger, progress: Progress) -> Prepared:
     """Commit round after round until no row is wanting, or another teacher's are; the job with what is planned then."""
+    progress.spent = desk.teacher.spent
     while True:
         _make_round(desk, ledger, progress)
         before, desk.prepared = desk.prepared, plan_on(desk.prepared, ledger)
@@ -202,7 +204,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
             yield from held
             return
         for generation in generations:
-            progress.answer(len(generation.completion_token_ids))
+            progress.answer(count_tokens(generation)[1])
             outcome = desk.conclude(generation)
             if outcome is not None:
                 decided.append(outcome)

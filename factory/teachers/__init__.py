@@ -50,6 +50,10 @@ class Teacher(Protocol):
         """The generations of a prompt, up to this attempt, are committed and need not be kept."""
         ...
 
+    def spent(self) -> dict[str, Any]:
+        """Requests, tokens and money so far, over all runs; empty where nobody charges."""
+        ...
+
 
 def require_engine() -> None:
     """Raises TeacherError where vLLM is not installed: the core install plans and reads, and starts no engine."""
@@ -78,11 +82,17 @@ def open_teacher(
     Raises TeacherError where the model or the engine cannot serve the job.
     """
     schemas = {task.name: task.grammar for task in tasks if task.grammar is not None} | dict(more_schemas)
-    # inside the function: neither backend is imported where the other one answers, nor by `factory --help`
+    # inside the function: no backend is imported where the other one answers, nor by `factory --help`
     if job.teacher.backend == "scripted":
         from factory.teachers.scripted import ScriptedTeacher
 
         yield ScriptedTeacher(job, {task.name: task for task in tasks})
+        return
+    if job.teacher.remote:
+        from factory.teachers.remote.opening import start_remote
+
+        with start_remote(job, schemas, probes, out, tell) as remote:
+            yield remote
         return
     # refused, not asked without what it is about
     if showing := [task.name for task in tasks if task.shows_images]:

@@ -12,6 +12,7 @@ from factory.job.teacher import TeacherConfig
 from factory.signals import SignalSpec
 from factory.teachers.demo import demo_teacher
 from factory.teachers.model_config import merge, missing_note, read_json, text_fields, window_of
+from factory.teachers.remote_signals import GUESSED_VOCAB, resolve_remote_signals
 from factory.teachers.settings import require_sound
 
 # configurations call the same thing by many names; the first that is there counts
@@ -46,6 +47,10 @@ class ModelShape:
     experts_per_token: int = 0
     # the window that the engine takes where a job names none; as `window` but for models with two sets of positions
     usual_window: int | None = None
+
+
+# of a model behind an endpoint nothing is known: a plan draws its ids from a vocabulary of the usual size
+REMOTE_SHAPE = ModelShape(GUESSED_VOCAB, 0, 0, None, 0, "")
 
 
 def locate_model(teacher: TeacherConfig) -> str:
@@ -167,6 +172,8 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
 
     `tools` and `images`: some of its tasks have them, and so its rows have columns for them.
     """
+    if job.teacher.remote:
+        return resolve_remote_signals(job)
     require_sound(job, has_cpu_engine())
     top_k = job.signals.top_k
     if top_k > shape.vocab_size:

@@ -121,6 +121,9 @@ class ScriptedTeacher:
     def release(self, prompt_id: str, attempts: int) -> None:
         pass
 
+    def spent(self) -> dict[str, int]:
+        return {}
+
     def answer(self, prompt: Prompt) -> Generation:
         """One generation, with the fault that the prompt's seed draws for it."""
         # the attempt too: what is asked again is to come out otherwise

@@ -18,7 +18,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 from factory.messages import ToolCall
 from factory.records import Generation
 from factory.signals import LOGPROB_ARRAYS, Array, Attention, Experts, HiddenStates, Logprobs
+from factory.usage import Usage
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
 HEAD = struct.Struct("<I")  # bytes of the JSON head
@@ -43,6 +44,7 @@ TEXTS = (
     "finish_reason",
     "failure",
     "failure_detail",
+    "without_ids",
 )
 
 
@@ -206,6 +208,7 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     """A generation as a head and the buffers that follow it."""
     arrays = {"prompt_token_ids": generation.prompt_token_ids, "completion_token_ids": generation.completion_token_ids}
     head: dict[str, Any] = {name: getattr(generation, name) for name in TEXTS}
+    head |= {} if generation.usage is None else {"usage": asdict(generation.usage)}
     if generation.content or generation.calls:
         head |= {"content": generation.content, "calls": [(call.name, call.arguments) for call in generation.calls]}
     for prefix, logprobs in (("", generation.logprobs), (PROMPT, generation.prompt_logprobs)):
@@ -241,6 +244,7 @@ def unpack(payload: Array) -> Generation:
     layers, bits_NLH = tuple(head.get("layers", ())), arrays.get("bits_NLH")
     return Generation(
         **{name: head[name] for name in TEXTS},
+        usage=Usage(**head["usage"]) if "usage" in head else None,
         content=head.get("content", ""),
         calls=tuple(ToolCall(*call) for call in head.get("calls", ())),
         prompt_token_ids=arrays["prompt_token_ids"],

@@ -152,7 +152,20 @@ class GuessedCounter:
 
 def open_counter(job: Job) -> Counter:
     """The job's tokenizer where it is here, else a guess. Raises TeacherError where there is no such path."""
+    if job.teacher.remote:
+        return _open_remote(job.teacher)
     return open_exact(job.teacher, strict=job.transcripts is None) or GuessedCounter()
+
+
+def _open_remote(teacher: TeacherConfig) -> Counter:
+    """A counter with the tokenizer that is named for an endpoint's model; how its prompts are framed is a guess."""
+    try:
+        folder = None if teacher.tokenizer is None else folder_of(teacher.tokenizer, None)
+    except ValueError:  # neither a folder nor a name of the hub's: the run will say so
+        folder = None
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return GuessedCounter()
+    return ExactCounter(LocalTokenizer(folder), teacher, strict=False)
 
 
 def open_exact(teacher: TeacherConfig, strict: bool = True) -> ExactCounter | None:

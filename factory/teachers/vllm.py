@@ -134,6 +134,9 @@ class VllmTeacher:
     def release(self, prompt_id: str, attempts: int) -> None:
         self.spool.release(prompt_id, attempts)
 
+    def spent(self) -> dict[str, Any]:
+        return {}
+
     def close(self) -> None:
         # all are told before one is waited for
         for replica in self.replicas:

@@ -19,12 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bad_generations import SIGNALS, adding_gate, make_bad_generations
+from chaos_figures import Figures
 from conftest import write_task
 from dataset_support import FACTORY, read_tree, write_job
 from random_teacher import random_teacher
@@ -75,33 +75,6 @@ gate = "schema"
 name = "adding"
 count = {rows}
 """
-
-
-@dataclass
-class Figures:
-    """What was tried, how often, how often it was survived; and what went wrong where it was not."""
-
-    what: str
-    tried: int = 0
-    survived: int = 0
-    remark: str = ""
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def sound(self) -> bool:
-        return self.survived == self.tried and not self.faults
-
-    def row(self) -> str:
-        """One row of the table."""
-        return f"| {self.what} | {self.tried:,} | {self.survived:,} | {self.remark} |"
-
-    def count(self, fault: str) -> None:
-        """One more try; `fault` is empty where it was survived."""
-        self.tried += 1
-        if fault:
-            self.faults.append(fault)
-        else:
-            self.survived += 1
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -123,7 +123,10 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         (SMALLEST + "[tasks.source]", "tasks.0.source.path: missing; add it"),
         ("shard_rows = 0\n" + SMALLEST, "shard_rows: Input should be greater than or equal to 1, got 0"),
         ("seed = -1\n" + SMALLEST, "seed: Input should be greater than or equal to 0, got -1"),
-        (SMALLEST + '[teacher]\nbackend = "gpt"', "teacher.backend: Input should be 'vllm' or 'scripted', got 'gpt'"),
+        (
+            SMALLEST + '[teacher]\nbackend = "gpt"',
+            "teacher.backend: Input should be 'vllm', 'scripted', 'openai' or 'gemini', got 'gpt'",
+        ),
         (SMALLEST + "[teacher]\ngpu_memory_utilization = 0", "teacher.gpu_memory_utilization: Input should be greater"),
         (SMALLEST + "[sampling]\ntemperature = nan", "sampling.temperature: Input should be"),
         (SMALLEST + "[sampling]\nmax_tokens = 0", "sampling.max_tokens: Input should be greater than or equal to 1"),
