@@ -94,16 +94,24 @@ class Attempt:
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """A completion that exists already and is only scored: exact token ids, texts that are encoded as they stand, or
-    an assistant turn (`role`, `content`, perhaps `reasoning_content`) for the teacher's chat template."""
+    an assistant turn (`role`, `content`, perhaps `reasoning_content`) for the teacher's chat template.
+
+    Where earlier turns are scored too, the completion begins with the first of them and holds all that stands between.
+    """
 
     # The first way; empty in the other two.
     prompt_ids: tuple[int, ...] = ()
     completion_ids: tuple[int, ...] = ()
+    # As many 0 and 1: which of them are scored. Empty where all are.
+    mask: tuple[int, ...] = ()
     # The second: both, without a chat template.
     prompt: str | None = None
     completion: str | None = None
     # The third: what comes before it is the prompt's `messages`.
     turn: Message | None = None
+    # Which of these are assistant turns that are scored too; and the tools that the template is shown, as JSON.
+    scored: tuple[int, ...] = ()
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +215,9 @@ class Generation:
     # Of an answer with tools, which its teacher's own format was read for: what is said beside the calls, and these.
     content: str = ""
     calls: tuple[ToolCall, ...] = ()
+    # uint8, T of them: 1 where the token is of a turn that is scored, 0 between two such turns (a user's, a tool's).
+    # None where the job scores one turn a row.
+    completion_mask: Array | None = None
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""

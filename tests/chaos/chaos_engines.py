@@ -96,7 +96,10 @@ def kill_replicas(folder: Path, kills: int, rng: random.Random) -> Figures:
     figures.tried, figures.survived, figures.faults = kills, 0 if faults else kills, faults
     totals = read_ledger(folder / "out").totals
     crashed = totals.reasons["teacher/engine_crash"]
-    figures.remark = f"{runs} runs, {totals.done} of {rows} rows ended, {totals.accepted} accepted, {crashed} given up as `engine_crash`"
+    figures.remark = (
+        f"{runs} runs, {totals.done} of {rows} rows ended, {totals.accepted} accepted, "
+        f"{crashed} given up as `engine_crash`"
+    )
     return figures
 
 
