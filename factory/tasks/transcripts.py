@@ -11,8 +11,9 @@ of its number and content, so two equal rows are two.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -135,6 +136,18 @@ class Transcripts:
         except (BadRow, ValueError, TypeError):
             return [(row, -1)]  # for its reading to say
         return [(row, leaf) for leaf in leaves_of(nodes)] or [(row, -1)]
+
+    def traces(self) -> Path:
+        """The file that these are the traces of. Raises JobError where they are none, or of several files."""
+        path = Path(self.config.path)
+        if self.branches is None or path.suffix != ".jsonl" or not path.is_file():
+            raise JobError(f"transcripts: {path} is no file of traces (.jsonl with `nodes`); leave --traces out")
+        return path
+
+    def places(self, rows: Iterable[PlannedRow]) -> dict[str, tuple[int, int]]:
+        """Trace and leaf, counted from 0, of each planned row that is a prompt, by its id."""
+        prompts = ((self.prompt(row), self._place(row.number)) for row in rows)
+        return {prompt.id: place for prompt, place in prompts if isinstance(prompt, Prompt)}
 
     def _place(self, number: int) -> tuple[int, int]:
         """The row of the data, and the branch of it, that a planned row is of."""

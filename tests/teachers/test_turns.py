@@ -83,13 +83,13 @@ def test_a_conversation_with_calls_may_have_its_last_turn_scored_alone() -> None
 def test_what_a_template_writes_of_an_earlier_turn_is_what_is_scored() -> None:
     thought = FIRST | {"reasoning_content": "Two and two."}
     spans = encode(QWEN3 + HEADER, [USER, thought, SURE, LAST], (1,), reasoning="auto")
-    assert [text for text, scored in spans if scored] == [
+    assert [text.lstrip() for text, scored in spans if scored] == [
         "<think>\nTwo and two.\n</think>\n\nIt is 4.<|im_end|>",
         "Yes, 4.<|im_end|>",
     ]
     hidden = QWEN3.replace("loop.last or m.reasoning_content", "loop.last")
     spans = encode(hidden + HEADER, [USER, thought, SURE, LAST], (1,), reasoning="auto")
-    assert [text for text, scored in spans if scored] == ["It is 4.<|im_end|>", "Yes, 4.<|im_end|>"]
+    assert [text.lstrip() for text, scored in spans if scored] == ["It is 4.<|im_end|>", "Yes, 4.<|im_end|>"]
 
 
 def test_two_turns_with_the_same_text_are_two() -> None:
