@@ -343,3 +343,18 @@ def test_rows_of_one_turn_have_the_ids_and_the_job_the_digest_that_they_always_h
     assert prompt.id == content_hash([0, (USER,), scenario, parts])
     job = score_job(write_lines(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}]))
     assert "turns" not in describe_job(prepare(job, tmp_path))["job"]["transcripts"]
+
+
+def test_a_plan_of_several_turns_counts_all_from_the_first_scored_one(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [{"messages": TURNS}] * 3)
+    (tmp_path / "job.toml").write_text(
+        f'out = "out"\n[teacher]\nbackend = "scripted"\n[signals]\ntop_k = 3\n[transcripts]\npath = "{path}"\n'
+    )
+    lines = {}
+    for turns in ("last", "masked"):
+        job = (tmp_path / "job.toml").read_text() + f'turns = "{turns}"\n'
+        (tmp_path / f"{turns}.toml").write_text(job)
+        told, errors = start_factory("plan", f"{turns}.toml", cwd=tmp_path).communicate()
+        assert errors == ""
+        lines[turns] = told
+    assert lines["last"] != lines["masked"]
