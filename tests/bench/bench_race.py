@@ -71,7 +71,7 @@ class Contestant:
     def __init__(self, name: str, spec: dict[str, Any], log: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
         environment |= ENVIRONMENT
-        if spec["compiled"]:
+        if spec.get("compiled"):
             del environment["TORCHDYNAMO_DISABLE"]
         self.name = name
         with log.open("wb") as stream:
