@@ -256,6 +256,7 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
         return shard
     # what is asked and not committed yet: one shard that waits for its last row, and all that is in flight
     engines = count_replicas(job.teacher, has_cpu_engine())
+    engines = count_replicas(job.teacher, has_cpu_engine())
     rows = min(forecast.rows, plan.shard_size(0) + job.teacher.feed_depth * engines)
     # a segment goes when all of it is committed, and each engine has its own
     spool = row * rows + min(row * forecast.rows, 2.0 * SEGMENT_BYTES * engines)
