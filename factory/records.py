@@ -29,8 +29,7 @@ Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "jud
 class Repetition:
     """When an answer is taken for a loop and stopped: its last tokens are one pattern, `min_count` times in a row.
 
-    Patterns of `min_pattern_size` to `max_pattern_size` tokens; names and meanings are those of vLLM's
-    `RepetitionDetectionParams`.
+    Patterns have `min_pattern_size` to `max_pattern_size` tokens, as in vLLM's `RepetitionDetectionParams`.
     """
 
     max_pattern_size: int = 24
@@ -215,8 +214,7 @@ class Generation:
     # Of an answer with tools, which its teacher's own format was read for: what is said beside the calls, and these.
     content: str = ""
     calls: tuple[ToolCall, ...] = ()
-    # uint8, T of them: 1 where the token is of a turn that is scored, 0 between two such turns (a user's, a tool's).
-    # None where the job scores one turn a row.
+    # uint8, T of them: 1 where a token is scored, 0 between two scored turns. None where a row has one of those.
     completion_mask: Array | None = None
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
