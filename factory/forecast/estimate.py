@@ -20,10 +20,7 @@ from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import tell_clock
 from factory.runs.provenance import describe_job
 from factory.runs.room import FILE_BYTES
-    engines = count_replicas(job.teacher, has_cpu_engine())
-    rows = min(forecast.rows, plan.shard_size(0) + job.teacher.feed_depth * engines)
-    # a segment goes when all of it is committed, and each engine has its own
-    spool = row * rows + min(row * forecast.rows, 2.0 * SEGMENT_BYTES * engines)
+from factory.runs.rounds import resume
 from factory.teachers.devices import count_replicas
 from factory.teachers.given_up import list_given_up
 from factory.teachers.models import has_cpu_engine, require_window, resolve_signals
@@ -258,7 +255,6 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
     if job.teacher.backend == "scripted":
         return shard
     # what is asked and not committed yet: one shard that waits for its last row, and all that is in flight
-    engines = count_replicas(job.teacher, has_cpu_engine())
     engines = count_replicas(job.teacher, has_cpu_engine())
     rows = min(forecast.rows, plan.shard_size(0) + job.teacher.feed_depth * engines)
     # a segment goes when all of it is committed, and each engine has its own
