@@ -105,8 +105,8 @@ def _require_right(source: Source, asked: Asked, form: Format) -> None:
     if source.signals.masked:
         # a trainer would learn what users and tools say between two turns
         raise JobError(
-            f"--to {asked.to}: rows of {source.root} have several scored turns (completion_mask), which no export keeps "
-            "apart yet; read them with factory.load, whose collate heeds the mask"
+            f"--to {asked.to}: rows of {source.root} have several scored turns (completion_mask), which no export "
+            "keeps apart yet; read them with factory.load, whose collate heeds the mask"
         )
     several = "teacher" in source.column_names
     if asked.teacher is not None and not several:

@@ -358,3 +358,12 @@ def test_a_plan_of_several_turns_counts_all_from_the_first_scored_one(tmp_path: 
         assert errors == ""
         lines[turns] = told
     assert lines["last"] != lines["masked"]
+
+
+def test_an_export_of_several_scored_turns_is_refused(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [MASKED])
+    job = score_job(path, transcripts={"path": str(path), "turns": "masked"})
+    run(job, tmp_path, tmp_path / "out")
+    told = start_factory("export", "out", "--to", "trl-sft", "there", cwd=tmp_path).communicate()[1]
+    assert "have several scored turns (completion_mask), which no export keeps apart yet" in told
+    assert not (tmp_path / "there").exists()
