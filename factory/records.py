@@ -28,11 +28,7 @@ Stage = Literal["prompt", "teacher", "parse", "schema", "check", "signals", "jud
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """When an answer is taken for a loop and stopped: its last tokens are one pattern, `min_count` times in a row.
-
-    Patterns of `min_pattern_size` to `max_pattern_size` tokens; names and meanings are those of vLLM's
-    `RepetitionDetectionParams`.
-    """
+    """An answer whose last tokens are one pattern `min_count` times is stopped: vLLM's `RepetitionDetectionParams`."""
 
     max_pattern_size: int = 24
     min_pattern_size: int = 1
@@ -100,11 +96,14 @@ class Transcript:
     # The first way; empty in the other two.
     prompt_ids: tuple[int, ...] = ()
     completion_ids: tuple[int, ...] = ()
+    mask: tuple[int, ...] = ()  # as many 0 and 1: which of them are scored; empty where all are
     # The second: both, without a chat template.
     prompt: str | None = None
     completion: str | None = None
     # The third: what comes before it is the prompt's `messages`.
     turn: Message | None = None
+    scored: tuple[int, ...] = ()  # places in these of assistant turns that are scored too
+    tools: str | None = None  # what the template is shown, as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +207,7 @@ class Generation:
     # Of an answer with tools, which its teacher's own format was read for: what is said beside the calls, and these.
     content: str = ""
     calls: tuple[ToolCall, ...] = ()
+    completion_mask: Array | None = None  # uint8, T: 1 where a token is scored, 0 between two scored turns
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""

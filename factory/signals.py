@@ -146,13 +146,15 @@ class SignalSpec:
     source: Source = "engine"
     # Whether rows that were not accepted say how sure the teacher was of them; no signal, but columns of `rejected`.
     rejected_measures: bool = False
+    # Whether a completion may hold tokens that are not the teacher's to predict: a row has a mask, see `Generation`.
+    masked: bool = False
 
     def as_manifest(self) -> dict[str, Any]:
         """The section `signals` of a manifest; what came later than it is told where it is not as it ever was."""
         return {
             name: value
             for name, value in asdict(self).items()
-            if (value or name not in ("tools", "images")) and (name, value) != ("source", "engine")
+            if (value or name not in ("tools", "images", "masked")) and (name, value) != ("source", "engine")
         }
 
     @property
@@ -163,7 +165,7 @@ class SignalSpec:
     @property
     def ragged(self) -> bool:
         """Whether positions may have fewer than k ids, and so need counts."""
-        return self.keep != "top_k" or self.positions == "answer" or self.min_entropy > 0
+        return self.keep != "top_k" or self.positions == "answer" or self.min_entropy > 0 or self.masked
 
     def keeps_attention(self, row_id: str, inputs: int) -> bool:
         """Whether a row of so many input tokens has attention maps."""

@@ -43,7 +43,20 @@ def test_what_does_not_survive_is_counted_and_told() -> None:
 
 
 def test_the_script_prints_its_figures_and_ends_well() -> None:
-    numbers = ["--kills", "0", "--malformed", "40", "--flips", "1", "--rows", "0", "--engine-kills", "0"]
+    numbers = [
+        "--kills",
+        "0",
+        "--malformed",
+        "40",
+        "--flips",
+        "1",
+        "--rows",
+        "0",
+        "--engine-kills",
+        "0",
+        "--replica-kills",
+        "0",
+    ]
     done = subprocess.run([sys.executable, chaos.__file__, *numbers], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| malformed generations through parse, validate and Parquet | 40 | 40 | " in done.stdout

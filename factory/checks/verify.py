@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from factory.dataset.codec import STORED, Flat, find_damage
-from factory.dataset.columns import STUDENT_COLUMNS, TOKEN_IDS, list_lengths, read_list
+from factory.dataset.columns import MASK, STUDENT_COLUMNS, TOKEN_IDS, list_lengths, read_list
 from factory.dataset.entries import ShardEntry
 from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, read_ledger
@@ -169,6 +169,12 @@ def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str
     if signals.students:
         for row in np.flatnonzero(list_lengths(batch.column(STUDENT_COLUMNS["prompt_token_ids"])) == 0):
             yield f"{name}: row {batch.column('id')[int(row)]}: its student's prompt has no ids"
+    if signals.masked:
+        values, offsets = read_list(batch.column(MASK))
+        for row in np.flatnonzero(np.diff(offsets) != tokens):
+            yield f"{name}: row {batch.column('id')[int(row)]}: {MASK} is not as long as its completion"
+        if values.size and values.max() > 1:
+            yield f"{name}: {MASK} has other numbers than 0 and 1"
     starts = batch.column("answer_start").to_numpy()
     # an endpoint's rows may have no ids, and say why
     outside = (starts < 0) | (starts >= tokens)

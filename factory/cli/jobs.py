@@ -3,11 +3,14 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory.cli.arguments import Commands, Parser, positive, print_lines
 from factory.errors import JobError
 from factory.terminal import say
+
+if TYPE_CHECKING:
+    from factory.runs.prepare import Prepared
 
 
 def add(commands: Commands) -> None:
@@ -29,6 +32,7 @@ def add(commands: Commands) -> None:
     score = commands.add_parser("score", help="take the signals of transcripts that exist, or go on with it")
     score.add_argument("job", type=Path)
     score.add_argument("--out", type=Path, help="instead of the job's out")
+    score.add_argument("--traces", type=Path, help="write the traces here again, with reference_logprobs")
     for command in (plan, run, score):
         allow_outside(command)
     for command in (run, score):
@@ -81,12 +85,35 @@ def _run(options: argparse.Namespace) -> int:
         other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
         raise JobError(f"{options.job}: has {why}; use factory {other}")
     prepared = prepare(job, options.workspace)
+    traces = getattr(options, "traces", None)
+    if traces is not None:
+        _require_traces(prepared)
     warning = None if options.no_disk_check else require_room(prepared, out)
     if warning:
         say(warning, sys.stderr)
     totals = run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
     print_lines(describe_totals(out, totals))
+    if traces is not None:
+        _write_traces(prepared, out, traces)
     if totals.accepted:
         return 0
     say(f"error: no row of {totals.planned:,} was accepted; {describe_nothing(out, totals)}", sys.stderr)
     return 1
+
+
+def _require_traces(prepared: "Prepared") -> Path:
+    """The file of traces that a job scores. Raises JobError where there is none, or it could have no logprobs."""
+    assert prepared.transcripts is not None
+    if not prepared.job.signals.top_k:
+        raise JobError("signals.top_k is 0, so no logprobs are kept; set it, or leave --traces out")
+    return prepared.transcripts.traces()
+
+
+def _write_traces(prepared: "Prepared", out: Path, target: Path) -> None:
+    from factory.publish.traces import write_traces
+
+    assert prepared.transcripts is not None
+    plan = prepared.plan
+    rows = (row for shard in range(plan.shards) for row in plan.rows(shard))
+    nodes = write_traces(out, _require_traces(prepared), target, prepared.transcripts.places(rows))
+    print_lines([f"{target}: {nodes:,} nodes have reference_logprobs"])

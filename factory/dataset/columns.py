@@ -40,6 +40,7 @@ MEASURES: Final = ("entropy_mean", "entropy_max", "surprise", "confidence", "dif
 # as they are called where a task shows the student another prompt, by the names of the teacher's
 STUDENT_COLUMNS: Final = {"prompt": "student_prompt", "prompt_token_ids": "student_prompt_token_ids"}
 TOKEN_IDS: Final = ("prompt_token_ids", "completion_token_ids")
+MASK: Final = "completion_mask"
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +293,8 @@ def accepted_columns(signals: SignalSpec) -> tuple[Column, ...]:
         *(float_column(name, _measure(name)) for name in MEASURES),
         Column("reasoning_tokens", pa.int32(), take_values(pa.int32(), lambda o: o.measures.reasoning_tokens)),
         *((WITHOUT_IDS,) if signals.source == "endpoint" else ()),
+        # only where a completion may hold tokens between scored turns
+        *([array_column(MASK, lambda o: o.generation.completion_mask, np.uint8)] if signals.masked else []),
     )
 
 

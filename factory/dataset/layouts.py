@@ -26,7 +26,9 @@ from factory.signals import SignalSpec
 
 FORMAT_VERSION: Final = 1
 # told in the schema only where they are not the default: a dataset that does without them has the bytes it always had
-CHOICES: Final = ("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention", "source")
+CHOICES: Final = (
+    *("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention", "source", "masked"),
+)
 NO_SIGNALS: Final = SignalSpec()
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from factory.dataset.codec import COUNTS, SCALARS, STORED, Flat, find_damage, read_topk
-from factory.dataset.columns import TOKEN_IDS, read_list
+from factory.dataset.columns import MASK, TOKEN_IDS, read_list
 from factory.dataset.signal_columns import PROMPT
 from factory.errors import DatasetError
 from factory.signals import Array
@@ -25,7 +25,7 @@ from factory.signals import Array
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
 
 STUDENT_IDS: Final = "student_prompt_token_ids"
-ARRAYS: Final = (*TOKEN_IDS, STUDENT_IDS, *STORED, *(PROMPT + name for name in STORED))
+ARRAYS: Final = (*TOKEN_IDS, MASK, STUDENT_IDS, *STORED, *(PROMPT + name for name in STORED))
 TOPK: Final = ("topk_ids", "topk_logprobs", "topk_draws")
 AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
 
@@ -42,6 +42,7 @@ class Row:
     columns: dict[str, Any]  # every column that is no array; `row["task"]` reads it too
     prompt_token_ids: Array  # int32 [P]
     completion_token_ids: Array  # int32 [T]
+    completion_mask: Array | None = None  # uint8 [T]: 0 where a token is between two scored turns; None where none is
     topk_ids: Array | None = None  # int32 [T, k]; -1 where a position has fewer than k
     topk_logprobs: Array | None = None  # float32 [T, k], stored as float16 or compact; -inf where there is no id
     topk_draws: Array | None = None  # uint16 [T, k], how often each id was drawn, where ids are drawn
@@ -125,7 +126,7 @@ class Row:
 
 
 JOINED: Final = ("hidden_states", "positions", "expert_ids", "expert_weights", "attention")
-ROW_ARRAYS: Final = (*TOKEN_IDS, STUDENT_IDS, *TOPK, *SCALARS, *JOINED)
+ROW_ARRAYS: Final = (*TOKEN_IDS, MASK, STUDENT_IDS, *TOPK, *SCALARS, *JOINED)
 
 
 def given_names(stored: Iterable[str]) -> list[str]:
@@ -133,10 +134,10 @@ def given_names(stored: Iterable[str]) -> list[str]:
     names = list(stored)
     plain = [name for name in names if name not in ARRAYS]
     packed = {"topk_id_places": "topk_ids", "topk_first": "topk_logprobs"}
-    known = {*TOKEN_IDS, STUDENT_IDS, *(prefix + name for prefix in ("", PROMPT) for name in (*TOPK, *SCALARS))}
+    known = {*TOKEN_IDS, MASK, STUDENT_IDS, *(prefix + name for prefix in ("", PROMPT) for name in (*TOPK, *SCALARS))}
     arrays = (
         PROMPT * name.startswith(PROMPT) + packed.get(name.removeprefix(PROMPT), name.removeprefix(PROMPT))
-        if name not in (*TOKEN_IDS, STUDENT_IDS)
+        if name not in (*TOKEN_IDS, MASK, STUDENT_IDS)
         else name
         for name in names
         if name in ARRAYS
@@ -191,7 +192,9 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
         for bad, told in find_damage(stored, lengths, k):
             raise DatasetError(f"{source}: row {columns[bad]['id']}: {prefix}{told}; damaged")
         parts[prefix] = _read_logprobs(stored, k) if stored else {}, np.cumsum([0, *lengths]).tolist()
-    given = [name for name in (*TOKEN_IDS, STUDENT_IDS) if name in flat]
+    if MASK in flat and (np.diff(flat[MASK][1]) != tokens).any():
+        raise DatasetError(f"{source}: a row's {MASK} is not as long as its completion; damaged")
+    given = [name for name in (*TOKEN_IDS, MASK, STUDENT_IDS) if name in flat]
     ids = {name: (flat[name][0], flat[name][1].tolist()) for name in given}
     for i, texts in enumerate(columns):
         cut: dict[str, dict[str, Any]] = {

@@ -21,6 +21,7 @@ from factory.runs.progress import tell_clock
 from factory.runs.provenance import describe_job
 from factory.runs.room import FILE_BYTES
 from factory.runs.rounds import resume
+from factory.teachers.devices import count_replicas
 from factory.teachers.given_up import list_given_up
 from factory.teachers.models import has_cpu_engine, require_window, resolve_signals
 from factory.teachers.remote.purse import cost_of, dearest, read_account, usage_path
@@ -278,8 +279,10 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
     if job.teacher.backend == "scripted":
         return shard
     # what is asked and not committed yet: one shard that waits for its last row, and all that is in flight
-    rows = min(forecast.rows, plan.shard_size(0) + job.teacher.feed_depth)
-    spool = row * rows + min(row * forecast.rows, 2.0 * SEGMENT_BYTES)  # a segment goes when all of it is committed
+    engines = count_replicas(job.teacher, has_cpu_engine())
+    rows = min(forecast.rows, plan.shard_size(0) + job.teacher.feed_depth * engines)
+    # a segment goes when all of it is committed, and each engine has its own
+    spool = row * rows + min(row * forecast.rows, 2.0 * SEGMENT_BYTES * engines)
     return shard + max(0.0, spool - sum(path.stat().st_size for path in (out / SPOOL).glob("*.gen")))
 
 

@@ -87,7 +87,10 @@ class StandIns:
     def _score(self, prompt: Prompt, known: Transcript, counter: Counter, rng: np.random.Generator) -> Generation:
         turn = known.turn or {"content": known.completion or ""}
         reasoning, answer = turn.get("reasoning_content") or "", turn["content"]
-        ids = list(known.prompt_ids) or counter.prompt_ids(prompt.messages)
+        # of several scored turns the completion begins with the first, and holds all that stands between
+        first = known.scored[0] if known.scored else len(prompt.messages)
+        answer = "\n".join([*(message["content"] for message in prompt.messages[first:]), answer])
+        ids = list(known.prompt_ids) or counter.prompt_ids(prompt.messages[:first])
         completion = (
             ([], list(known.completion_ids)) if known.completion_ids else counter.completion_ids(reasoning, answer)
         )
@@ -157,6 +160,7 @@ class StandIns:
             prompt_logprobs=draw_logprobs(rng, of_prompt, self.signals, vocab) if self.signals.of_prompt else None,
             hidden_states=HiddenStates(self.signals.layers, bits_NLH) if self.signals.layers else None,
             experts=draw_experts(rng, inputs, self.shape) if self.signals.experts else None,
+            completion_mask=np.ones(len(ids_T), np.uint8) if self.signals.masked else None,
             attention=draw_attention(rng, inputs, self.shape, self.signals)
             if self.signals.keeps_attention(prompt.id, inputs)
             else None,

@@ -6,7 +6,19 @@ from pydantic import Field
 
 from factory.job.config import Config
 
-TranscriptColumn = Literal["prompt_token_ids", "completion_token_ids", "prompt", "completion", "messages"]
+TranscriptColumn = Literal[
+    "prompt_token_ids",
+    "completion_token_ids",
+    "completion_mask",
+    "token_ids",
+    "token_mask",
+    "prompt",
+    "completion",
+    "messages",
+    "tools",
+    "turn_mask",
+    "nodes",
+]
 PersonalKind = Literal["email", "phone", "card", "iban", "national_id", "ip"]
 
 
@@ -42,8 +54,11 @@ class TranscriptsConfig(TableConfig):
     """`[transcripts]`: completions that exist already, for `factory score`; docs/signals.md tells the forms of a row.
 
     `columns` names yours where they are called otherwise (`prompt_token_ids = "input_ids"`), `keep` those whose values
-    are kept in the column `scenario`, `count` how many rows to take from the start (all).
+    are kept in the column `scenario`, `count` how many rows to take from the start (all). `turns`: which of a row's
+    assistant turns are scored, the last one or those that a mask names (all, where there is none).
     """
+
+    turns: Literal["last", "masked"] = "last"
 
     columns: dict[TranscriptColumn, str] = Field(default_factory=dict)
     keep: list[str] = Field(default_factory=list)

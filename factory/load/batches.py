@@ -36,7 +36,8 @@ def collate(
     left out with a warning, and `row` tells which rows are there. So every batch has a label.
 
     - `input_ids` int64 [B, S] (padding: `pad_token_id`), `attention_mask` int64 [B, S], `completion_mask` bool [B, S]
-    - `labels` int64 [B, S]: the input ids, not shifted; -100 on prompt and padding
+    - `labels` int64 [B, S]: the input ids, not shifted; -100 on prompt and padding, and, where rows have a
+      `completion_mask`, on what stands between their scored turns
     - `row` int64 [B]: the places in `rows` of those that are in the batch
     - `topk_ids` int64 and `topk_logprobs` float32 [B, S, k], `tail_logprobs` float32 [B, S], `topk_mask` bool [B, S],
       where a row has logprobs. Position s holds the teacher's distribution for the token after s: compare it with the
@@ -119,11 +120,14 @@ def _leave_out(rows: Sequence[Row], max_length: int | None) -> tuple[Array, list
 def _place(row: Row, torch: Any) -> Iterator[tuple[str, int, Array]]:
     """What a row adds to a batch: name, position of the first entry, entries. This is the alignment rule as code."""
     tokens, start = np.concatenate([row.prompt_token_ids, row.completion_token_ids]), len(row.prompt_token_ids)
+    # what stands between two scored turns is read and not learned
     completed = np.ones(len(row.completion_token_ids), np.bool_)
+    if row.completion_mask is not None:
+        completed = row.completion_mask > 0
     yield "input_ids", 0, tokens
     yield "attention_mask", 0, np.ones(len(tokens), np.int64)
     yield "completion_mask", start, completed
-    yield "labels", start, row.completion_token_ids
+    yield "labels", start, np.where(completed, row.completion_token_ids, np.int32(-100))
     if row.topk_ids is not None and row.topk_logprobs is not None and row.tail_logprobs is not None:
         parts = (row,) if row.prompt is None else (row.prompt, row)
         # the prompt's entries come right before the completion's: P - 1 of them, from position 0

@@ -102,6 +102,12 @@ def _find_format(asked: Asked) -> Format:
 
 def _require_right(source: Source, asked: Asked, form: Format) -> None:
     """Refuse, before anything is written, what would train wrongly."""
+    if source.signals.masked:
+        # a trainer would learn what users and tools say between two turns
+        raise JobError(
+            f"--to {asked.to}: rows of {source.root} have several scored turns (completion_mask), which no export "
+            "keeps apart yet; read them with factory.load, whose collate heeds the mask"
+        )
     several = "teacher" in source.column_names
     if asked.teacher is not None and not several:
         raise JobError(f"--teacher {asked.teacher}: {source.root} has no column `teacher`: one teacher made all rows")

@@ -50,10 +50,14 @@ def measure(outcome: Outcome, formula: Formula | None = None) -> Measures:
         return Measures()
     tokens = len(generation.completion_token_ids)
     start = min(max(generation.answer_start, 0), tokens)
-    measures = Measures(reasoning_tokens=_reasoning_tokens(generation, start))
+    # of several turns the answer is the last one's, and what stands between them is nobody's
+    scored_T = np.ones(tokens, np.bool_) if generation.completion_mask is None else generation.completion_mask > 0
+    gaps = np.flatnonzero(~scored_T[:start])
+    begun = int(gaps[-1]) + 1 if len(gaps) else 0
+    measures = Measures(reasoning_tokens=_reasoning_tokens(generation, start - begun))
     if generation.logprobs is not None:
-        entropy_T, sampled_T = generation.logprobs.entropy_T, generation.logprobs.sampled_T
-        of_all, of_answer = _mean(sampled_T), _mean(sampled_T[start:])
+        entropy_T, sampled_T = generation.logprobs.entropy_T[scored_T], generation.logprobs.sampled_T[scored_T]
+        of_all, of_answer = _mean(sampled_T), _mean(generation.logprobs.sampled_T[start:])
         measures = replace(
             measures,
             entropy_mean=_mean(entropy_T),

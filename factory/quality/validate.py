@@ -100,6 +100,8 @@ def find_damage(
     if any(wanted and came is None for wanted, came in (*expected, (asked.experts, generation.experts))):
         return "missing", f"the job keeps {asked.top_k} logprobs and layers {list(asked.layers)}; they did not come"
     damage = _damage_of_ids(generation, vocab)
+    if damage is None and asked.masked:
+        damage = _damage_of_mask(generation)
     if damage is None and logprobs is not None:
         damage = _damage_of_logprobs(logprobs, len(generation.completion_token_ids), asked, vocab)
     if damage is None and of_prompt is not None:
@@ -120,6 +122,15 @@ def _damage_of_ids(generation: Generation, vocab: int) -> tuple[str, str] | None
     for ids in (generation.prompt_token_ids, generation.completion_token_ids):
         if not _are_ids(ids, vocab):
             return "bad_token_id", f"ids from {ids.min()} to {ids.max()} in a vocabulary of {vocab}"
+    return None
+
+
+def _damage_of_mask(generation: Generation) -> tuple[str, str] | None:
+    mask_T, tokens = generation.completion_mask, len(generation.completion_token_ids)
+    if mask_T is None or len(mask_T) != tokens:
+        return "misaligned", f"a mask of {None if mask_T is None else len(mask_T)} entries for {tokens} tokens"
+    if mask_T.max() > 1 or not (mask_T[0] and mask_T[-1]):
+        return "misaligned", "a mask with other numbers than 0 and 1, or that does not begin and end in a scored token"
     return None
 
 

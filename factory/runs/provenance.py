@@ -90,6 +90,8 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
         if teacher.get("tool_parser", "") is None:  # came later: a job without one is the job that it was
             del teacher["tool_parser"]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
+    if (job["transcripts"] or {}).get("turns") == "last":  # as before there was a choice
+        del job["transcripts"]["turns"]
     # what a task's rows are sampled and gated with stands in `tasks`, whichever of three places it was said in
     for said in (job, *job["tasks"]):
         del said["sampling"]

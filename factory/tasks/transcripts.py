@@ -1,17 +1,22 @@
 """Transcripts: completions that exist already, one row of the user's data each, scored as they stand.
 
-A row is, in this order of preference: `prompt_token_ids` and `completion_token_ids`, taken as they are; `prompt` and
-`completion` as texts, or as messages of which the completion is one assistant turn; `messages` that end with one.
+A row is, in this order of preference: `prompt_token_ids` and `completion_token_ids`, taken as they are; `token_ids` of
+a whole conversation with a `token_mask`; the `nodes` of a trace (verifiers' traces.jsonl), a row for each of its
+branches; `prompt` and `completion` as texts, or as messages of which the completion is one assistant turn; `messages`
+that end with one. Where `turns` is "masked", several spans of a row may be scored.
 
 The form is the table's, decided once by its columns: a row that does not hold to it is rejected, never read in another.
 Each row becomes a `Prompt` with its transcript, so that plan, shards and ledger are those of any run; its id is a hash
 of its number and content, so two equal rows are two.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from factory.errors import JobError, one_line
 from factory.hashing import canonical_json, content_hash
@@ -20,26 +25,90 @@ from factory.job.job import Job
 from factory.messages import Message
 from factory.records import PlannedRow, Prompt, Rejection, Sampling, Transcript
 from factory.tasks.tables import BadRow
+from factory.tasks.traces import leaves_of, path_to, read_nodes
 from factory.tasks.user_rows import Rows, column_of, load_rows, pick, require_sound
 
 # what stands in these columns of a scored row
 TASK, LEVEL = "transcripts", "given"
-FORMS = (("prompt_token_ids", "completion_token_ids"), ("prompt", "completion"), ("messages",))
+EXACT_IDS = ("prompt_token_ids", "completion_token_ids")
+MASKED_IDS = ("token_ids", "token_mask")
+NODES_OF = ("nodes",)
+PAIR = ("prompt", "completion")
+FORMS = (EXACT_IDS, MASKED_IDS, NODES_OF, PAIR, ("messages",))
+BESIDE = ("completion_mask", "tools", "turn_mask")  # columns that a form may have and needs not
+
+
+class Function(BaseModel):
+    """What is called, and with what: JSON, or an object."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str = Field(min_length=1)
+    arguments: dict[str, Any] | str = Field(default_factory=dict)
+
+
+class Call(BaseModel):
+    """A call of a tool: OpenAI's form, or its function alone."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare(cls, value: Any) -> Any:
+        return (
+            value if not isinstance(value, dict) or "function" in value else {"id": value.get("id"), "function": value}
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Arguments as an object where they are one: templates print JSON of them."""
+        arguments: Any = self.function.arguments
+        if isinstance(arguments, str):
+            with suppress(ValueError):
+                arguments = json.loads(arguments)
+        named = {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+        return named | ({} if self.id is None else {"id": self.id})
 
 
 class Turn(BaseModel):
-    """One message; whatever else it carries is not for the teacher, but for calls of tools, which nobody renders."""
+    """One message; whatever else it carries is not for the teacher. What calls tools may say nothing beside it."""
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
     reasoning_content: str | None = None
-    tool_calls: Literal[None] | Annotated[list[Any], Field(max_length=0)] = Field(default=None, exclude=True)
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_nothing(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("content") is None and value.get("tool_calls"):
+            return value | {"content": ""}
+        return value
+
+    @model_validator(mode="after")
+    def _who_calls(self) -> "Turn":
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a {self.role} turn calls tools; only an assistant does")
+        return self
+
+    def message(self, calls: bool) -> Message:
+        """As the teacher is sent it: all values texts, calls as JSON. `calls`: whether the conversation has any."""
+        told = {"role": self.role, "content": self.content}
+        told |= {} if self.reasoning_content is None else {"reasoning_content": self.reasoning_content}
+        if self.tool_calls:
+            told["tool_calls"] = json.dumps([call.plain() for call in self.tool_calls])
+        named = {"tool_call_id": self.tool_call_id, "name": self.name} if calls and self.role == "tool" else {}
+        return told | {name: value for name, value in named.items() if value is not None}
 
 
 # as they are: true and "5" are no ids, and ids are stored as int32
 IDS = TypeAdapter(list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]])
 TURNS = TypeAdapter(list[Turn])
+MASK = TypeAdapter(list[Literal[0, 1]])  # true and false too
 
 
 class Transcripts:
@@ -48,7 +117,8 @@ class Transcripts:
     def __init__(self, config: TranscriptsConfig, rows: Rows) -> None:
         self.config = config
         self.rows = rows
-        self.columns: dict[str, str] = {name: name for form in FORMS for name in form} | dict(config.columns)
+        named = {name: name for form in (*FORMS, BESIDE) for name in form}
+        self.columns: dict[str, str] = named | {name: column for name, column in config.columns.items()}
         self.form = next((form for form in FORMS if all(self._has(name) for name in form)), ())
         if not self.form:
             forms = "; ".join(" and ".join(form) for form in FORMS)
@@ -56,12 +126,39 @@ class Transcripts:
                 f"transcripts: {config.path} has none of {forms} (has: {', '.join(rows.column_names)}); "
                 f"say which columns they are with transcripts.columns"
             )
+        # a trace's branches share what stands before them, and each is a row
+        each = (place for row in range(len(rows)) for place in self._leaves(row))
+        self.branches = list(each) if self.form == NODES_OF else None
+
+    def _leaves(self, row: int) -> list[tuple[int, int]]:
+        try:
+            nodes = read_nodes(pick(self.rows[row], self.columns["nodes"]))
+        except (BadRow, ValueError, TypeError):
+            return [(row, -1)]  # for its reading to say
+        return [(row, leaf) for leaf in leaves_of(nodes)] or [(row, -1)]
+
+    def traces(self) -> Path:
+        """The file that these are the traces of. Raises JobError where they are none, or of several files."""
+        path = Path(self.config.path)
+        if self.branches is None or path.suffix != ".jsonl" or not path.is_file():
+            raise JobError(f"transcripts: {path} is no file of traces (.jsonl with `nodes`); leave --traces out")
+        return path
+
+    def places(self, rows: Iterable[PlannedRow]) -> dict[str, tuple[int, int]]:
+        """Trace and leaf, counted from 0, of each planned row that is a prompt, by its id."""
+        prompts = ((self.prompt(row), self._place(row.number)) for row in rows)
+        return {prompt.id: place for prompt, place in prompts if isinstance(prompt, Prompt)}
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The row of the data, and the branch of it, that a planned row is of."""
+        return (number, -1) if self.branches is None else self.branches[number]
 
     def _has(self, name: str) -> bool:
         return column_of(self.columns[name], self.rows.column_names) is not None
 
     def __len__(self) -> int:
-        return min(len(self.rows), self.config.count or len(self.rows))
+        rows = len(self.rows) if self.branches is None else len(self.branches)
+        return min(rows, self.config.count or rows)
 
     def digest(self) -> str:
         """A hash of the data, as it was when it was opened."""
@@ -69,30 +166,50 @@ class Transcripts:
 
     def prompt(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row; a rejection where the data is no transcript."""
+        place, leaf = self._place(row.number)
         try:
-            fields = self.rows[row.number]
+            fields = self.rows[place]
         except BadRow as error:
             return self._reject(row, {}, str(error))
-        kept = {name: pick(fields, name) for name in self.config.keep}
+        kept = {name: pick(fields, name) for name in self.config.keep} | ({} if leaf < 0 else {"branch": leaf})
         try:
-            messages, transcript = self._read(fields)
+            messages, transcript = self._read(fields, leaf)
+            kept |= _kept_calls(messages, transcript)
         except (ValueError, TypeError) as error:
             return self._reject(row, kept, _describe(error))
         return self._make(row, kept, messages, transcript)
 
     def _reject(self, row: PlannedRow, kept: dict[str, Any], why: str) -> Rejection:
         prompt = self._make(row, kept, (), None)
-        return Rejection(prompt, None, "prompt", "bad_transcript", (f"{self.rows.where(row.number)}: {why}",))
+        where = self.rows.where(self._place(row.number)[0])
+        return Rejection(prompt, None, "prompt", "bad_transcript", (f"{where}: {why}",))
 
     def bad_rows(self) -> Iterator[str]:
         """Each row that holds no transcript, and why."""
-        for place in range(len(self)):
+        for number in range(len(self)):
+            place, leaf = self._place(number)
             try:
-                self._read(self.rows[place])
+                self._read(self.rows[place], leaf)
             except (ValueError, TypeError) as error:
                 yield f"{self.rows.where(place)}: {_describe(error)}"
 
-    def _read(self, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], Transcript]:
+    def _beside(self, fields: Mapping[str, Any], name: str) -> Any:
+        return pick(fields, self.columns[name]) if self._has(name) else None
+
+    def _masked(self, ids: list[int], mask: list[Any]) -> Transcript:
+        """A conversation's ids cut at the first and the last scored one: what follows that is nobody's."""
+        scored = [place for place, one in enumerate(mask) if one]
+        if len(mask) != len(ids):
+            raise ValueError(f"a mask of {len(mask)} entries for {len(ids)} ids")
+        if not scored or not scored[0]:
+            raise ValueError("no id is scored" if not scored else "the first id is scored, and nothing predicts it")
+        first, last = scored[0], scored[-1] + 1
+        inside = tuple(int(bool(one)) for one in mask[first:last])
+        if not all(inside) and self.config.turns == "last":
+            raise ValueError('it has several spans that are scored; say transcripts.turns = "masked"')
+        return Transcript(tuple(ids[:first]), tuple(ids[first:last]), () if all(inside) else inside)
+
+    def _read(self, fields: Mapping[str, Any], leaf: int = -1) -> tuple[tuple[Message, ...], Transcript]:
         values = [pick(fields, self.columns[name]) for name in self.form]
         lacking = [self.columns[name] for name, value in zip(self.form, values, strict=True) if value is None]
         if lacking:
@@ -100,31 +217,49 @@ class Transcripts:
             raise ValueError(
                 f"has no {' and no '.join(lacking)}; rows of this data have {form}, keep other forms apart"
             )
-        if self.form == FORMS[0]:
-            prompt_ids, completion_ids = (tuple(IDS.validate_python(value)) for value in values)
-            if not prompt_ids or not completion_ids:
-                raise ValueError(f"{len(prompt_ids)} prompt ids and {len(completion_ids)} completion ids; need both")
-            # for people: what the ids stand for, where the data says it in messages beside them
-            asked = pick(fields, self.columns["prompt"])
-            messages = _turns(asked) if isinstance(asked, list) else []
-            return tuple(messages), Transcript(prompt_ids, completion_ids)
-        if self.form == FORMS[1] and all(isinstance(value, str) for value in values):
+        if self.form == NODES_OF:
+            path = path_to(read_nodes(values[0]), leaf)
+            ids, mask = ([value for node in path for value in getattr(node, name)] for name in ("token_ids", "mask"))
+            return (), self._masked(ids, mask)
+        if self.form == MASKED_IDS:
+            return (), self._masked(IDS.validate_python(values[0]), MASK.validate_python(values[1]))
+        if self.form == EXACT_IDS:
+            return self._read_ids(fields, *(IDS.validate_python(value) for value in values))
+        if self.form == PAIR and all(isinstance(value, str) for value in values):
             if not values[1]:
                 raise ValueError("the completion is empty")
             return ({"role": "user", "content": values[0]},), Transcript(prompt=values[0], completion=values[1])
-        turns = [turn for value in values for turn in _turns(value)]
+        turns = _turns([message for value in values for message in _as_list(value)])
+        tools = _read_tools(self._beside(fields, "tools"))
+        if self.config.turns == "masked":
+            return _several(turns, self._beside(fields, "turn_mask"), tools)
         # a completion column has that one turn and no other; messages have the prompt's before it
         last = len(values[-1])
         if not turns or turns[-1]["role"] != "assistant" or (len(values) == 2 and last != 1):
             raise ValueError("the completion must be one assistant turn, the last of the messages")
-        if len(turns) == 1 or not turns[-1]["content"].strip():
+        if len(turns) == 1 or _is_empty(turns[-1]):
             raise ValueError("nothing stands before the assistant's turn" if len(turns) == 1 else "the turn is empty")
-        return tuple(turns[:-1]), Transcript(turn=turns[-1])
+        return tuple(turns[:-1]), Transcript(turn=turns[-1], tools=tools)
+
+    def _read_ids(
+        self, fields: Mapping[str, Any], prompt_ids: list[int], completion_ids: list[int]
+    ) -> tuple[tuple[Message, ...], Transcript]:
+        if not prompt_ids or not completion_ids:
+            raise ValueError(f"{len(prompt_ids)} prompt ids and {len(completion_ids)} completion ids; need both")
+        # for people: what the ids stand for, where the data says it in messages beside them
+        asked = pick(fields, self.columns["prompt"])
+        messages = tuple(_turns(asked)) if isinstance(asked, list) else ()
+        mask = self._beside(fields, "completion_mask")
+        if mask is None:
+            return messages, Transcript(tuple(prompt_ids), tuple(completion_ids))
+        return messages, self._masked(
+            [*prompt_ids, *completion_ids], [0] * len(prompt_ids) + MASK.validate_python(mask)
+        )
 
     def _make(
         self, row: PlannedRow, kept: dict[str, Any], messages: tuple[Message, ...], transcript: Transcript | None
     ) -> Prompt:
-        mark = self.rows.mark(row.number)
+        mark = self.rows.mark(self._place(row.number)[0])
         scenario = canonical_json(_plain({"row": mark} | kept))
         name = content_hash([row.number, messages, scenario, None if transcript is None else _parts(transcript)])
         return Prompt(
@@ -150,7 +285,7 @@ def open_transcripts(job: Job) -> Transcripts | None:
         return None
     config = job.transcripts
     own = [*config.columns.values(), *config.keep, *([config.id] if config.id is not None else [])]
-    forms = [name for form in FORMS for name in form]
+    forms = [name for form in (*FORMS, BESIDE) for name in form]
     transcripts = Transcripts(config, load_rows(config, "transcripts", None, own, forms))
     if not len(transcripts):
         raise JobError(f"transcripts: {config.path} has no rows")
@@ -159,11 +294,66 @@ def open_transcripts(job: Job) -> Transcripts | None:
 
 
 def _turns(value: Any) -> list[Message]:
-    return [turn.model_dump(exclude_none=True) for turn in TURNS.validate_python(value)]
+    turns = TURNS.validate_python(value)
+    calls = any(turn.tool_calls for turn in turns)
+    return [turn.message(calls) for turn in turns]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("Input should be a valid list")
+    return value
+
+
+def _is_empty(turn: Message) -> bool:
+    return not turn["content"].strip() and "tool_calls" not in turn
+
+
+def _read_tools(value: Any) -> str | None:
+    """The tools that a template is shown, as JSON: a list of objects, or the JSON of one. None without any."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.strip() else None
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError("tools: need a list of objects, or the JSON of one")
+    return json.dumps(_plain(value))
+
+
+def _several(turns: list[Message], mask: Any, tools: str | None) -> tuple[tuple[Message, ...], Transcript]:
+    """A conversation whose assistant turns are scored where a mask says so: a number for each message, or each turn."""
+    own = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    told = [1] * len(own) if mask is None else MASK.validate_python(mask)
+    if len(told) not in (len(own), len(turns)):
+        raise ValueError(f"a mask of {len(told)} entries for {len(turns)} messages, {len(own)} of them the assistant's")
+    pairs = zip(own, told, strict=True) if len(told) == len(own) else enumerate(told)
+    scored = [place for place, one in pairs if one]
+    wrong = [place + 1 for place in scored if place not in own or _is_empty(turns[place])]
+    if wrong or not scored:
+        told_wrong = (
+            f"message {wrong[0]} is scored, and is empty or not the assistant's" if wrong else "no turn is scored"
+        )
+        raise ValueError(told_wrong)
+    if not scored[0]:
+        raise ValueError("nothing stands before the first turn that is scored")
+    last = scored[-1]
+    return tuple(turns[:last]), Transcript(turn=turns[last], scored=tuple(scored[:-1]), tools=tools)
+
+
+def _kept_calls(messages: tuple[Message, ...], transcript: Transcript) -> dict[str, Any]:
+    """What the column `prompt` has no place for: the whole conversation where tools are in it, and the tools."""
+    whole = [*messages, *([transcript.turn] if transcript.turn else [])]
+    if transcript.tools is None and not any("tool_calls" in message for message in whole):
+        return {}
+    calls = [m | {"tool_calls": json.loads(m["tool_calls"])} if "tool_calls" in m else m for m in whole]
+    return {"messages": calls, "tools": json.loads(transcript.tools or "[]")}
 
 
 def _parts(transcript: Transcript) -> list[Any]:
-    return [getattr(transcript, name) for name in Transcript.__slots__]
+    # what came later counts only where it is there, so that a row has the id that it always had
+    names = ("prompt_ids", "completion_ids", "prompt", "completion", "turn")
+    later = {name: value for name in ("mask", "scored", "tools") if (value := getattr(transcript, name))}
+    return [*(getattr(transcript, name) for name in names), *([later] if later else [])]
 
 
 def _plain(value: Any) -> Any:

@@ -59,6 +59,8 @@ def _chosen_of_completion(generation: Generation, signals: SignalSpec) -> Array:
     tokens = len(generation.completion_token_ids)
     first = generation.answer_start if signals.positions == "answer" else 0
     kept_T: Array = np.arange(tokens) >= first
+    if generation.completion_mask is not None and len(generation.completion_mask) == tokens:
+        kept_T &= generation.completion_mask > 0
     if generation.logprobs is not None and signals.min_entropy:
         kept_T &= generation.logprobs.entropy_T >= signals.min_entropy
     return kept_T

@@ -34,6 +34,13 @@ def share_out(teacher: TeacherConfig, on_cpu: bool) -> list[Place]:
     return _share_cores(teacher) if on_cpu else _share_devices(teacher)
 
 
+def count_replicas(teacher: TeacherConfig, on_cpu: bool) -> int:
+    """How many engines a teacher will have: as many as it says, wherever that is asked; "auto" as many as fit here."""
+    if teacher.backend != "vllm":
+        return 1
+    return len(share_out(teacher, on_cpu)) if teacher.replicas == "auto" else teacher.replicas
+
+
 def _share_cores(teacher: TeacherConfig) -> list[Place]:
     if teacher.replicas == "auto":
         return [Place()]  # one engine uses all cores, and its weights are there once

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 
 class EngineDied(Exception):
@@ -23,11 +23,13 @@ class EngineProcess:
     Nothing here waits for the child: what its pipe does not take yet stays in `outbox`, and `flush` goes on with it.
     """
 
+    module: ClassVar[str] = "factory.teachers.engine.process"
+
     def __init__(self, setup: dict[str, Any], environment: dict[str, str], log_path: Path) -> None:
         events_in, events_out = os.pipe()
         with log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "factory.teachers.engine.process", str(events_out)],
+                [sys.executable, "-m", self.module, str(events_out)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -207,6 +207,7 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
         hidden_positions=asked.hidden_positions,
         experts=asked.experts,
         rejected_measures=top_k > 0,
+        masked=job.transcripts is not None and job.transcripts.turns == "masked",
         **_resolve_attention(asked.attention, shape),
     )
 

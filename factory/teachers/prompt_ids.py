@@ -16,6 +16,7 @@ from factory.messages import Message
 from factory.teachers.chat_template import ChatTemplate, Manner, TemplateRefusal
 from factory.teachers.control_tokens import ControlTokens
 from factory.teachers.reasoning import Markers, special_ids
+from factory.teachers.turns import encode_turns
 
 __all__ = ["EncodedPrompt", "PromptEncoder", "TemplateRefusal"]
 
@@ -118,6 +119,20 @@ class PromptEncoder:
         if transcript["completion"] is not None:
             return self._text_ids(transcript["prompt"], transcript["completion"])
         return self._turn_ids(messages, transcript["turn"])
+
+    def encode_conversation(
+        self, messages: Sequence[Message], transcript: Mapping[str, Any]
+    ) -> tuple[list[int], list[int], tuple[int, ...]]:
+        """The same of a transcript that may have several scored turns, tools and calls of them; and its mask.
+
+        The mask has a 0 or 1 for each completion id, and is empty where all are scored.
+        """
+        turn, tools = transcript["turn"], transcript["tools"]
+        calls = turn is not None and any("tool_calls" in message for message in (*messages, turn))
+        if transcript["scored"] or tools or calls:
+            whole, scored = [*messages, turn], (*transcript["scored"], len(messages))
+            return encode_turns(self.template, self.control, self.turn_end, whole, scored, tools)
+        return *self.encode_transcript(messages, transcript), tuple(transcript["mask"])
 
     def _text_ids(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Ids of two texts that follow each other, cut between them; nothing is put between or behind."""

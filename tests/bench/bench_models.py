@@ -144,6 +144,7 @@ def engine_setup(
     max_num_seqs: int,
     capture: str = "decode",
     schemas: dict[str, Any] | None = None,
+    compiled: bool = False,
     **signals: Any,
 ) -> dict[str, Any]:
     """The setup of the engine's process, as `factory.teachers.vllm` sends it; `signals` are fields of a SignalSpec.
@@ -158,7 +159,8 @@ def engine_setup(
     )
     return {
         "teacher": teacher.model_dump(),
-        "settings": dict(SETTINGS),
+        # text alone too: all engines have the same
+        "settings": SETTINGS | {"enforce_eager": not compiled},
         "layers": read_shape(model.folder, teacher).layers,
         "schemas": schemas or {},
         "constrain": bool(schemas),

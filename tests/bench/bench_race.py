@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +50,18 @@ VARIANTS = (
     Variant("k = 20", "k20", bar=0.92),
     Variant("k = 64", "k64", bar=0.87),
     Variant("k = 20 and 2 hidden layers", "states"),
+    Variant("2 hidden layers alone", "hidden"),
     Variant("k = 20 by a prefill afterwards (`capture = prefill`)", "prefill"),
     Variant("vLLM's own logprobs = 20, written in distilabel's shape", "bare", "logprobs"),
     Variant("bare generate, ids in and out, no tokenizer", "bare", "ids_alone"),
     Variant("bare generate, vLLM's defaults (prefix cache, chunked prefill, no seeds)", "defaults", "text"),
+)
+
+# with what is compiled compiled, on both sides; what a hook inside the model sees is not kept there
+COMPILED = (
+    Variant("text only, compiled", "k0"),
+    Variant("k = 20, compiled", "k20"),
+    Variant("k = 64, compiled", "k64"),
 )
 
 
@@ -61,6 +69,10 @@ class Contestant:
     """One engine's process."""
 
     def __init__(self, name: str, spec: dict[str, Any], log: Path) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
+        environment |= ENVIRONMENT
+        if spec.get("compiled"):
+            del environment["TORCHDYNAMO_DISABLE"]
         self.name = name
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
@@ -69,8 +81,7 @@ class Contestant:
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
-                env={name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
-                | ENVIRONMENT,
+                env=environment,
             )
         self.log = log
         self._send(spec)
@@ -105,14 +116,17 @@ class Contestant:
             self.process.wait()
 
 
-def specs(model: Model, folder: Path, scale: Scale) -> dict[str, dict[str, Any]]:
+def specs(
+    model: Model, folder: Path, scale: Scale, variants: Sequence[Variant] = VARIANTS
+) -> dict[str, dict[str, Any]]:
     """What each process is to set up. All engines have the same settings, but for the one with vLLM's defaults."""
+    compiled = variants is COMPILED
     common = {
         "model": model.folder,
         "max_num_seqs": scale.max_num_seqs,
         "max_model_len": WINDOW,
         "kv_cache_memory_bytes": 2**29,
-        "enforce_eager": True,
+        "enforce_eager": not compiled,
     }
     same = common | {"enable_prefix_caching": False, "enable_chunked_prefill": False, "async_scheduling": False}
     ours: dict[str, dict[str, Any]] = {
@@ -120,17 +134,20 @@ def specs(model: Model, folder: Path, scale: Scale) -> dict[str, dict[str, Any]]
         "k20": {"top_k": 20},
         "k64": {"top_k": 64},
         "states": {"top_k": 20, "layers": list(model.layers)},
+        "hidden": {"layers": list(model.layers)},
         "prefill": {"top_k": 20, "capture": "prefill"},
     }
+    wanted = {"bare"} | {variant.process for variant in variants}
     spool = folder / "start"
     spool.mkdir(parents=True, exist_ok=True)
     made: dict[str, dict[str, Any]] = {}
     for name, changed in ours.items():
         (spool / name).mkdir()
-        made[name] = {"kind": "ours", "setup": engine_setup(model, spool / name, scale.max_num_seqs, **changed)}
+        setup = engine_setup(model, spool / name, scale.max_num_seqs, compiled=compiled, **changed)
+        made[name] = {"kind": "ours", "setup": setup}
     made["bare"] = {"kind": "bare", "llm": same, "seeds": True}
     made["defaults"] = {"kind": "bare", "llm": common, "seeds": False}
-    return made
+    return {name: spec | {"compiled": compiled} for name, spec in made.items() if name in wanted}
 
 
 @contextmanager
@@ -148,17 +165,19 @@ def started(wanted: dict[str, dict[str, Any]]) -> Iterator[dict[str, Contestant]
         yield contestants
 
 
-def race(model: Model, folder: Path, scale: Scale, profile: str = "") -> tuple[list[Figure], list[Any]]:
+def race(
+    model: Model, folder: Path, scale: Scale, profile: str = "", variants: Sequence[Variant] = VARIANTS
+) -> tuple[list[Figure], list[Any]]:
     """The figures of one model, and every run. Spools stay in `folder`, by process and round."""
     prompts = short_prompts(scale.requests, scale.longest)
-    pairs: dict[Variant, list[tuple[Run, Run]]] = {variant: [] for variant in VARIANTS}
-    with started(specs(model, folder, scale)) as contestants:
-        for name, how in sorted({("bare", "text"), *((v.process, v.how) for v in VARIANTS)}):
+    pairs: dict[Variant, list[tuple[Run, Run]]] = {variant: [] for variant in variants}
+    with started(specs(model, folder, scale, variants)) as contestants:
+        for name, how in sorted({("bare", "text"), *((v.process, v.how) for v in variants)}):
             contestants[name].run(prompts[: scale.max_num_seqs], how, folder / "warm" / name / how)
         for number in range(scale.rounds):
             place = folder / f"round{number}"
             before = contestants["bare"].run(prompts, "text", place / "bare")
-            for variant in VARIANTS[:: -1 if number % 2 else 1]:
+            for variant in variants[:: -1 if number % 2 else 1]:
                 run = contestants[variant.process].run(prompts, variant.how, place / variant.process)
                 after = contestants["bare"].run(prompts, "text", place / "bare")
                 if run.tokens != before.tokens:
@@ -171,10 +190,10 @@ def race(model: Model, folder: Path, scale: Scale, profile: str = "") -> tuple[l
             print(f"profile of {profile}: {folder / 'profile' / 'profile.txt'}", file=sys.stderr)
     raw = [
         {"model": model.name, "variant": v.what, "base": _plain(base), "run": _plain(run)}
-        for v in VARIANTS
+        for v in variants
         for base, run in pairs[v]
     ]
-    return [_figure(model, variant, pairs[variant]) for variant in VARIANTS], raw
+    return [_figure(model, variant, pairs[variant]) for variant in variants], raw
 
 
 def _figure(model: Model, variant: Variant, pairs: list[tuple[Run, Run]]) -> Figure:

@@ -1,13 +1,13 @@
 """Chaos: harm runs, datasets and engines in every way at hand, many times, and count what survives.
 
-    python tests/chaos/chaos.py [--kills N] [--malformed N] [--flips N] [--rows N] [--engine-kills N] [--seed N]
+    python tests/chaos/chaos.py [--kills N] [--malformed N] [--flips N] [--rows N] [--engine-kills N]
+                                 [--replica-kills N] [--seed N]
 
 Prints a table of figures and exits with 1 if anything did not survive. A part whose number is 0 is left out.
 """
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import itertools
 import os
@@ -18,16 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bad_generations import SIGNALS, adding_gate, make_bad_generations
-from chaos_figures import Figures
+from chaos_engines import kill_engines, kill_replicas
+from chaos_parts import Figures, started_run
 from conftest import write_task
 from dataset_support import FACTORY, read_tree, write_job
-from random_teacher import random_teacher
 
 from factory.checks.verify import verify
 from factory.dataset.ledger import read_ledger
@@ -58,23 +59,6 @@ top_k = 0
 name = "adding"
 count = {rows}
 """
-ENGINE_JOB = """
-out = "out"
-shard_rows = 8
-[teacher]
-model = "{model}"
-max_num_seqs = 4
-[sampling]
-max_tokens = 200
-thinking_tokens = 150
-[signals]
-hidden_layers = [2, -1]
-[validation]
-gate = "schema"
-[[tasks]]
-name = "adding"
-count = {rows}
-"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         (options.flips, flip_bytes),
         (options.rows, run_long),
         (options.engine_kills, kill_engines),
+        (options.replica_kills, kill_replicas),
     ]
     done = []
     print("| what | tried | survived | |\n|---|---|---|---|", flush=True)
@@ -109,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--flips", type=int, default=200, help="changed bytes in a finished dataset")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of one long run")
     parser.add_argument("--engine-kills", type=int, default=5, help="SIGKILLs of the vLLM engine in one run")
+    parser.add_argument("--replica-kills", type=int, default=8, help="SIGKILLs among two replicas and their run")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -145,19 +131,6 @@ def kill_runs(folder: Path, kills: int, rng: random.Random, rows: int = 1200) ->
         rounds += 1
     figures.remark = f"{rounds} datasets, each equal to the undisturbed one byte for byte; no process left"
     return figures
-
-
-@contextlib.contextmanager
-def started_run(folder: Path, out: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`factory run` as the head of a process group, none of which outlives the context."""
-    command = [*FACTORY, "run", "job.toml", "--out", out]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=quiet, stderr=quiet) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def finish_run(folder: Path, out: str) -> None:
@@ -304,69 +277,6 @@ def measure(folder: Path, *arguments: str) -> tuple[int, float, int]:
     command = [sys.executable, "-c", MEASURE, *FACTORY, *arguments]
     code, kilobytes = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.split()
     return int(code), time.monotonic() - started, int(kilobytes) * 1024
-
-
-# --- engines that are killed ----------------------------------------------------------------------------------------
-
-
-def kill_engines(folder: Path, kills: int, rng: random.Random) -> Figures:
-    """SIGKILL vLLM's process again and again in one run; every row must end all the same."""
-    figures = Figures("SIGKILL of the vLLM engine in one run")
-    if importlib.util.find_spec("vllm") is None:
-        figures.remark = "skipped: vllm is not installed"
-        return figures
-    rows = 32 + 16 * kills
-    write_task(folder)
-    (folder / "job.toml").write_text(ENGINE_JOB.format(rows=rows, model=random_teacher()), encoding="utf-8")
-    dead: list[int] = []
-    with started_run(folder, "out") as process:
-        for engine in itertools.islice(working_engines(process, folder / "out"), kills):
-            time.sleep(rng.uniform(0, 2))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(engine, signal.SIGKILL)
-                dead.append(engine)
-        code = process.wait()
-    totals = read_ledger(folder / "out").totals
-    faults = [] if code == 0 else [f"the run ended with {code}"]
-    faults += [f"engine {engine} is left" for engine in dead if Path(f"/proc/{engine}").exists()]
-    faults += list(verify(folder / "out"))
-    if totals.accepted + totals.rejected != rows or totals.errors:
-        faults.append(f"{totals.accepted} + {totals.rejected} of {rows} rows, {totals.errors} errors")
-    if len(dead) < kills:
-        faults.append(f"the run was done after {len(dead)} of {kills} kills")
-    figures.tried, figures.survived, figures.faults = kills, 0 if faults else kills, faults
-    crashed = totals.reasons["teacher/engine_crash"]
-    figures.remark = (
-        f"{totals.done} of {rows} rows ended, {totals.accepted} accepted, {crashed} given up as `engine_crash`"
-    )
-    return figures
-
-
-def working_engines(process: "subprocess.Popen[bytes]", out: Path) -> Iterator[int]:
-    """Each engine of a run in turn, once it has answered something."""
-    known: set[int] = set()
-    while process.poll() is None:
-        alive = [engine for engine in engines_of(process.pid) if engine not in known]
-        before = spooled_bytes(out)
-        while alive and process.poll() is None and spooled_bytes(out) <= before:
-            time.sleep(0.05)
-        for engine in alive if process.poll() is None else ():
-            known.add(engine)
-            yield engine
-        time.sleep(0.05)
-
-
-def engines_of(process_id: int) -> list[int]:
-    command = ["pgrep", "-P", str(process_id), "-f", "factory.teachers.engine.process"]
-    return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
-
-
-def spooled_bytes(out: Path) -> int:
-    total = 0
-    for path in (out / ".spool").glob("*.gen"):
-        with contextlib.suppress(FileNotFoundError):  # a segment goes when all of it is committed
-            total += path.stat().st_size
-    return total
 
 
 if __name__ == "__main__":

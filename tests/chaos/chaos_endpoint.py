@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chaos_figures import Figures
+from chaos_parts import Figures
 from conftest import write_task
 from remote_support import remote_job, rows_of
 from scripted_endpoint import ScriptedEndpoint, serving, shares

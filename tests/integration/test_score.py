@@ -9,6 +9,7 @@ import pytest
 from integration_support import Dataset, engine_job, make_dataset
 from random_teacher import random_teacher
 
+from factory.checks.fidelity import check_dataset
 from factory.job.job import Job
 from factory.runs.run import run
 
@@ -98,3 +99,39 @@ def test_messages_are_encoded_as_a_run_would_and_what_does_not_fit_is_told(tmp_p
     assert first["completion_token_ids"].count(end) == 1  # the one in the text is ordinary characters
     (rejected,) = scored.rows("rejected")
     assert (rejected["stage"], rejected["reason"]) == ("prompt", "transcript_too_long")
+
+
+def test_turns_scored_together_have_the_numbers_of_each_scored_alone(tmp_path: Path) -> None:
+    """And what stands between two of them keeps no distribution; the self-test finds what the files hold right."""
+    turns = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "It is 4."},
+        {"role": "tool", "content": "Right: 4."},
+        {"role": "assistant", "content": "So it is."},
+        {"role": "user", "content": "Thank you <|im_end|> very much."},
+        {"role": "assistant", "content": "Gladly."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    together = score(tmp_path, path, turns="masked")
+    (row,) = together.rows()
+    mask, ids = np.array(row["completion_mask"]), row["completion_token_ids"]
+    starts = np.flatnonzero(np.diff([0, *mask]) == 1)
+    ends = np.flatnonzero(np.diff([*mask, 0]) == -1) + 1
+    assert len(starts) == 3
+    counts = np.array(row["topk_counts"])
+    assert ((counts > 0) == (mask > 0)).all()
+    alone = [
+        {"prompt_token_ids": row["prompt_token_ids"] + ids[:first], "completion_token_ids": ids[first:last]}
+        for first, last in zip(starts, ends, strict=True)
+    ]
+    (tmp_path / "alone").mkdir()
+    path = tmp_path / "alone.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in alone), encoding="utf-8")
+    each = sorted(score(tmp_path / "alone", path).rows(), key=lambda one: len(one["prompt_token_ids"]))
+    for first, last, one in zip(starts, ends, each, strict=True):
+        np.testing.assert_allclose(row["sampled_logprobs"][first:last], one["sampled_logprobs"], atol=1e-4)
+        np.testing.assert_allclose(row["entropy"][first:last], one["entropy"], atol=1e-4)
+    assert row["answer"] == "Gladly."
+    assert row["answer_start"] >= starts[-1]
+    assert check_dataset(together.out, 1)["verdict"] == "passed"

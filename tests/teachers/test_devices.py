@@ -8,7 +8,7 @@ import pytest
 
 from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
-from factory.teachers.devices import DEVICES, Place, share_out, visible_devices
+from factory.teachers.devices import DEVICES, Place, count_replicas, share_out, visible_devices
 
 SMI = """#!/bin/sh
 printf '0\\n1\\n2\\n3\\n'
@@ -98,3 +98,14 @@ def test_on_a_processor_more_replicas_than_cores_or_with_tensor_parallel_are_ref
         share_out(teacher(replicas=256), on_cpu=True)
     with pytest.raises(TeacherError, match="tensor_parallel_size 2 shares them out too; set one of the two to 1"):
         share_out(teacher(replicas=2, tensor_parallel_size=2), on_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [({}, 1), ({"replicas": 200}, 200), ({"replicas": "auto"}, 3), ({"replicas": 2, "backend": "scripted"}, 1)],
+)
+def test_engines_are_counted_without_being_refused(
+    fields: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEVICES, "0,1,2")
+    assert count_replicas(teacher(**fields), on_cpu=False) == count

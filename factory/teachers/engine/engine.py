@@ -38,6 +38,7 @@ from factory.teachers.fit import refuse_prompt, refuse_transcript
 from factory.teachers.prompt_ids import TemplateRefusal
 from factory.teachers.reasoning import SplitCompletion, cut_reasoning, split_completion
 from factory.teachers.spool import SpoolWriter, as_experts, as_logprobs
+from factory.teachers.turns import last_run
 
 
 class Engine:
@@ -159,8 +160,10 @@ class Engine:
         """Begin a prompt; a prompt that cannot be begun comes back as a failed generation."""
         try:
             if prompt["transcript"] is not None:
-                ids, completion_ids = self.encoder.encode_transcript(prompt["messages"], prompt["transcript"])
-                row = Request(prompt, ids, "scored", completion_ids, "stop", reasons=self.markers is not None)
+                ids, completion_ids, mask = self.encoder.encode_conversation(prompt["messages"], prompt["transcript"])
+                row = Request(
+                    prompt, ids, "scored", completion_ids, "stop", reasons=self.markers is not None, mask=mask
+                )
                 return self._score(row)
             encoded = self.encoder.encode_prompt(prompt["messages"], prompt["tools"])
         except TemplateRefusal as error:
@@ -294,18 +297,24 @@ class Engine:
             hidden_states=HiddenStates(self.signals.layers, arrays["bits_NLH"]) if "bits_NLH" in arrays else None,
             experts=as_experts(arrays["blocks"].tolist(), arrays) if "blocks" in arrays else None,
             attention=Attention(self.signals.attention, arrays["maps_LHNN"]) if "maps_LHNN" in arrays else None,
+            completion_mask=_mask_of(request, len(ids_T)) if self.signals.masked else None,
         )
 
     def _split(self, request: Request, ids_T: Array) -> SplitCompletion:
         """Reasoning and answer of a completion; those of a transcript's turn as they were given."""
         stops = self.encoder.stop_ids
         markers = self.markers if request.reasons else None
-        split = split_completion(self.tokenizer, ids_T, markers, stops, request.answer_start)
         transcript = request.prompt["transcript"]
         if transcript is None:
-            return split
-        if split.answer_start >= len(ids_T):  # it never reasoned, or never stopped to
-            split = split_completion(self.tokenizer, ids_T, None, stops)
+            return split_completion(self.tokenizer, ids_T, markers, stops, request.answer_start)
+        # of several turns the last one answers
+        first = last_run(request.mask)
+        split = split_completion(self.tokenizer, ids_T[first:], markers, stops)
+        if split.answer_start >= len(ids_T) - first:  # it never reasoned, or never stopped to
+            split = split_completion(self.tokenizer, ids_T[first:], None, stops)
+        if first:
+            whole = split_completion(self.tokenizer, ids_T, None, stops).text
+            split = replace(split, text=whole, answer_start=first + split.answer_start)
         turn = transcript["turn"]
         if turn is None:
             return split
@@ -315,6 +324,10 @@ class Engine:
         answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.signals.any else []
         # of several workers only the first keeps anything
         return next((answer for answer in answers if answer), {})
+
+
+def _mask_of(request: Request, tokens: int) -> Array:
+    return np.array(request.mask, np.uint8) if request.mask else np.ones(tokens, np.uint8)
 
 
 def failed(prompt: dict[str, Any], ids: list[int], failure: str, detail: str) -> Generation:

@@ -43,6 +43,8 @@ class Request:
     reasons: bool = True
     # where the answer begins in the completion; None where its ids must tell
     answer_start: int | None = None
+    # of the completion 1 where an id is of a turn that is scored; empty where all are
+    mask: tuple[int, ...] = ()
     # the engine's own name for it: vLLM adds random letters to ours, and the worker sees only the result
     inner: str = ""
 
