@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
-from factory.records import Message
+from factory.messages import Message
 from factory.teachers.chat_template import ChatTemplate, TemplateRefusal
 from factory.teachers.control_tokens import ControlTokens
 
