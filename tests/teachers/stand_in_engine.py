@@ -36,6 +36,7 @@ class StandIn:
     def __init__(self, setup: dict[str, Any]) -> None:
         self.spool = SpoolWriter(Path(setup["spool"]), setup["replica"])
         self.requests: dict[str, Any] = {}
+        self.reserve = SimpleNamespace(has_room=True)
         self.rng = random.Random(os.getpid())
         self.step_s = float(os.environ.get("STAND_IN_STEP_S", "0.002"))
 
