@@ -45,6 +45,7 @@ class Pace:
     refusals: int = field(default=0, init=False)
     _known: float = field(default=NEVER, init=False)
     _fell_at: float = field(default=-NEVER, init=False)
+    _fell_before: float = field(default=-NEVER, init=False)
     _resume_at: float = field(default=-NEVER, init=False)
     _full_at: float = field(default=-NEVER, init=False)
     _in_a_row: int = field(default=0, init=False)
@@ -79,8 +80,9 @@ class Pace:
             step = 1.0 if self.limit < self._known else CAREFUL
             self.limit = min(float(self.most), self.limit + step)
         self.running -= 1
-        # answers to what was asked before the limit fell prove nothing of what it is now
-        if started.at > self._fell_at:
+        # one of the wave whose others were refused counts: the endpoint bears some of them. What was asked before the
+        # limit fell the time before proves nothing of what it is now
+        if started.at > self._fell_before:
             self._in_a_row = 0
         if tokens is not None:
             started.tokens = tokens
@@ -94,7 +96,7 @@ class Pace:
             # refusals without a success between them are one event, however low they bring the limit
             known = self._known if self._in_a_row else self.limit * FALL
             self.limit, self._known = max(1.0, self.limit * FALL), max(1.0, known)
-            self._fell_at = now
+            self._fell_before, self._fell_at = self._fell_at, now
             self._in_a_row += 1
         pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (self._in_a_row - 1)) if self._in_a_row else PAUSE_S
         self._resume_at = max(self._resume_at, now + (pause if retry_after is None else retry_after))
