@@ -111,13 +111,15 @@ def _spoil(picture: Picture, pixels: Pixels) -> Pixels:
 
 
 def _shift(pixels: Pixels, warmth: float, light: float) -> Pixels:
-    return pixels + np.array([warmth / 2 + light, light, -warmth / 2 + light])
+    shifted: Pixels = pixels + np.array([warmth / 2 + light, light, -warmth / 2 + light])
+    return shifted
 
 
 def _stretch(pixels: Pixels, factor: float) -> Pixels:
     # of the light alone: colours stay as warm as they are
     grey = pixels.mean(axis=2, keepdims=True)
-    return pixels + (grey - grey.mean()) * (factor - 1)
+    stretched: Pixels = pixels + (grey - grey.mean()) * (factor - 1)
+    return stretched
 
 
 def apply(pixels: Pixels, edits: list[Edit]) -> Pixels:
