@@ -62,7 +62,7 @@ class Picture(Frozen):
 
 class Edit(Frozen):
     op: Op
-    value: float = Field(ge=-100, le=100)
+    value: int = Field(ge=-100, le=100)
 
 
 def encode(pixels: Pixels) -> bytes:
