@@ -18,7 +18,7 @@ from factory.errors import TeacherError
 from factory.job.job import Job
 from factory.records import Generation, Prompt, TeacherInfo
 from factory.signals import SignalSpec
-from factory.tasks.tasks import Task
+from factory.tasks.tasks import Task, held_in
 
 
 class Teacher(Protocol):
@@ -81,6 +81,7 @@ def open_teacher(
     `tell` is given an event's name, a line for people and fields for machines when an engine starts, and what it does.
     Raises TeacherError where the model or the engine cannot serve the job.
     """
+    tasks = list(tasks)
     schemas = {task.name: task.grammar for task in tasks if task.grammar is not None} | dict(more_schemas)
     # inside the function: no backend is imported where the other one answers, nor by `factory --help`
     if job.teacher.backend == "scripted":
@@ -91,7 +92,7 @@ def open_teacher(
     if job.teacher.remote:
         from factory.teachers.remote.opening import start_remote
 
-        with start_remote(job, schemas, probes, out, tell) as remote:
+        with start_remote(job, schemas, probes, out, tell, held_in(tasks)["images"]) as remote:
             yield remote
         return
     # refused, not asked without what it is about

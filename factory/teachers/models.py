@@ -173,7 +173,7 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
     `tools` and `images`: some of its tasks have them, and so its rows have columns for them.
     """
     if job.teacher.remote:
-        return resolve_remote_signals(job)
+        return resolve_remote_signals(job, images)
     require_sound(job, has_cpu_engine())
     top_k = job.signals.top_k
     if top_k > shape.vocab_size:
