@@ -36,9 +36,15 @@ def as_gemini_parts(content: str | list[dict[str, Any]], pictures: Iterator[byte
     return [_as_inline(next(pictures)) if part["type"] == "image" else {"text": part["text"]} for part in content]
 
 
+def size_of(png: bytes) -> tuple[int, int]:
+    """Width and height of a PNG, in pixels."""
+    width, height = struct.unpack(">II", png[16:24])  # of the header chunk, which is its first
+    return width, height
+
+
 def most_image_tokens(png: bytes) -> int:
     """Tokens that a picture takes, at most, by its size in pixels."""
-    width, height = struct.unpack(">II", png[16:24])  # of the header chunk, which is a PNG's first
+    width, height = size_of(png)
     tiles = -(-width // TILE) * -(-height // TILE)
     return FRAME_TOKENS + TILE_TOKENS * int(min(tiles, MOST_TILES))
 

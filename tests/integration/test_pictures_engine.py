@@ -17,6 +17,7 @@ from factory.checks.verify import verify
 from factory.dataset.manifest import read_manifest, read_signals
 from factory.dataset.shards import shard_path
 from factory.errors import TeacherError
+from factory.forecast.estimate import estimate
 from factory.job.job import Job
 from factory.runs.run import run
 from factory.teachers.agreement import exceeded
@@ -55,6 +56,14 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     signals = {"top_k": 8, "hidden_layers": [0, 2, -1], "positions": "all", "verify_rows": 4}
     run(seeing_job(signals=signals | {"capture": request.param}), folder, folder / "out")
     return folder / "out"
+
+
+def test_a_plan_counts_every_token_of_the_pictures(seen: Path) -> None:
+    lengths = [len(row["prompt_token_ids"]) for row in read_table(seen, "data")]
+    plan = "\n".join(estimate(seeing_job(), seen.parent, seen.parent / "elsewhere"))
+    assert "pictures counted with its own processor" in plan
+    assert f"tokens: {sum(lengths) / len(lengths):,.0f} prompt + " in plan
+    assert "    images " in plan
 
 
 def test_every_row_keeps_its_pictures_and_the_prompt_as_the_model_read_it(seen: Path) -> None:
