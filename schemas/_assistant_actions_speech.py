@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Callable
 from random import Random
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -81,7 +81,7 @@ class _Speaker:
         self.rng = rng
         self.now = dt.datetime(2025, 1, 1, 7) + dt.timedelta(minutes=rng.randrange(360 * 1440))
         self.contacts = [f"{f} {n}" for f, n in zip(rng.sample(BANK.first, 5), rng.sample(BANK.last, 5), strict=True)]
-        self.shows = rng.choice(("places", "songs"))
+        self.shows: Literal["places", "songs"] = rng.choice(("places", "songs"))
         self.shown = rng.sample(BANK.places if self.shows == "places" else BANK.songs, 4)
         self.writer = rng.choice(self.contacts)
         at = self.now.replace(hour=rng.randint(8, 20), minute=rng.choice((0, 10, 15, 30, 45)))

@@ -56,7 +56,7 @@ class Navigate(Tool):
     by: Way = "car"
 
 
-TOOLS = [SetTimer, SendMessage, AddReminder, PlayMusic, ChangeSetting, Navigate]
+TOOLS: list[type[Tool]] = [SetTimer, SendMessage, AddReminder, PlayMusic, ChangeSetting, Navigate]
 
 
 class Frozen(BaseModel):
@@ -75,7 +75,8 @@ class Call(Frozen):
     arguments: dict[str, Any]
 
     def build(self) -> Tool:
-        return next(tool for tool in TOOLS if tool.__name__ == self.tool)(**self.arguments)
+        made: Tool = next(tool for tool in TOOLS if tool.__name__ == self.tool).model_validate(self.arguments)
+        return made
 
 
 class Expected(Frozen):

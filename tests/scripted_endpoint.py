@@ -6,6 +6,7 @@ keeps an account of what it has answered, which a run's own must equal.
 """
 
 import asyncio
+import base64
 import json
 import random
 import re
@@ -28,6 +29,28 @@ REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
 
 def no_fault(number: int, body: dict[str, Any]) -> str:
     return ""
+
+
+def parts_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of OpenAI's messages; a text is none."""
+    contents = [message["content"] for message in body.get("messages", ())]
+    return [part for content in contents if isinstance(content, list) for part in content]
+
+
+def gemini_parts(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of Gemini's contents."""
+    return [part for turn in body.get("contents", ()) for part in turn["parts"]]
+
+
+def told_in(turn: dict[str, Any]) -> str:
+    """The text of one turn, of either API."""
+    content = turn.get("content", turn.get("parts"))
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)
+
+
+def asked_in(body: dict[str, Any]) -> str:
+    """The user's last words."""
+    return told_in((body.get("messages") or body["contents"])[-1])
 
 
 def shares(seed: int = 0, **each: float) -> Fault:
@@ -60,9 +83,11 @@ class ScriptedEndpoint:
     reasoning_field: str = "reasoning"
     temperature_in: bool = False
     thinks: bool = True
+    sees: bool = True
     # what has happened
     bodies: list[dict[str, Any]] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)  # by the user's words: answers that were sent whole
+    pictures: dict[str, list[bytes]] = field(default_factory=dict)  # by the user's words, in their order
     billed: Usage = field(default_factory=Usage)  # all answers that were made, sent whole or not
     statuses: Counter[int] = field(default_factory=Counter)
     at_once: int = 0
@@ -155,6 +180,11 @@ class ScriptedEndpoint:
         if fault == "hang":
             self.hung += 1
             await asyncio.sleep(3600)
+        shown = [part["inlineData"]["data"] for part in gemini_parts(body) if "inlineData" in part]
+        shown += [part["image_url"]["url"].partition("base64,")[2] for part in parts_of(body) if "image_url" in part]
+        if shown and not self.sees:
+            return await self.send(writer, 400, error(f"{MODEL} is not a multimodal model", "BadRequestError"))
+        self.pictures[asked_in(body)] = [base64.b64decode(data, validate=True) for data in shown]
         if "contents" in body:
             return await self.send(writer, 200, self.complete_as_gemini(body))
         made = self.complete(body)
@@ -177,12 +207,12 @@ class ScriptedEndpoint:
             text = json.dumps(made).encode()
             await self.send_bytes(writer, 200, text[: len(text) // 2], None if fault == "cut_json" else len(text))
             return False
-        self.answered[body["messages"][-1]["content"]] += 1
+        self.answered[asked_in(body)] += 1
         return await self.send(writer, 200, made)
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """A whole answer: the sum of the numbers in the last message."""
-        asked = body["messages"][-1]["content"]
+        asked = asked_in(body)
         total = sum(map(int, re.findall(r"\d+", asked)))
         reasoning, answer = f"They make {total}.", json.dumps({"total": total, "words": "done"})
         content: list[dict[str, Any]] = []
@@ -194,10 +224,10 @@ class ScriptedEndpoint:
         elif self.tokenizer is not None:
             tokens = self.tokenizer.encode(answer, add_special_tokens=False).ids[:most]
             content = [self.entry_of_token(i, body) for i in tokens]
-        prompt = [byte for message in body["messages"] for byte in message["content"].encode()]
+        prompt = [byte for message in body["messages"] for byte in told_in(message).encode()]
         count = len(prompt)
         if self.tokenizer is not None:
-            texts = (message["content"] for message in body["messages"])
+            texts = map(told_in, body["messages"])
             count = 8 + sum(len(self.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
         closed = not self.vllm or THINK_END in ids
         message = {"role": "assistant", "content": answer if closed else None, self.reasoning_field: reasoning}
@@ -212,7 +242,7 @@ class ScriptedEndpoint:
 
     def complete_as_gemini(self, body: dict[str, Any]) -> dict[str, Any]:
         """The same answer in Gemini's words: a thought's summary, and the answer's tokens with their ids."""
-        config, asked = body["generationConfig"], body["contents"][-1]["parts"][0]["text"]
+        config, asked = body["generationConfig"], asked_in(body)
         total = sum(map(int, re.findall(r"\d+", asked)))
         answer = json.dumps({"total": total, "words": "done"})
         tokens = self.tokenizer.encode(answer, add_special_tokens=False).ids
@@ -225,7 +255,7 @@ class ScriptedEndpoint:
             places = [{"candidates": [as_gemini(one) for one in entry["top_logprobs"]]} for entry in entries]
             chosen = [as_gemini(entry) for entry in entries]
             candidate["logprobsResult"] = {"chosenCandidates": chosen, "topCandidates": places}
-        texts = [part["text"] for turn in body["contents"] for part in turn["parts"]]
+        texts = [part.get("text", "") for part in gemini_parts(body)]
         prompt = 8 + sum(len(self.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
         usage = {"promptTokenCount": prompt, "candidatesTokenCount": len(tokens), "thoughtsTokenCount": 30}
         self.billed += Usage(prompt, 0, len(tokens) + 30, 30)

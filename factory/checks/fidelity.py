@@ -142,7 +142,9 @@ def _data(out: Path, shard: int, folder: str = "data") -> Path:
 def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
     """One row as the files hold it. Raises DatasetError where its arrays do not fit its tokens."""
     columns = [*TOKEN_IDS, *(column.name for column in logprob_columns(signals))]
-    row = _find(_data(out, choice[0]), choice[1], ["task", *columns])
+    shown = ["images"] if signals.images else []
+    row = _find(_data(out, choice[0]), choice[1], ["task", *columns, *shown])
+    images = tuple(image["bytes"] for image in row["images"].as_py()) if shown else ()
     arrays = {name: row[name].values.to_numpy() for name in columns}
     prompt, completion = (arrays[name] for name in TOKEN_IDS)
     try:
@@ -155,7 +157,7 @@ def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
     except ValueError as error:
         told = f"row {choice[1]}: its signals do not fit its tokens ({error})"
         raise DatasetError(f"{_data(out, choice[0])}: {told}; run `factory verify {out}`") from None
-    return KeptRow(choice[1], row["task"].as_py(), prompt, completion, logprobs, bits, positions)
+    return KeptRow(choice[1], row["task"].as_py(), prompt, completion, logprobs, bits, positions, images)
 
 
 def _find(path: Path, name: str, columns: list[str]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from factory.runs.progress import tell_clock
 from factory.runs.provenance import describe_job
 from factory.runs.room import FILE_BYTES
 from factory.runs.rounds import resume
+from factory.teachers import require_one_prompt_of_pictures
+from factory.teachers.data_urls import most_image_tokens
 from factory.teachers.devices import count_replicas
 from factory.teachers.given_up import list_given_up
-from factory.teachers.models import has_cpu_engine, require_window, resolve_signals
+from factory.teachers.models import has_cpu_engine, locate_model, require_sight, require_window, resolve_signals
 from factory.teachers.remote.purse import cost_of, dearest, read_account, usage_path
 from factory.teachers.remote_signals import tell_remote_signals
 from factory.teachers.spool import SEGMENT_BYTES
@@ -35,7 +37,7 @@ CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
 
 
 SHORT_SHARDS = 32  # one at the end of each round: a goal is come to in fewer
-SELDOM = ("experts", "attention")  # told where a job keeps them
+SELDOM = ("images", "experts", "attention")  # told where a job keeps them
 
 
 def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> list[str]:
@@ -119,6 +121,7 @@ def require_templates(prepared: Prepared) -> None:
     job = prepared.job
     if job.transcripts is not None:  # one that the template does not take is a row of its own
         return
+    require_one_prompt_of_pictures(job, prepared.tasks.values())
     _require_template(job.teacher, teacher_probes(prepared))
     if job.judge is not None and job.judge.teacher is not None:
         try:
@@ -128,7 +131,10 @@ def require_templates(prepared: Prepared) -> None:
 
 
 def _require_template(teacher: TeacherConfig, probes: list[Prompt]) -> None:
-    counter = None if teacher.backend == "scripted" or teacher.remote else open_exact(teacher)
+    local = teacher.backend != "scripted" and not teacher.remote
+    if local and any(probe.images for probe in probes):
+        require_sight(locate_model(teacher), teacher)
+    counter = open_exact(teacher) if local else None
     if counter is None:
         return
     for probe in probes:
@@ -254,12 +260,12 @@ def upper_bound(prepared: Prepared) -> float:
     """Bytes that no run of a job exceeds: every answer at max_tokens, nothing compressed."""
     plan, job = prepared.plan, prepared.job
     states = state_bytes(job)
-    prompt = _prompt_tokens(prepared)
+    prompt, shown = _prompt_tokens(prepared), _image_bytes(prepared)
     most = prepared.most_rows()
     rows = sum(most.values())
     completion = sum(count * prepared.sampling[task].max_tokens for task, count in most.items()) / max(rows, 1)
     row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states) + _attention_bytes(job)
-    return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion)) * rows + (
+    return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion) + shown) * rows + (
         rows / plan.shard_size(0) + SHORT_SHARDS
     ) * FILE_BYTES
 
@@ -274,6 +280,7 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
         + prompt * (_prompt_bytes(job) + states)
         + completion * (_logprob_bytes(job) + 4 * CHARACTERS_A_TOKEN + states)
     )
+    row += _image_bytes(prepared)
     shard = row * plan.shard_size(0) + FILE_BYTES
     # it has no process of its own and so no spool
     if job.teacher.backend == "scripted":
@@ -361,10 +368,22 @@ def state_bytes(job: Job) -> int:
 
 
 def _prompt_tokens(prepared: Prepared) -> float:
-    prompts = [prepared.render(row) for row in islice(prepared.plan.rows(0), 64)]
-    lengths = [sum(len(text_of(m["content"])) for m in p.messages) for p in prompts if isinstance(p, Prompt)]
-    a_token = 1.0 if prepared.job.teacher.backend == "scripted" else CHARACTERS_A_TOKEN
-    return sum(lengths) / max(len(lengths), 1) / a_token
+    prompts = _some_prompts(prepared)
+    lengths = [sum(len(text_of(m["content"])) for m in prompt.messages) for prompt in prompts]
+    scripted = prepared.job.teacher.backend == "scripted"
+    pictures = 0 if scripted else sum(most_image_tokens(png) for prompt in prompts for png in prompt.images)
+    return (sum(lengths) / (1.0 if scripted else CHARACTERS_A_TOKEN) + pictures) / max(len(lengths), 1)
+
+
+def _image_bytes(prepared: Prepared) -> float:
+    """Bytes of a row's pictures, in the mean."""
+    prompts = _some_prompts(prepared)
+    return sum(len(png) for prompt in prompts for png in prompt.images) / max(len(prompts), 1)
+
+
+def _some_prompts(prepared: Prepared) -> list[Prompt]:
+    prompts = map(prepared.render, islice(prepared.plan.rows(0), 64))
+    return [prompt for prompt in prompts if isinstance(prompt, Prompt)]
 
 
 def _existing(path: Path) -> Path:

@@ -37,7 +37,7 @@ Basis = Literal[
     "scripted teacher", "the transcripts", "reference solutions", "pilot", "committed shards", "max_tokens bound"
 ]
 Columns = Tally[tuple[str, str]]  # bytes by (folder, column); a file's frame has the column ""
-GROUPS: Final = ("texts", "ids", "logprobs", "hidden states", "experts", "attention", "rejected rows")
+GROUPS: Final = ("texts", "images", "ids", "logprobs", "hidden states", "experts", "attention", "rejected rows")
 FOLDER_GROUPS: Final = {
     "hidden_states": "hidden states",
     "experts": "experts",
@@ -171,6 +171,8 @@ def _group(folder: str, column: str) -> str:
         return FOLDER_GROUPS[folder]
     if column.removeprefix(PROMPT) in STORED:
         return "logprobs"
+    if folder == "data" and column.partition(".")[0] == "images":
+        return "images"
     return "ids" if folder == "data" and column.endswith("_token_ids") else "texts"
 
 
@@ -228,7 +230,8 @@ def weigh_stand_ins(
             weighed.columns["hidden_states", "states"] += _rest_of_states(chosen, shape)
             if _is_enough(weighed.totals, rows):
                 break
-    return weighed, counter.how if counter else None
+    told = [how for how in (counter.how if counter else "", stand_ins.pictures.how) if how]
+    return weighed, ", ".join(told) or None
 
 
 def _take(outcomes: Iterator[Outcome], before: Totals, rows: int) -> Iterator[Outcome]:

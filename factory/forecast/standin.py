@@ -23,6 +23,7 @@ from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task
 from factory.teachers.chosen import choose_ids, keep_chosen
 from factory.teachers.models import ModelShape
+from factory.teachers.picture_tokens import PictureTokens
 from factory.teachers.scripted import ScriptedTeacher
 from factory.teachers.tokens import Counter
 from factory.texts.calls import read_calls, spell_answer
@@ -52,6 +53,10 @@ class StandIns:
     measured: Mapping[Cell, Measured] = field(default_factory=dict)
     seen: Tally[Cell] = field(default_factory=Tally)
     unsolved: dict[str, str] = field(default_factory=dict)  # why `solve` failed first, by task
+    pictures: PictureTokens = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pictures = PictureTokens(self.prepared.job.teacher)
 
     def outcomes(self, rows: Iterable[PlannedRow]) -> Iterator[Outcome]:
         """One outcome a row, the scripted teacher's own where that is the job's."""
@@ -76,7 +81,8 @@ class StandIns:
             return Record(prompt, self._score(prompt, prompt.transcript, counter, rng), "", 1.0)
         reasoning, answer = self._texts(prompt, counter, rng)
         written = spell_answer(prompt.form, answer)
-        ids = counter.prompt_ids(prompt.messages, prompt.tools), counter.completion_ids(reasoning, written)
+        prompt_ids = self.pictures.prompt_ids(counter, prompt)
+        ids = prompt_ids, counter.completion_ids(reasoning, written)
         generation = self._generation(prompt, *ids, (reasoning, written), rng)
         if not self._is_accepted((prompt.task, prompt.level)):
             return Rejection(

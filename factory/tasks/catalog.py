@@ -8,6 +8,7 @@ from factory.errors import TaskError, nearest
 from factory.hashing import derive_seed
 from factory.records import PlannedRow, Prompt, Sampling
 from factory.tasks.faults import TaskFault
+from factory.tasks.pictures import INSTALL
 from factory.tasks.render import check_templates, open_renderer, require_whole
 from factory.tasks.replies import tool_name
 from factory.tasks.tasks import NAME_PATTERN, Task, builtin_root, discover, load_task
@@ -25,6 +26,9 @@ def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_te
         task = found.tasks.get(name)
         # tried here, so that what is listed as whole is whole
         wrong = found.problems.get(name) or (try_task(task) if task else [])
+        if wrong and all(line.endswith(INSTALL) for line in wrong):  # whole, where Pillow is
+            lines += [f"{name}  NOT INSTALLED", *(f"    {line}" for line in wrong)]
+            continue
         problems += wrong
         if task is None or wrong:
             lines += [f"{name}  BROKEN", *(f"    {line}" for line in wrong)]

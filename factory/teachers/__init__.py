@@ -18,7 +18,7 @@ from factory.errors import TeacherError
 from factory.job.job import Job
 from factory.records import Generation, Prompt, TeacherInfo
 from factory.signals import SignalSpec
-from factory.tasks.tasks import Task
+from factory.tasks.tasks import Task, held_in
 
 
 class Teacher(Protocol):
@@ -64,6 +64,15 @@ def require_engine() -> None:
         )
 
 
+def require_one_prompt_of_pictures(job: Job, tasks: Iterable[Task]) -> None:
+    """Raise TeacherError for a task whose student is shown another prompt than the teacher, with pictures in one."""
+    both = [task.name for task in tasks if task.shows_images and task.has_student]
+    if both and job.teacher.backend != "scripted":
+        raise TeacherError(
+            f"task {both[0]!r}: shows pictures and has a student.j2, whose ids would lack their tokens; leave out one"
+        )
+
+
 @contextmanager
 def open_teacher(
     job: Job,
@@ -81,6 +90,8 @@ def open_teacher(
     `tell` is given an event's name, a line for people and fields for machines when an engine starts, and what it does.
     Raises TeacherError where the model or the engine cannot serve the job.
     """
+    tasks = list(tasks)
+    require_one_prompt_of_pictures(job, tasks)
     schemas = {task.name: task.grammar for task in tasks if task.grammar is not None} | dict(more_schemas)
     # inside the function: no backend is imported where the other one answers, nor by `factory --help`
     if job.teacher.backend == "scripted":
@@ -91,15 +102,11 @@ def open_teacher(
     if job.teacher.remote:
         from factory.teachers.remote.opening import start_remote
 
-        with start_remote(job, schemas, probes, out, tell) as remote:
+        with start_remote(job, schemas, probes, out, tell, held_in(tasks)["images"]) as remote:
             yield remote
         return
-    # refused, not asked without what it is about
-    if showing := [task.name for task in tasks if task.shows_images]:
-        told = ", ".join(showing)
-        raise TeacherError(f'teacher.backend "vllm": {told} shows pictures, which it is not given yet; try "scripted"')
     from factory.teachers.vllm import start_teacher
 
     require_engine()
-    with start_teacher(job, schemas, probes, out, tell) as teacher:
+    with start_teacher(job, schemas, probes, out, tell, held_in(tasks)["images"]) as teacher:
         yield teacher

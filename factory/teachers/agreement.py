@@ -49,6 +49,7 @@ ROUNDED: Final[Figures] = {
     "state_cosine_mean": 0.998,
     "state_cosine_min": 0.9,
 }
+PICTURE = "picture-"  # and its number: what an array of a row's picture is called between the two processes
 BOUNDS: Final[dict[str, Figures]] = {"float32": EXACT, "bfloat16": ROUNDED, "float16": ROUNDED}
 
 

@@ -64,6 +64,7 @@ class ChatTemplate:
         self.tools = list(tools)
         self.kwargs |= {"tools": self.tools} if tools else {}
         self.manners: dict[tuple[str, ...], Manner] = {}
+        self.shown: set[tuple[str, ...]] = set()  # those whose pictures stand in the prompt
         self.headed: set[tuple[str, ...]] = set()  # those whose prompts end where an assistant's turn begins
 
     def render(self, messages: Sequence[Message], parts: bool = False, prompts: bool = True, **more: Any) -> str:
@@ -74,7 +75,7 @@ class ChatTemplate:
             )
         given: list[dict[str, Any]] = [dict(message) for message in messages]
         if parts:
-            given = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in given]
+            given = [message | {"content": as_parts(message["content"])} for message in given]
         try:
             text: str = self.tokenizer.apply_chat_template(
                 given, tokenize=False, add_generation_prompt=prompts, **(self.kwargs | more)
@@ -109,6 +110,22 @@ class ChatTemplate:
                     f"it drops the tools: {lost[0]!r} of {function['name']!r} is not in the prompt; use a model that "
                     f"was trained with tools, or {OTHER_TEMPLATE}"
                 )
+
+    def require_pictures(self, roles: tuple[str, ...]) -> None:
+        """Raise TemplateRefusal where a picture in a user's turn leaves no trace in the prompt, or spoils its text."""
+        if roles in self.shown:
+            return
+        words, parts = _words(roles), self.study(roles).parts
+        at = len(roles) - 1 - roles[::-1].index("user")
+        texts = as_parts(words[at]["content"])
+        bare, shown = (
+            self.render([*words[:at], words[at] | {"content": content}, *words[at + 1 :]], parts)
+            for content in (texts, [{"type": "image"}, *texts])
+        )
+        # a template for texts writes the list itself
+        if bare == shown or words[at]["content"] not in shown or any(sign in shown for sign in ("'type'", '"type"')):
+            raise TemplateRefusal(f"it has no place for pictures; use a model that sees, or {OTHER_TEMPLATE}")
+        self.shown.add(roles)
 
     def begin(self, prompt: str, manner: Manner) -> tuple[str, bool]:
         """A rendered prompt, its reasoning opened where the model would open it; and whether it is open."""
@@ -274,6 +291,11 @@ class ChatTemplate:
 
     def _marker_texts(self) -> list[str]:
         return [text for pair in self._pairs() for text in pair]
+
+
+def as_parts(content: Any) -> list[dict[str, Any]]:
+    """A content as a list of parts, which it may be already."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
 def _words(roles: tuple[str, ...]) -> list[Message]:

@@ -1,9 +1,20 @@
-"""Messages as endpoints take them: pictures stand inside them, as data URLs."""
+"""Messages as endpoints take them: pictures stand inside them, as data URLs or as Gemini's parts.
+
+How many tokens a picture takes is the endpoint's own affair. `most_image_tokens` is the largest count that is published
+(gpt-4o-mini: 2,833, and 5,667 for each of up to eight tiles of 512 x 512), so that no known endpoint bills more.
+"""
 
 import base64
-from typing import Any
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
 
 from factory.records import Prompt
+
+TILE: Final = 512  # pixels a side
+TILE_TOKENS: Final = 5_667
+FRAME_TOKENS: Final = 2_833
+MOST_TILES: Final = 8
 
 
 def with_data_urls(prompt: Prompt) -> list[dict[str, Any]]:
@@ -16,6 +27,30 @@ def with_data_urls(prompt: Prompt) -> list[dict[str, Any]]:
             content = [_as_url(next(pictures)) if part["type"] == "image" else part for part in content]
         told.append(message | {"content": content})
     return told
+
+
+def as_gemini_parts(content: str | list[dict[str, Any]], pictures: Iterator[bytes]) -> list[dict[str, Any]]:
+    """A content as Gemini's parts, each picture taken from `pictures` in turn."""
+    if isinstance(content, str):
+        return [{"text": content}]
+    return [_as_inline(next(pictures)) if part["type"] == "image" else {"text": part["text"]} for part in content]
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    """Width and height of a PNG, in pixels."""
+    width, height = struct.unpack(">II", png[16:24])  # of the header chunk, which is its first
+    return width, height
+
+
+def most_image_tokens(png: bytes) -> int:
+    """Tokens that a picture takes, at most, by its size in pixels."""
+    width, height = size_of(png)
+    tiles = -(-width // TILE) * -(-height // TILE)
+    return FRAME_TOKENS + TILE_TOKENS * int(min(tiles, MOST_TILES))
+
+
+def _as_inline(png: bytes) -> dict[str, Any]:
+    return {"inlineData": {"mimeType": "image/png", "data": base64.b64encode(png).decode("ascii")}}
 
 
 def _as_url(png: bytes) -> dict[str, Any]:

@@ -85,6 +85,16 @@ def read_shape(model: str, teacher: TeacherConfig) -> ModelShape:
     return shape_of(model, config, overrides if isinstance(overrides, dict) else {}, teacher.trust_remote_code)
 
 
+def require_sight(model: str, teacher: TeacherConfig) -> None:
+    """Raise TeacherError where a model's config.json names nothing that sees."""
+    config = read_json(_model_file(model, teacher.revision, "config.json"), model)
+    if not any("vision" in name or "visual" in name for name in config):
+        raise TeacherError(
+            f"teacher.model {teacher.model!r}: a task shows pictures, and its config.json names no vision part; name a "
+            f'model that sees, or leave the task out (backend = "scripted" tries it without a model)'
+        )
+
+
 def read_end_ids(model: str, teacher: TeacherConfig) -> list[int]:
     """The end tokens that a model's generation_config.json and config.json name: there may be several, or none.
 
@@ -173,7 +183,7 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
     `tools` and `images`: some of its tasks have them, and so its rows have columns for them.
     """
     if job.teacher.remote:
-        return resolve_remote_signals(job)
+        return resolve_remote_signals(job, images)
     require_sound(job, has_cpu_engine())
     top_k = job.signals.top_k
     if top_k > shape.vocab_size:

@@ -9,6 +9,7 @@ What it takes of memory is known before anything is loaded: the trunk runs once 
 """
 
 import inspect
+import io
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ import torch
 
 from factory.errors import one_line, redact
 from factory.signals import LOGPROB_ARRAYS, Array, Logprobs
-from factory.teachers.agreement import Figures, compare_logprobs, compare_states
+from factory.teachers.agreement import PICTURE, Figures, compare_logprobs, compare_states
 
 SOFT_CAP = "attn_logit_softcapping"  # the one thing that a model may ask for and SDPA leaves out in silence
 CHUNK_VALUES = 2**24  # logits held at once; a vocabulary of 152k takes 110 positions at a time
@@ -39,8 +40,8 @@ class PlainModel:
     """A causal language model as transformers loads it, on the GPU with most memory free, or on the CPU."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from transformers import AutoModelForCausalLM
-
+        self.source = request
+        self.processor: Any = None
         self.layers, self.final_norm = request["layers"], request["final_norm"]
         dtype = getattr(torch, request["dtype"])
         names = {name: request[name] for name in ("revision", "trust_remote_code")}
@@ -54,7 +55,7 @@ class PlainModel:
         if need > free:
             raise NotChecked(f"needs {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free on {device}")
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model = model_class(config).from_pretrained(
                 request["model"], config=config, dtype=dtype, attn_implementation=choose_attention(config), **names
             )
             self.model = model.eval().to(device)
@@ -63,12 +64,35 @@ class PlainModel:
         if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
             raise NotChecked(f"{type(self.model).__name__} gives no logits for chosen positions")
 
-    def recompute(self, ids: Array, first: int, topk_ids_TK: Array | None) -> tuple[Logprobs | None, Array | None]:
+    def look(self, pictures: list[Array]) -> dict[str, torch.Tensor]:
+        """What the model's own image processor makes of one row's pictures (bytes of PNG), as its forward takes it.
+
+        Raises NotChecked where there is no such processor, or it does not take them.
+        """
+        from PIL import Image
+        from transformers import AutoImageProcessor
+
+        try:
+            if self.processor is None:
+                names = {name: self.source[name] for name in ("revision", "trust_remote_code")}
+                self.processor = AutoImageProcessor.from_pretrained(self.source["model"], **names)
+            images = [Image.open(io.BytesIO(picture.tobytes())) for picture in pictures]
+            made = self.processor(images=images, return_tensors="pt")
+        except Exception as error:  # transformers raises many types here, and none is a fault of ours
+            raise NotChecked(f"transformers cannot show the model its pictures: {one_line(error, 300)}") from error
+        known = inspect.signature(self.model.base_model.forward).parameters
+        given = {name: value for name, value in made.items() if name in known and isinstance(value, torch.Tensor)}
+        dtype = self.model.dtype
+        return {name: (v.to(dtype) if v.is_floating_point() else v).to(self.model.device) for name, v in given.items()}
+
+    def recompute(
+        self, ids: Array, first: int, topk_ids_TK: Array | None, pixels: dict[str, torch.Tensor] | None = None
+    ) -> tuple[Logprobs | None, Array | None]:
         """What the model says of `ids`: distributions of those from `first` on, states float32 [N, L, H].
 
-        Log-probabilities are taken at the ids given; None stands for what was not asked for.
+        Log-probabilities are taken at the ids given; None stands for what was not asked for. `pixels`: see `look`.
         """
-        ids_1S, output, states_NLH = self._run_trunk(ids)
+        ids_1S, output, states_NLH = self._run_trunk(ids, pixels)
         logprobs = None if topk_ids_TK is None else self._logprobs(ids_1S, output, first, topk_ids_TK)
         return logprobs, states_NLH
 
@@ -79,12 +103,16 @@ class PlainModel:
             logits_NV = self.model(ids_1S, use_cache=False).logits[0, :-1]
         return logits_NV.float().cpu(), states_NLH
 
-    def _run_trunk(self, ids: Array) -> tuple[torch.Tensor, Any, Array | None]:
+    def _run_trunk(
+        self, ids: Array, pixels: dict[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, Any, Array | None]:
         """The ids as a batch of one, the trunk's output, and the states of the layers that are asked for."""
         ids_1S = torch.tensor(ids[None].astype(np.int64), device=self.model.device)
         # the trunk alone: logits of every position at once would be tokens x vocabulary
         with self._before_final_norm() as last:
-            output = self.model.base_model(ids_1S, output_hidden_states=bool(self.layers), use_cache=False)
+            output = self.model.base_model(
+                ids_1S, output_hidden_states=bool(self.layers), use_cache=False, **(pixels or {})
+            )
         if not self.layers:
             return ids_1S, output, None
         # transformers' last entry is after the final norm
@@ -178,6 +206,15 @@ def load_config(model: str, names: dict[str, Any], overrides: dict[str, Any]) ->
     return config
 
 
+def model_class(config: Any) -> Any:
+    """The class of transformers' that has a language model's head: of a model that sees, the one with its eyes."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    blind = type(config) in AutoModelForCausalLM._model_mapping
+    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if sees and not blind else AutoModelForCausalLM
+
+
 def override(config: Any, overrides: dict[str, Any]) -> None:
     """Put values into a configuration, those of a part of it into that part."""
     for name, value in overrides.items():
@@ -192,12 +229,10 @@ def override(config: Any, overrides: dict[str, Any]) -> None:
 
 def count_weights(config: Any, names: dict[str, Any]) -> int:
     """Numbers in the model, counted without memory. Raises NotChecked for an architecture that transformers lacks."""
-    from transformers import AutoModelForCausalLM
-
     # tensors on this device have shapes and no memory
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=names["trust_remote_code"])
+            model = model_class(config).from_config(config, trust_remote_code=names["trust_remote_code"])
     except Exception as error:
         raise NotChecked(f"transformers does not hold this architecture: {one_line(error, 300)}") from error
     return sum(parameter.numel() for parameter in model.parameters())
@@ -241,7 +276,9 @@ def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
     ids = np.concatenate([row["prompt_ids"], row["completion_ids"]])
     stored = Logprobs(**{name: row[name] for name in LOGPROB_ARRAYS if name in row}) if "topk_TK" in row else None
     first = len(ids) - (0 if stored is None else len(stored.sampled_T))
-    again, states_NLH = model.recompute(ids, first, None if stored is None else stored.topk_ids_TK)
+    pictures = [row[name] for name in sorted(row, key=_picture_number) if name.startswith(PICTURE)]
+    pixels = model.look(pictures) if pictures else None
+    again, states_NLH = model.recompute(ids, first, None if stored is None else stored.topk_ids_TK, pixels)
     figures: dict[str, Any] = {"logprobs": {}, "layers": {}}
     if stored is not None and again is not None:
         figures["logprobs"] = compare_logprobs(stored, again)
@@ -251,6 +288,10 @@ def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
         again_NLH = states_NLH[row["positions_N"]] if "positions_N" in row else states_NLH
         figures["layers"] = compare_layers(model.layers, kept_NLH, again_NLH)
     return figures
+
+
+def _picture_number(name: str) -> int:
+    return int(name.removeprefix(PICTURE)) if name.startswith(PICTURE) else -1
 
 
 def compare_layers(layers: list[int], stored_NLH: Array, again_NLH: Array) -> dict[str, Figures]:

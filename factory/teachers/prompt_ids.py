@@ -101,7 +101,10 @@ class PromptEncoder:
         Raises TemplateRefusal where the chat template does, or where it loses or changes something of the messages.
         """
         template = self.showing(tools)
-        manner = template.study(tuple(message["role"] for message in messages))
+        roles = tuple(message["role"] for message in messages)
+        manner = template.study(roles)
+        if any(not isinstance(message["content"], str) for message in messages):
+            template.require_pictures(roles)
         messages, mark = self._mark(messages)
         text, reasons = template.begin(template.render(messages, manner.parts), manner)
         return EncodedPrompt(self.control.encode(text, mark), text.replace(mark or "\0", ""), reasons)
@@ -241,6 +244,8 @@ class PromptEncoder:
         if isinstance(value, list):
             return [self._marked(item, mark) for item in value]
         if isinstance(value, dict):
+            if value.get("type") in ("text", "image") and set(value) <= {"type", "text"}:  # a part of a content
+                return value if "text" not in value else value | {"text": self._marked(value["text"], mark)}
             return {key: self._marked(item, mark) for key, item in value.items()}
         return value
 

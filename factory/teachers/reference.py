@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
 from factory.signals import Array, Logprobs, SignalSpec
-from factory.teachers.agreement import BOUNDS
+from factory.teachers.agreement import BOUNDS, PICTURE
 from factory.teachers.digest import digest_model
 from factory.teachers.models import locate_model
 from factory.teachers.settings import wait_settings
@@ -50,6 +50,8 @@ class KeptRow:
     # uint16 [N, L, H], bits of bfloat16; N = P + T - 1 unless `positions_N` says which they are
     bits_NLH: Array | None
     positions_N: Array | None = None
+    # PNG of each picture in its prompt
+    images: tuple[bytes, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -59,6 +61,7 @@ class KeptRow:
         """By name, as the child takes them."""
         arrays = {"prompt_ids": self.prompt_ids, "completion_ids": self.completion_ids}
         arrays |= {} if self.logprobs is None else self.logprobs.arrays()
+        arrays |= {f"{PICTURE}{at}": np.frombuffer(png, np.uint8) for at, png in enumerate(self.images)}
         states = {"bits_NLH": self.bits_NLH, "positions_N": self.positions_N}
         return arrays | {name: array for name, array in states.items() if array is not None}
 
@@ -84,6 +87,8 @@ def require_reference(manifest: dict[str, Any], trust_remote_code: bool = False)
         raise NotChecked(f"the engine quantised the model ({config.quantization})")
     if digest_model(model) != details.get("model_sha256"):
         raise NotChecked(f"the model in {model} is not the one that made the rows")
+    if config.engine.get("mm_processor_kwargs"):
+        raise NotChecked("the engine shows pictures in a way of the job's own (teacher.engine.mm_processor_kwargs)")
     names = {"model": model, "revision": config.revision, "dtype": details["dtype"]}
     overrides = config.engine.get("hf_overrides") or {}
     return names | {"trust_remote_code": trust_remote_code, "overrides": overrides}

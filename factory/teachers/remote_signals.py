@@ -10,8 +10,11 @@ MOST_OF_STRINGS: Final = 20  # of top_logprobs, by OpenAI's and Gemini's own doc
 GUESSED_VOCAB: Final = 150_000  # for a plan, where nobody has said
 
 
-def resolve_remote_signals(job: Job) -> SignalSpec:
-    """The job's signals as an endpoint's. Raises TeacherError for what no endpoint gives."""
+def resolve_remote_signals(job: Job, images: bool = False) -> SignalSpec:
+    """The job's signals as an endpoint's; `images`: some of its tasks show pictures, which are a column.
+
+    Raises TeacherError for what no endpoint gives.
+    """
     asked = job.signals
     inside = [name for name in ("hidden_layers", "experts", "attention") if getattr(asked, name)]
     where = f'teacher.backend "{job.teacher.backend}"'
@@ -53,6 +56,7 @@ def resolve_remote_signals(job: Job) -> SignalSpec:
         keep=asked.keep,
         top_p=asked.top_p or 1.0,
         positions=asked.positions,
+        images=images,
         source="endpoint",
     )
 

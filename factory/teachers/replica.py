@@ -7,6 +7,7 @@
 Nothing here waits: `turn` in `vllm` waits for all replicas at once and lets each do what is due.
 """
 
+import base64
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -173,7 +174,8 @@ class Replica:
         names = ("id", "attempt", "task", "messages", "seed", "keeps", "form", "tools")
         told = {name: getattr(prompt, name) for name in names} | {"sampling": asdict(prompt.sampling)}
         transcript = None if prompt.transcript is None else asdict(prompt.transcript)
-        self.engine.send(told | {"transcript": transcript})
+        images = [base64.b64encode(png).decode("ascii") for png in prompt.images]
+        self.engine.send(told | {"transcript": transcript, "images": images})
 
     def ask_suspect(self) -> None:
         """Send one of the suspects, alone, where nothing else is in the engine."""

@@ -114,7 +114,11 @@ class ExactCounter:
         self.how = "the model's own tokenizer"
 
     def encode_prompt(self, messages: Sequence[Message], tools: str = "") -> EncodedPrompt:
-        """A prompt as the engine would be given it. Raises TeacherError where the engine would not start."""
+        """A prompt as the engine would be given it, but for pictures, which stand there as words.
+
+        Raises TeacherError where the engine would not start.
+        """
+        messages = [message | {"content": text_of(message["content"])} for message in messages]
         try:
             self.encoder.showing(tools).require_header(tuple(message["role"] for message in messages))
             return self.encoder.encode_prompt(messages, tools)

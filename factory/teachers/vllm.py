@@ -43,6 +43,7 @@ from factory.teachers.models import (
     locate_model,
     read_end_ids,
     read_shape,
+    require_sight,
     require_window,
     resolve_signals,
 )
@@ -272,11 +273,19 @@ def log_name(number: int) -> str:
 
 @contextmanager
 def start_teacher(
-    job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path, tell: Callable[..., None]
+    job: Job,
+    schemas: dict[str, dict[str, Any]],
+    probes: list[Prompt],
+    out: Path,
+    tell: Callable[..., None],
+    images: bool = False,
 ) -> Iterator[VllmTeacher]:
-    """Check the job against the model's config, start the engines, and stop them when the context ends."""
+    """Check the job against the model's config, start the engines, and stop them when the context ends.
+
+    `images`: some of its tasks show pictures.
+    """
     places = share_out(job.teacher, has_cpu_engine())
-    setup, signals = make_setup(job, schemas, probes, out)
+    setup, signals = make_setup(job, schemas, probes, out, images)
     teacher = VllmTeacher(job, setup, places, out, signals, tell)
     try:
         yield teacher
@@ -286,12 +295,14 @@ def start_teacher(
 
 
 def make_setup(
-    job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path
+    job: Job, schemas: dict[str, dict[str, Any]], probes: list[Prompt], out: Path, images: bool = False
 ) -> tuple[dict[str, Any], SignalSpec]:
     """What the engine's process is told first. Raises TeacherError where the job does not fit the model's config."""
     model = locate_model(job.teacher)
     shape = read_shape(model, job.teacher)
-    signals = resolve_signals(job, shape, any(probe.tools for probe in probes))
+    if images:
+        require_sight(model, job.teacher)
+    signals = resolve_signals(job, shape, any(probe.tools for probe in probes), images)
     setup = {
         "teacher": job.teacher.model_dump() | {"model": model, "kv_cache_gb": kv_cache_gb(job.teacher)},
         "schemas": schemas,
@@ -305,7 +316,8 @@ def make_setup(
         "vocab": shape.vocab_size,
         "layers": shape.layers,
         "routes": shape.experts > 0,
-        "settings": engine_settings(job, has_cpu_engine()),
+        # what the processor has made of a picture goes in with every part of its row, and must not be left to a cache
+        "settings": ({"mm_processor_cache_gb": 0} if images else {}) | engine_settings(job, has_cpu_engine()),
         "probes": [{"task": p.task, "messages": p.messages, "tools": p.tools} for p in probes],
         "scores": job.transcripts is not None,
         "end_ids": read_end_ids(model, job.teacher),

@@ -114,6 +114,13 @@ def test_what_needs_no_engine_works(core: Core, command: str) -> None:
     assert ran.stdout.strip()
 
 
+def test_a_task_with_pictures_says_what_to_install(core: Core) -> None:
+    ran = core("factory", "preview", "photo_edits_image")
+    assert ran.returncode == 2
+    assert ran.stderr.rstrip().endswith('pictures need Pillow: pip install "distillation-factory[images]"')
+    assert "photo_edits_image  NOT INSTALLED" in core("factory", "tasks").stdout
+
+
 @pytest.mark.parametrize("job", ["engine.toml", "score.toml"])
 def test_a_plan_for_the_engine_counts_with_the_models_own_tokenizer(core: Core, job: str) -> None:
     ran = core("factory", "plan", job)

@@ -127,7 +127,7 @@ def test_a_dataset_without_pictures_has_none_of_their_columns(pictured: Path, ma
     assert isinstance(row["prompt"][0]["content"], str)
 
 
-def test_an_engine_that_cannot_be_shown_pictures_is_refused(pictured: Path, make_job: MakeJob) -> None:
+def test_a_model_that_sees_nothing_is_refused_before_its_engine_starts(pictured: Path, make_job: MakeJob) -> None:
     job: Any = make_job(tasks=TASKS, teacher={"model": "demo"}, signals={"top_k": 4})
-    with pytest.raises(TeacherError, match="adding shows pictures, which it is not given yet"):
+    with pytest.raises(TeacherError, match=r"a task shows pictures, and its config\.json names no vision part"):
         run(job, pictured, pictured / "out")

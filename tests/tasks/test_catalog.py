@@ -1,5 +1,6 @@
 """Looking at tasks without a teacher: the list, the preview, and a new task that works as it is written."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,20 @@ def test_the_built_in_tasks_are_in_the_list_and_whole(tmp_path: Path) -> None:
     assert problems == []
     folders = {path.name for path in (builtin_root() / "prompts").iterdir() if not path.name.startswith(("_", "."))}
     assert {line.split()[0] for line in lines if not line.startswith(" ")} == folders
+
+
+def test_where_pillow_is_missing_a_task_that_needs_it_says_so_and_no_other_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as Python itself marks what may not be imported
+    lines, problems = list_tasks(tmp_path)
+    assert problems == []
+    assert [line for line in lines if "NOT INSTALLED" in line] == ["photo_edits_image  NOT INSTALLED"]
+    told = 'pictures need Pillow: pip install "distillation-factory[images]"'
+    assert lines[lines.index("photo_edits_image  NOT INSTALLED") + 1].endswith(told)
+    with pytest.raises(TaskError, match=r"_photo_edits_image_pictures.py:.* pictures need Pillow: pip install"):
+        next(preview(tmp_path, "photo_edits_image", "easy", 0, 1))
+    assert next(preview(tmp_path, "questions", "easy", 0, 1)).messages
 
 
 def test_a_preview_takes_each_level_in_turn(workspace: Path) -> None:

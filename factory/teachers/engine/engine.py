@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from factory.errors import one_line
-from factory.messages import ToolCall
+from factory.messages import ToolCall, text_of
 from factory.records import Generation
 from factory.signals import Array, Attention, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
@@ -32,6 +32,7 @@ from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.engine.grammars import watch_grammars
 from factory.teachers.engine.handing_out import KEY
 from factory.teachers.engine.parts import Parts, Request
+from factory.teachers.engine.pictures import PictureRefusal, expand
 from factory.teachers.engine.probe import Expected, choose_ids, expect, probe_engine
 from factory.teachers.engine.reserve import open_reserve
 from factory.teachers.fit import refuse_prompt, refuse_transcript
@@ -87,9 +88,11 @@ class Engine:
             return None
         tell("a plain forward of a short text")
         probes, vocab, window = setup["probes"], setup["vocab"], setup["window"]
-        ids = choose_ids(
-            self.tokenizer, lambda: self.encoder.encode(probes[0]["messages"], probes[0]["tools"]), vocab, window
+        # a picture as a word: the probe is of the model's text part
+        words = (
+            [message | {"content": text_of(message["content"])} for message in probes[0]["messages"]] if probes else []
         )
+        ids = choose_ids(self.tokenizer, lambda: self.encoder.encode(words, probes[0]["tools"]), vocab, window)
         return expect(self.teacher, self.signals, ids, setup["routes"])
 
     def _open_reader(self, setup: dict[str, Any]) -> CallReader | None:
@@ -168,14 +171,20 @@ class Engine:
             encoded = self.encoder.encode_prompt(prompt["messages"], prompt["tools"])
         except TemplateRefusal as error:
             return failed(prompt, [], "refused_by_template", str(error))
-        ids = encoded.ids
+        ids, vision = encoded.ids, None
+        if prompt.get("images"):
+            try:
+                vision = expand(self.llm, ids, prompt["images"])
+            except PictureRefusal as error:
+                return failed(prompt, [], "refused_by_engine", str(error))
+            ids = list(vision["prompt_token_ids"])
         if not self._are_known(ids):
             return self._unknown_ids(prompt)
         # a judge's prompt keeps nothing and is shown to no student
         refusal = refuse_prompt(len(ids), self.window, self.student if prompt["keeps"] else None)
         if refusal:
             return failed(prompt, ids, *refusal)
-        whole = Request(prompt, ids, reasons=encoded.reasons)
+        whole = Request(prompt, ids, reasons=encoded.reasons, vision=vision)
         part = self.parts.first(whole)
         return self._answer(whole, []) if part == "answer" else self._begin(replace(whole, part=part))
 
@@ -214,7 +223,7 @@ class Engine:
         prompt, part = request.prompt, request.part
         try:
             params = self.parts.params(request)
-            inner = self.llm.llm_engine.add_request(request.name, {"prompt_token_ids": request.inputs}, params)
+            inner = self.llm.llm_engine.add_request(request.name, request.given, params)
         except Exception as error:
             # of many types, few of them ValueErrors: whatever it is, it is this request's alone
             return failed(prompt, request.prompt_ids, "refused_by_engine", one_line(error))

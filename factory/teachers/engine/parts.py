@@ -45,6 +45,8 @@ class Request:
     answer_start: int | None = None
     # of the completion 1 where an id is of a turn that is scored; empty where all are
     mask: tuple[int, ...] = ()
+    # of a prompt with pictures what the processor has made of them, with the prompt's ids; see `pictures`
+    vision: dict[str, Any] | None = None
     # the engine's own name for it: vLLM adds random letters to ours, and the worker sees only the result
     inner: str = ""
 
@@ -56,6 +58,11 @@ class Request:
     def inputs(self) -> list[int]:
         # the last of the ids that are scored is never an input: nothing is predicted from it
         return self.prompt_ids + (self.completion_ids[:-1] if self.part == "scored" else self.completion_ids)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the engine is given: the ids that go in and, beside them, the pictures."""
+        return (self.vision or {}) | {"prompt_token_ids": self.inputs}
 
     @property
     def keeps(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from factory.records import Generation, Prompt
 from factory.teachers.chosen import keep_chosen
+from factory.teachers.data_urls import as_gemini_parts
 from factory.teachers.remote.read import (
     BadAnswer,
     NoIds,
@@ -42,9 +43,12 @@ class GeminiWire:
 
     def body(self, prompt: Prompt) -> Body:
         system = "\n\n".join(m["content"] for m in prompt.messages if m["role"] == "system")
+        pictures = iter(prompt.images)
         turns = [message for message in prompt.messages if message["role"] != "system"]
         body: Body = {
-            "contents": [{"role": ROLES[turn["role"]], "parts": [{"text": turn["content"]}]} for turn in turns],
+            "contents": [
+                {"role": ROLES[turn["role"]], "parts": as_gemini_parts(turn["content"], pictures)} for turn in turns
+            ],
             "generationConfig": self._config(prompt),
         }
         body |= {"systemInstruction": {"parts": [{"text": system}]}} if system else {}

@@ -19,7 +19,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from factory.errors import TeacherError, one_line
 from factory.job.teacher import TeacherConfig
+from factory.messages import text_of
 from factory.records import Generation, Prompt
+from factory.teachers.data_urls import most_image_tokens
 from factory.teachers.remote.pace import NEVER, Pace, Started
 from factory.teachers.remote.purse import Purse
 from factory.teachers.remote.read import BadAnswer
@@ -294,8 +296,9 @@ def read_reply(wire: Wire, purse: Purse, key: Key, number: int, prompt: Prompt, 
 
 def bound_of(prompt: Prompt) -> tuple[int, int]:
     """Prompt and completion tokens of a request, at most: no tokenizer has more tokens than a text has bytes."""
-    texts = sum(len(message["content"].encode("utf-8", "replace")) + PROMPT_FRAME for message in prompt.messages)
-    return texts + PROMPT_FRAME, prompt.sampling.max_tokens
+    contents = [text_of(message["content"]) for message in prompt.messages]
+    texts = sum(len(text.encode("utf-8", "replace")) + PROMPT_FRAME for text in contents)
+    return texts + sum(map(most_image_tokens, prompt.images)) + PROMPT_FRAME, prompt.sampling.max_tokens
 
 
 def wait_as_told(state: RetryCallState) -> float:

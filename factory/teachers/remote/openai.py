@@ -12,6 +12,7 @@ import numpy as np
 from factory.records import Generation, Prompt
 from factory.signals import Array
 from factory.teachers.chosen import keep_chosen
+from factory.teachers.data_urls import with_data_urls
 from factory.teachers.reasoning import Markers, split_completion
 from factory.teachers.remote.read import (
     BadAnswer,
@@ -56,7 +57,7 @@ class OpenAIWire:
         sampling = prompt.sampling
         body: Body = {
             "model": self.said.model,
-            "messages": list(prompt.messages),
+            "messages": with_data_urls(prompt),
             "temperature": sampling.temperature,
             self.length: sampling.max_tokens,
         }

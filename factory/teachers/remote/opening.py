@@ -51,21 +51,24 @@ class Way:
 
 @contextmanager
 def start_remote(
-    job: Job, schemas: Mapping[str, dict[str, Any]], probes: list[Prompt], out: Path, tell: Callable[..., None]
+    job: Job,
+    schemas: Mapping[str, dict[str, Any]],
+    probes: list[Prompt],
+    out: Path,
+    tell: Callable[..., None],
+    images: bool = False,
 ) -> Iterator[RemoteTeacher]:
-    """Probe the endpoint, begin to ask, and end with the context. Raises TeacherError for what it cannot serve."""
-    signals, way = resolve_remote_signals(job), find_way(job)
+    """Probe the endpoint, begin to ask, and end with the context; `images`: some rows show pictures.
+
+    Raises TeacherError for what it cannot serve.
+    """
+    signals, way = resolve_remote_signals(job, images), find_way(job)
     teacher = job.teacher
     purse = Purse(usage_path(out), teacher.model, teacher.price, teacher.max_cost)
     tell("endpoint", f"endpoint {way.url}: asking what {teacher.model} can do", model=teacher.model, url=way.url)
-    if any(probe.tools or any(isinstance(m["content"], list) for m in probe.messages) for probe in probes):
-        raise TeacherError(
-            f'teacher.backend "{teacher.backend}": a task has tools or images, and an endpoint is asked with '
-            f'texts alone; leave it out, or run an open model with backend = "vllm"'
-        )
-    samplings = [probe.sampling for probe in probes] or [Sampling()]
     try:
-        wire, details = asyncio.run(_probe(job, way, signals, schemas, samplings, purse))
+        _require_askable(job, probes)
+        wire, details = asyncio.run(_probe(job, way, signals, schemas, probes, purse))
     except BaseException:
         purse.close()
         raise
@@ -83,6 +86,20 @@ def start_remote(
         yield remote
     finally:
         remote.close()
+
+
+def _require_askable(job: Job, probes: list[Prompt]) -> None:
+    """Raise TeacherError for what no endpoint is asked."""
+    if any(probe.tools for probe in probes):
+        raise TeacherError(
+            f'teacher.backend "{job.teacher.backend}": a task has tools, which an endpoint is not told of; leave it '
+            f'out, or run an open model with backend = "vllm"'
+        )
+    if job.teacher.endpoint.mode != "online" and any(probe.images for probe in probes):
+        raise TeacherError(
+            f'teacher.endpoint.mode "{job.teacher.endpoint.mode}": a task shows pictures, which would make the files '
+            f'too large; say mode = "online", or leave the task out'
+        )
 
 
 def find_way(job: Job) -> Way:
@@ -103,9 +120,10 @@ async def _probe(
     way: Way,
     signals: SignalSpec,
     schemas: Mapping[str, dict[str, Any]],
-    samplings: list[Sampling],
+    probes: list[Prompt],
     purse: Purse,
 ) -> tuple[Wire, dict[str, Any]]:
+    samplings = [probe.sampling for probe in probes] or [Sampling()]
     endpoint, sampling = way.open(), samplings[0]
     try:
         read = read_gemini_model if job.teacher.backend == "gemini" else read_models
@@ -119,6 +137,8 @@ async def _probe(
         wire = _open_wire(job, signals, dialect, compiled)
         prober = Prober(endpoint, wire, purse, sampling, getattr(wire, "thinks", False))
         found = [await prober.find(task) for task in (compiled or {"": {}})]
+        if showing := next((probe for probe in probes if probe.images), None):
+            await prober.require_pictures(showing.images[0])
         _require_ids(job, found[0].generation)
         await _require_tokenizer(job, wire, prober)
         temper = await prober.find_temper() if signals.top_k else "unknown"

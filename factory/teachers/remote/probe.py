@@ -13,6 +13,7 @@ from typing import Final, Literal
 from factory.errors import TeacherError, nearest
 from factory.messages import Message
 from factory.records import Generation, Prompt, Sampling
+from factory.teachers.data_urls import most_image_tokens
 from factory.teachers.remote.purse import Purse
 from factory.teachers.remote.read import BadAnswer
 from factory.teachers.remote.transport import Closed, Endpoint, Refused, Throttled, WayFault
@@ -102,14 +103,29 @@ class Prober:
         """A reply to a question with the schema of a task ("": none). Raises what `transport` names."""
         sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
         messages: tuple[Message, ...] = ({"role": "user", "content": text},)
-        prompt = self._prompt(task, messages, sampling, keeps)
-        number = self.purse.ask("probe", 0, 64 + 4 * len(text), self.tokens)
+        return await self._send(self._prompt(task, messages, sampling, keeps), 64 + 4 * len(text))
+
+    async def require_pictures(self, png: bytes) -> None:
+        """Raise TeacherError where the endpoint refuses a question about a picture."""
+        parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+        prompt = self._prompt("", ({"role": "user", "content": parts},), self.sampling, False)
+        try:
+            await self._send(replace(prompt, images=(png,)), 64 + 4 * len(QUESTION) + most_image_tokens(png))
+        except (Refused, Closed) as told:
+            raise TeacherError(
+                f"teacher.model {self.wire.said.model!r}: {self.endpoint.url} refuses a picture: {told}; name a model "
+                f"that sees, or leave out the tasks that show pictures"
+            ) from None
+
+    async def _send(self, prompt: Prompt, most: int) -> Body:
+        """A reply; `most` tokens are in the prompt at most."""
+        number = self.purse.ask("probe", 0, most, self.tokens)
         try:
             reply = await _patiently(lambda: self.endpoint.post(self.wire.path(), self.wire.body(prompt)))
         except BaseException:
             self.purse.void(number)
             raise
-        self.purse.settle(number, self.wire.usage(reply) or Usage(64 + 4 * len(text), 0, self.tokens, 0))
+        self.purse.settle(number, self.wire.usage(reply) or Usage(most, 0, self.tokens, 0))
         return reply
 
     async def find(self, task: str) -> Found:
