@@ -13,9 +13,18 @@ from factory.dataset.codec import BOUNDS, COLUMNS
 from factory.dataset.entries import Totals
 from factory.dataset.layouts import layouts
 from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import of_teacher, read_manifest, read_signals, section, teachers_of, write_atomically
+from factory.dataset.manifest import (
+    PUBLISH,
+    of_teacher,
+    read_manifest,
+    read_signals,
+    section,
+    teachers_of,
+    write_atomically,
+)
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
+from factory.publish.about import hub_fields, tell_citation, tell_cleaning, tell_limits, tell_origin, tell_terms
 from factory.signals import SignalSpec
 
 OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
@@ -68,19 +77,25 @@ def write_card(
     curriculum: dict[str, Any] | None = None,
     state: str = "",
     aligned: Sequence[str] = (),
+    configs: Sequence[str] | None = None,
+    place: str = "path/to/this/directory",
+    beside: Sequence[str] = (),
 ) -> str:
     """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
 
-    `state` names the rows as they are, by their content. The card holds no time and no path, so equal datasets have
-    equal cards.
+    `state` names the rows as they are, by their content; `configs` are the card's lines for them, where the files are
+    laid out otherwise; `place` is what loads it, and `beside` what else there is to say of that. The card holds no time
+    and no path, so equal datasets have equal cards.
     """
     names = teachers_of(manifest)
     parts = [of_teacher(manifest, name) for name in names]
     models = ", ".join(f"`{part.get('teacher', {}).get('model', '?')}`" for part in parts)
-    lines = [*_front_matter(totals, signals, curriculum, state, aligned), "# Distillation dataset", ""]
-    state = "complete" if totals.complete else totals.describe_rest()
+    title = (manifest.get(PUBLISH) or {}).get("title", "Distillation dataset")
+    matter = _configs(totals, signals, curriculum, state, aligned) if configs is None else configs
+    lines = ["---", *matter, *_metadata(totals, manifest, signals), "---", "", f"# {title}", ""]
+    done = "complete" if totals.complete else totals.describe_rest()
     lines += [
-        f"Answers of {models} with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
+        f"Answers of {models} with reasoning and the teacher's own signals, aligned to exact token ids ({done}).",
         "",
     ]
     lines += ["| | rows |", "|---|---:|"]
@@ -91,21 +106,32 @@ def write_card(
         "",
         *_task_table(totals),
         *_reasons(totals),
+        *tell_terms(manifest),
+        *tell_origin(totals, manifest),
         *_quality(totals, manifest, signals),
+        *tell_cleaning(totals, manifest),
+        *tell_limits(totals, manifest),
         *_teacher_table(names, parts, totals),
     ]
     for name, part in zip(names, parts, strict=True):
         lines += _meaning(part.get("teacher", {}), read_signals(part) or signals, name)
         lines += _fidelity(part, name)
-    lines += []
     lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
-    lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
+    lines += [f'rows = load_dataset("{place}", split="train")', "```", "", *beside]
     lines += _stage_table(curriculum) if curriculum else []
+    lines += tell_citation(manifest, state)
     lines += ["Made by distillation-factory; `manifest.json` holds everything that decides what these rows are.", ""]
     return "\n".join(lines)
 
 
-def _front_matter(
+def _metadata(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> list[str]:
+    import yaml
+
+    told: str = yaml.safe_dump(hub_fields(totals, manifest, signals), sort_keys=False, allow_unicode=True, width=1000)
+    return told.splitlines()
+
+
+def _configs(
     totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None, state: str, aligned: Sequence[str]
 ) -> list[str]:
     """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence.
@@ -113,7 +139,7 @@ def _front_matter(
     `datasets` names its cached copy of a local directory by what the card says of a config and not by the files, so the
     card says in each which rows they are: else a directory made again or grown would give the rows of before.
     """
-    lines, about = ["---", "configs:"], [f'  description: "rows {state[:16]}"'] if state else []
+    lines, about = ["configs:"], [f'  description: "rows {state[:16]}"'] if state else []
     for name, layout in layouts(signals).items():
         rows = {"rejected": totals.rejected + totals.errors, "preferences": totals.pairs}.get(name, totals.accepted)
         if rows or name == "default":
@@ -126,7 +152,7 @@ def _front_matter(
     for name in aligned:
         lines += [f'- config_name: "{name}"', *about, "  data_files:"]
         lines += ["  - split: train", f"    path: {name}/data/train-*.parquet"]
-    return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
+    return lines
 
 
 def _stage_table(curriculum: dict[str, Any]) -> list[str]:
