@@ -4,10 +4,12 @@ All of it is taken from manifest and ledger; what neither can know stands in the
 where it is missing.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from factory.dataset.entries import Totals
 from factory.dataset.manifest import PUBLISH, of_teacher, teachers_of
+from factory.dataset.merging import SIGNALS
 from factory.signals import SignalSpec
 
 SIZES: Final = (
@@ -15,6 +17,14 @@ SIZES: Final = (
     *((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B")),
 )
 FEW: Final = 0.1  # a share of a task's accepted rows under which one of its levels is told to be thin
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a dataset on the hub: where, and which configs it has not."""
+
+    repo: str
+    without: tuple[str, ...] = ()
 
 
 def hub_fields(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> dict[str, Any]:
@@ -147,3 +157,23 @@ def tell_citation(manifest: dict[str, Any], state: str) -> list[str]:
     title = said.get("title", "Distillation dataset")
     told = f"{title}: answers of {models}, made with distillation-factory{f', rows {state[:16]}' if state else ''}."
     return ["## How to cite", "", f"> {told}", ""]
+
+
+def tell_copy(copy: Copy) -> list[str]:
+    """How the arrays come back to their texts."""
+    lines = [
+        f"Texts and scalars are in `default`, token ids and signals in `{SIGNALS}`: the same ids in the same order. "
+        "`hidden_states` and other large configs hold rows that the viewer cannot show.",
+        "",
+        "```python",
+        "from datasets import concatenate_datasets",
+        "",
+        f'arrays = load_dataset("{copy.repo}", "{SIGNALS}", split="train")',
+        'assert arrays["id"][:] == rows["id"][:]',
+        'whole = concatenate_datasets([rows, arrays.remove_columns("id")], axis=1)',
+        "```",
+        "",
+    ]
+    if copy.without:
+        lines += [f"Left out of this copy: {', '.join(copy.without)}.", ""]
+    return lines
