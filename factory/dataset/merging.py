@@ -7,7 +7,7 @@ Rows keep their order. A value is copied as it is, so what is read from the two 
 row group of a shard and the group that is written, whatever the files' sizes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -54,10 +54,29 @@ def merge_files(
     return rows
 
 
-def has_arrays(path: Path) -> bool:
-    """Whether a file has columns that `part="arrays"` would take."""
-    with told_as_damage(path):
-        return any(_is_array(field) for field in pq.read_schema(path))
+def join_batches(source: str, texts: Iterable[Any], arrays: Iterable[Any]) -> Iterator[Any]:
+    """Batches of texts with the arrays of the same rows beside them; the two may be cut at other places.
+
+    Raises DatasetError where their ids are not the same in the same order.
+    """
+    waiting = iter(arrays)
+    beside: Any = None
+    for batch in texts:
+        while batch.num_rows:
+            if beside is None or not beside.num_rows:
+                beside = next(waiting, None)
+            size = min(batch.num_rows, beside.num_rows if beside is not None else 0)
+            if not size or not batch.column("id")[:size].equals(beside.column("id")[:size]):
+                raise DatasetError(f"{source}: config {SIGNALS!r} has other ids than the rows; get both anew")
+            yield _side_by_side(batch.slice(0, size), beside.slice(0, size))
+            batch, beside = batch.slice(size), beside.slice(size)
+
+
+def _side_by_side(texts: Any, arrays: Any) -> Any:
+    names = [name for name in arrays.schema.names if name != "id"]
+    columns = [*texts.columns, *(arrays.column(name) for name in names)]
+    fields = [*texts.schema, *(arrays.schema.field(name) for name in names)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=texts.schema.metadata))
 
 
 def _belongs(field: Any, part: Part) -> bool:

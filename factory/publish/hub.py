@@ -108,10 +108,11 @@ class Repo:
         try:
             return tries(ask)
         except Exception as error:
+            met = _met(error)
             # what is none of these is a bug, and shows where it is
-            if not (isinstance(error, OSError | ValueError) or _is_of_the_way(error)):
+            if met is None:
                 raise
-            told = redact(one_line(error))
+            told = redact(one_line(met))
             raise DatasetError(
                 f"{self.name}: the hub could not {what}: {told}; nobody sees what is half there, and the same command "
                 "goes on"
@@ -127,8 +128,16 @@ def _is_of_the_way(error: BaseException) -> bool:
     return any(base.__name__ == "TransportError" for base in type(error).__mro__)
 
 
+def _met(error: BaseException | None) -> BaseException | None:
+    """What a request has met: the client raises errors of its threads from others, which say less."""
+    while error is not None and not (isinstance(error, OSError | ValueError) or _is_of_the_way(error)):
+        error = error.__cause__
+    return error
+
+
 def _may_pass(error: BaseException) -> bool:
-    return _status(error) in HOPE or _is_of_the_way(error)
+    met = _met(error)
+    return met is not None and (_status(met) in HOPE or _is_of_the_way(met))
 
 
 def _wait(state: Any) -> float:
