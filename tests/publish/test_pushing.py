@@ -1,8 +1,11 @@
 """Pushing: main is whole at every moment, whatever cuts it; what comes back is what was there."""
 
+import io
 import json
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,12 @@ from dataset_support import FACTORY, flip_byte
 from export_support import PAIRS, MakeJob, make_dataset
 from hub_standin import Hub, Tree
 from huggingface_hub import DatasetCard
+
+from factory.curriculum.build import make_curriculum
+from factory.curriculum.config import CurriculumConfig
+from factory.errors import DatasetError
+from factory.load import load_rows
+from factory.load.card import read_card
 
 TERMS = {"license": "apache-2.0", "output_terms": "those of the model's own weights", "language": ["en"]}
 REPO = "me/sums"
@@ -47,8 +56,6 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
 
 def read_hub(hub: Hub, home: Path, code: str) -> Any:
     """What a Python program prints as JSON that reads from the stand-in."""
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(hub, home), capture_output=True, text=True, timeout=120
     )
@@ -57,8 +64,6 @@ def read_hub(hub: Hub, home: Path, code: str) -> Any:
 
 
 def rows_of(tree: Tree, folder: str) -> list[dict[str, Any]]:
-    import io
-
     files = sorted(path for path in tree if path.startswith(f"{folder}/"))
     return [row for path in files for row in pq.read_table(io.BytesIO(tree[path])).to_pylist()]
 
@@ -120,8 +125,6 @@ def test_the_same_push_again_sends_nothing(workspace: Path, make_job: MakeJob, h
 def test_it_goes_on_after_a_cut_and_main_is_never_half(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, step: str
 ) -> None:
-    import re
-
     root = make_dataset(workspace, make_job, publish=TERMS)
     mains: list[frozenset[str]] = []
 
@@ -209,10 +212,56 @@ print(json.dumps([[row["answer"], row.topk_ids.reshape(-1).tolist()] for row in 
         assert read_hub(hub, tmp_path, code) == [[row["answer"], row["topk_ids"]] for row in local]
 
 
-def edit_terms(root: Path, old: str, new: str) -> None:
-    from factory.dataset.manifest import read_manifest, replace_section
+def save_tree(tree: Tree, root: Path) -> Path:
+    """A copy as `snapshot_download` leaves it."""
+    for name, data in tree.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
 
-    replace_section(root, "publish", json.loads(json.dumps(read_manifest(root)["publish"]).replace(old, new)))
+
+def told_of(rows: Any) -> list[Any]:
+    return [
+        (row["id"], row["answer"], row.topk_ids.tolist(), row.topk_logprobs.tolist(), row.completion_token_ids.tolist())
+        for row in rows
+    ]
+
+
+def test_a_copy_on_the_disk_gives_the_same_rows(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS, signals={"top_k": 4, "hidden_layers": [1]})
+    make_curriculum(root, CurriculumConfig())
+    assert push(root).returncode == 0
+    copy = save_tree(hub.main(REPO), tmp_path / "copy")
+    stage = next(name for name in read_card(copy) if name not in ("default", "signals", "hidden_states", "rejected"))
+    for config, streams in (("default", (False, True)), (stage, (False,))):
+        for streaming in streams:
+            both = [
+                load_rows(place, config, streaming=streaming, join_hidden_states=True, cache_dir=tmp_path / "cache")
+                for place in (copy, root)
+            ]
+            assert told_of(both[0]) == told_of(both[1])
+            assert set(both[0].column_names) == {*both[1].column_names, "generator"}
+            for first, second in zip(*both, strict=True):
+                assert (first.hidden_states == second.hidden_states).all()
+    with pytest.raises(DatasetError, match="does not stream"):
+        load_rows(copy, stage, streaming=True)
+
+
+def test_arrays_of_other_rows_are_not_joined(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    assert push(root).returncode == 0
+    copy = save_tree(hub.main(REPO), tmp_path / "copy")
+    path = next((copy / "signals").iterdir())
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(range(table.num_rows))[::-1]), path)
+    with pytest.raises(DatasetError, match="other ids than the rows"):
+        load_rows(copy, cache_dir=tmp_path / "cache")
+    with pytest.raises(DatasetError, match="other ids than the rows"):
+        list(load_rows(copy, streaming=True))
 
 
 @pytest.mark.parametrize(
