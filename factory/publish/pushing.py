@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from factory.dataset.ledger import hold, read_ledger
 from factory.dataset.manifest import PUBLISH, read_manifest, read_signals
+from factory.dataset.merging import SIGNALS
 from factory.dataset.stages import current_summary, dataset_state
 from factory.errors import DatasetError, JobError, nearest
 from factory.hashing import content_hash
@@ -67,6 +68,10 @@ def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
     signals, curriculum = read_signals(manifest) or SignalSpec(), current_summary(ledger)
     names = card_configs_of(ledger, signals, curriculum)
     _require_configs(names, wish)
+    if SIGNALS in names:
+        raise JobError(
+            f"{root}: a stage is called {SIGNALS!r}, as the arrays of a pushed copy are; give it another name"
+        )
     parcels = plan_parcels(ledger, signals, curriculum, generators(manifest), wish.without)
     if not any(parcel.config == "default" for parcel in parcels):
         raise DatasetError(f"{root}: no row was accepted, so there is nothing to push")

@@ -212,6 +212,27 @@ print(json.dumps([[row["answer"], row.topk_ids.reshape(-1).tolist()] for row in 
         assert read_hub(hub, tmp_path, code) == [[row["answer"], row["topk_ids"]] for row in local]
 
 
+def blocks_of(text: str) -> str:
+    """The Python of a page."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+def test_what_page_and_card_show_works(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    assert push(root).returncode == 0
+    page = (Path(__file__).parents[2] / "docs/publishing.md").read_text().replace("OWNER/NAME", REPO)
+    card = hub.main(REPO)["README.md"].decode()
+    told = 'print(__import__("json").dumps([whole["id"], sorted(whole.column_names)], default=list))'
+    first, second = (read_hub(hub, tmp_path, f"{blocks_of(text)}\n{told}") for text in (page, card))
+    assert first == second
+    assert first == [
+        [row["id"] for row in local_rows(root, "data")],
+        sorted([*local_rows(root, "data")[0], "generator"]),
+    ]
+
+
 def save_tree(tree: Tree, root: Path) -> Path:
     """A copy as `snapshot_download` leaves it."""
     for name, data in tree.items():
