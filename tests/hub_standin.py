@@ -27,6 +27,7 @@ Trouble = Callable[[str, str], int | str | None]  # method, path -> a status, "c
 class Repository:
     refs: dict[str, Tree] = field(default_factory=lambda: {"main": {".gitattributes": b"*.parquet filter=lfs\n"}})
     requests: list[dict[str, Any]] = field(default_factory=list)
+    bases: dict[int, Tree] = field(default_factory=dict)  # main as it was when a request was opened
     private: bool = False
     large: set[str] = field(default_factory=set)
 
@@ -147,7 +148,8 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(body)["content"]
         try:
             told = yaml.safe_load(content.split("---\n")[1])
-            wrong = [k for k in ("license", "annotations_creators", "size_categories") if not told.get(k)]
+            wrong = [] if told.get("license") in ("apache-2.0", "cc-by-4.0", "mit") else ["license"]
+            wrong += [k for k in ("license", "annotations_creators", "size_categories") if not told.get(k)]
         except (yaml.YAMLError, IndexError) as error:
             wrong = [str(error)]
         errors = [{"message": f"{key} is wrong"} for key in wrong]
@@ -270,7 +272,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "POST":
             number = len(repository.requests) + 1
             repository.requests.append({"title": json.loads(body)["title"], "num": number, "status": "draft"})
-            repository.refs[f"refs/pr/{number}"] = dict(tree)
+            repository.refs[f"refs/pr/{number}"] = repository.bases[number] = dict(tree)
             self._answer({"num": number})
             return
         told = [self._told(name, request) for request in repository.requests]
@@ -290,8 +292,19 @@ class Handler(BaseHTTPRequestHandler):
         if request["status"] != "open":
             self._answer({"error": f"a request that is {request['status']} is not merged"}, 400)
             return
+        # as git does: what has changed since the request was opened, over main as it is
+        base, main, branch = (
+            repository.bases[int(number)],
+            repository.refs["main"],
+            repository.refs[f"refs/pr/{number}"],
+        )
+        changed = {path for path in {*base, *branch} if base.get(path) != branch.get(path)}
+        if any(main.get(path) not in (base.get(path), branch.get(path)) for path in changed):
+            self._answer({"error": "conflicts"}, 409)
+            return
         request["status"] = "merged"
-        repository.refs["main"] = repository.refs[f"refs/pr/{number}"]
+        kept = {path: data for path, data in main.items() if path not in changed}
+        repository.refs["main"] = kept | {path: branch[path] for path in changed if path in branch}
         self._answer({"newStatus": {}})
 
     def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:

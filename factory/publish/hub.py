@@ -17,6 +17,7 @@ TRIES: Final = 7
 MOST_WAIT_S: Final = 300  # the hub counts requests in windows of five minutes
 HOPE: Final = (408, 429, 500, 502, 503, 504)
 MAIN: Final = "main"
+TITLE: Final = re.compile(r"Rows [0-9a-f]{16} over [0-9a-f]{12}")
 REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -45,6 +46,16 @@ class Repo:
             "create it", lambda: self.api.create_repo(self.name, repo_type="dataset", private=private, exist_ok=True)
         )
 
+    def accept(self, card: str) -> None:
+        """Let the hub look at a card before anything is sent. Raises DatasetError with what is wrong in it."""
+        from huggingface_hub import DatasetCard
+
+        self._ask("accept the card", lambda: DatasetCard(card).validate(repo_type="dataset"))
+
+    def head(self) -> str:
+        """The commit that main is at."""
+        return str(self._ask("tell what main is at", lambda: self.api.repo_info(**self.about, revision=MAIN).sha))
+
     def files(self, revision: str = MAIN) -> dict[str, Remote]:
         """What lies there, by path."""
         from huggingface_hub.hf_api import RepoFile
@@ -56,16 +67,34 @@ class Repo:
 
         return self._ask(f"list {revision}", ask)
 
-    def request(self, title: str) -> str:
-        """The revision of the open pull request with this title, which is opened where there is none."""
+    def request(self, state: str, head: str) -> str:
+        """The revision of the open pull request for these rows over this commit of main, opened where there is none.
+
+        One over an older main is of no use: merged, it would leave beside its rows what came to main meanwhile.
+        """
+        title = f"Rows {state[:16]} over {head[:12]}"
 
         def ask() -> int:
-            for found in self.api.get_repo_discussions(**self.about, discussion_type="pull_request"):
-                if found.title == title and found.status in ("draft", "open"):
+            for found in self._requests():
+                if found.title == title:
                     return int(found.num)
             return int(self.api.create_pull_request(**self.about, title=title).num)
 
         return f"refs/pr/{self._ask('open a pull request', ask)}"
+
+    def close_others(self) -> None:
+        """Close the pull requests of pushes that were given up: main has moved on."""
+
+        def ask() -> None:
+            for found in self._requests():
+                self.api.change_discussion_status(**self.about, discussion_num=found.num, new_status="closed")
+
+        self._ask("close the pull requests of before", ask)
+
+    def _requests(self) -> list[Any]:
+        """The open pull requests that a push has made."""
+        every = self.api.get_repo_discussions(**self.about, discussion_type="pull_request")
+        return [found for found in every if found.status in ("draft", "open") and TITLE.fullmatch(found.title)]
 
     def send(self, revision: str, files: Mapping[str, Path | bytes], gone: Sequence[str], message: str) -> None:
         """One commit: files added, paths deleted."""
@@ -86,12 +115,14 @@ class Repo:
 
         self._ask(f"commit to {revision}", ask)
 
-    def merge(self, revision: str) -> None:
-        """Make the pull request the main branch, in one step."""
+    def merge(self, revision: str, head: str) -> None:
+        """Make the pull request the main branch, in one step. Raises DatasetError where main has left `head`."""
         number = int(revision.rpartition("/")[2])
 
         def ask() -> None:
             status = self.api.get_discussion_details(**self.about, discussion_num=number).status
+            if status != "merged" and self.api.repo_info(**self.about, revision=MAIN).sha != head:
+                raise ValueError("main has changed meanwhile")
             if status == "draft":
                 # what a program opens is a draft, and drafts are not merged
                 self.api.change_discussion_status(**self.about, discussion_num=number, new_status="open")

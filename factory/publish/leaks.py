@@ -13,8 +13,11 @@ from factory.texts.personal import find_personal
 from factory.texts.secrets import find_secrets
 from factory.texts.texts import every_text
 
-# names and hashes that the factory made, and what only repeats `reasoning` and `answer`
-OWN: Final = {"id", "prompt_id", "chosen_id", "rejected_id", "task", "level", "kind", "stage", "finish_reason", "dtype"}
+# names and hashes that the factory made; a picture's text is not read
+OWN: Final = (
+    *("id", "prompt_id", "chosen_id", "rejected_id", "task", "level", "kind", "stage", "finish_reason"),
+    *("dtype", "images"),
+)
 JSON_STARTS: Final = ("{", "[", '"')
 
 

@@ -1,7 +1,7 @@
 """Pushing: a dataset to the hub, where nobody ever sees half of one.
 
     1  what must not be published is looked for, here, before anything is sent
-    2  a pull request, found by the name of the very rows or opened
+    2  a pull request, found by the name of the very rows and of what main is at, or opened
     3  files that are not there yet, some a commit, each made and removed again
     4  the card, the manifest and what is no longer part of it, in the last commit
     5  the pull request is merged: readers of main see all of it at once
@@ -12,6 +12,7 @@ Each step may be done twice, so the same command goes on after a cut, on another
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,16 +81,21 @@ def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
     if wish.report:
         plain[REPORT] = _require_report(root)
     state = content_hash([dataset_state(ledger), sorted(parcel.path for parcel in parcels)])
-    plain[CARD] = write_pushed_card(ledger, curriculum, state, wish.without, repo.name).encode()
+    card = write_pushed_card(ledger, curriculum, state, wish.without, repo.name)
+    plain[CARD] = card.encode()
+    repo.accept(card)
     repo.create(wish.private)
+    # read before the files are: if main moves between the two, it is not merged
+    head = repo.head()
     if _is_there(repo.files(MAIN), parcels, plain):
         return [f"{repo.name}: complete already, these very rows and this card"]
-    revision = repo.request(f"Rows {state[:16]}")
+    revision = repo.request(state, head)
     sent = _send_parcels(root, repo, revision, parcels, generators(manifest))
     gone = _stale(repo.files(revision), parcels, plain)
     repo.send(revision, plain, gone, "Card and manifest")
     _require_whole(repo, revision, parcels)
-    repo.merge(revision)
+    repo.merge(revision, head)
+    repo.close_others()
     rows, tables = ledger.totals.accepted, len(parcels)
     return [
         f"{repo.name}: {rows:,} rows in {tables:,} files, {sent:,} of them sent now ({revision}, merged)",
@@ -134,8 +140,7 @@ def _is_there(there: dict[str, Remote], parcels: list[Parcel], plain: dict[str, 
 
     for name, value in plain.items():
         data = value if isinstance(value, bytes) else value.read_bytes()
-        # a large one has another name, and is sent again
-        if name not in there or there[name].name != git_hash(data):
+        if name not in there or there[name].name not in (git_hash(data), sha256(data).hexdigest()):
             return False
     return all(parcel.path in there for parcel in parcels) and not _stale(there, parcels, plain)
 

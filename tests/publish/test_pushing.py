@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -96,9 +97,7 @@ def test_a_dataset_is_there_with_its_arrays_apart(workspace: Path, make_job: Mak
     assert not (root / ".push").exists()
 
 
-def test_files_can_be_read_by_page_and_are_cut_by_content(
-    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
-) -> None:
+def test_files_can_be_read_by_page(workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path) -> None:
     root = make_dataset(workspace, make_job, publish=TERMS)
     assert push(root).returncode == 0
     for folder in ("data", "signals"):
@@ -151,6 +150,30 @@ def test_it_goes_on_after_a_cut_and_main_is_never_half(
         assert not [path for method, path in hub.seen if method == "PUT"]
 
 
+def test_it_goes_on_after_it_was_killed(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    killed: list[int] = []
+
+    def kill(method: str, path: str) -> str | None:
+        if method == "PUT" and hub.blobs:  # one file is there
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(1)
+            return "cut"
+        return None
+
+    hub.trouble = kill
+    process = subprocess.Popen([*FACTORY, "push", str(root), REPO], env=environment(hub, tmp_path))
+    assert process.wait(60) == -signal.SIGKILL
+    assert killed
+    assert set(hub.main(REPO)) == {".gitattributes"}
+    hub.trouble = lambda method, path: None
+    assert push(root).returncode == 0
+    assert rows_of(hub.main(REPO), "rejected") == local_rows(root, "rejected")
+    assert not (root / ".push").exists()
+
+
 @pytest.mark.parametrize("trouble", [429, 503, "cut", "cut after"])
 def test_a_hub_in_trouble_is_asked_again(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, trouble: int | str
@@ -184,6 +207,49 @@ def test_a_dataset_that_has_grown_replaces_what_was_there(
     tree = hub.main(REPO)
     assert [row["id"] for row in rows_of(tree, "data")] == [row["id"] for row in local_rows(second, "data")]
     assert tree["notes.txt"] == b"the owner's own"
+
+
+def test_what_was_begun_over_an_older_main_is_begun_anew(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push
+) -> None:
+    """Else rows of two pushes would stand side by side on main, and the card would take both."""
+    first = make_dataset(workspace, make_job, "first", publish=TERMS)
+    second = make_dataset(workspace, make_job, "second", publish=TERMS, tasks=[{"name": "adding", "count": 22}])
+    hub.trouble = lambda method, path: 403 if path.endswith("/merge") else None
+    assert push(first).returncode == 2
+    hub.trouble = lambda method, path: None
+    assert push(second).returncode == 0
+    assert [request["status"] for request in hub.repositories[REPO].requests] == ["closed", "merged"]
+    assert push(first).returncode == 0
+    assert [row["id"] for row in rows_of(hub.main(REPO), "data")] == [row["id"] for row in local_rows(first, "data")]
+
+
+def test_a_main_that_moves_meanwhile_is_not_merged_over(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+
+    def move(method: str, path: str) -> None:
+        if method == "PUT":
+            hub.main(REPO)["data/train-00009-of-another.parquet"] = b"x"
+
+    hub.trouble = move
+    done = push(root)
+    assert done.returncode == 2
+    assert "main has changed meanwhile" in done.stderr
+    hub.trouble = lambda method, path: None
+    assert push(root).returncode == 0
+    assert [row["id"] for row in rows_of(hub.main(REPO), "data")] == [row["id"] for row in local_rows(root, "data")]
+
+
+def test_a_card_that_the_hub_refuses_is_told_before_a_row_is_sent(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS | {"license": "my-own"})
+    done = push(root)
+    assert done.returncode == 2
+    assert "license is wrong" in done.stderr
+    assert hub.repositories == {}
 
 
 def test_datasets_loads_it_and_load_rows_joins_it(
