@@ -26,6 +26,8 @@ COMMANDS = [
     "new",
     "plan",
     "preview",
+    "push",
+    "report",
     "run",
     "score",
     "show",

@@ -93,7 +93,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 CONFIGS = {
-    Job: ["operations.md", "signals.md", "quality.md", "filters.md", "teachers.md"],
+    Job: ["operations.md", "signals.md", "quality.md", "filters.md", "teachers.md", "publishing.md"],
     TaskFile: ["add-a-task.md", "filters.md"],
     TabledConfig: ["curriculum.md"],
 }

@@ -1,4 +1,4 @@
-"""Commands that hand a dataset over: report, export, align."""
+"""Commands that hand a dataset over: report, export, align, push."""
 
 import argparse
 from pathlib import Path
@@ -12,6 +12,7 @@ def add(commands: Commands) -> None:
     _add_report(commands)
     _add_export(commands)
     _add_align(commands)
+    _add_push(commands)
 
 
 def _add_report(commands: Commands) -> None:
@@ -51,6 +52,19 @@ def _add_align(commands: Commands) -> None:
     align.set_defaults(command=_align)
 
 
+def _add_push(commands: Commands) -> None:
+    push = commands.add_parser("push", help="send a dataset to the hub, whole or not at all")
+    push.add_argument("dir", type=Path)
+    push.add_argument("repo", metavar="OWNER/NAME", help="the same command goes on where it was cut off")
+    push.add_argument("--private", action="store_true", help="where the repository is new")
+    push.add_argument("--without", action="append", default=[], metavar="CONFIG", help="leave it out; may be repeated")
+    push.add_argument("--report", action="store_true", help="send report.html too")
+    push.add_argument("--no-templates", action="store_true", help="do not send the tasks' sources")
+    push.add_argument("--allow-personal", action="store_true", help="send personal data that was found")
+    push.add_argument("--allow-secrets", action="store_true", help="send keys and tokens that were found")
+    push.set_defaults(command=_push)
+
+
 def _report(options: argparse.Namespace) -> int:
     import json
 
@@ -79,4 +93,19 @@ def _align(options: argparse.Namespace) -> int:
     from factory.publish.aligning import align
 
     print_lines(align(options.dir, options.student, options.name))
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from factory.publish.pushing import Wish, push
+
+    wish = Wish(
+        without=tuple(dict.fromkeys(options.without)),
+        private=options.private,
+        report=options.report,
+        templates=not options.no_templates,
+        allow_personal=options.allow_personal,
+        allow_secrets=options.allow_secrets,
+    )
+    print_lines(push(options.dir, options.repo, wish))
     return 0

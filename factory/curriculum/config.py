@@ -10,7 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 from factory.errors import JobError
 from factory.job.config import Config, Fraction, Weight, describe_problems
 
-RESERVED: Final = ("default", "hidden_states", "rejected", "preferences", "hand-off")
+RESERVED: Final = (
+    *("default", "hidden_states", "experts", "attention", "rejected", "preferences", "signals", "hand-off"),
+)
 # where more is easier; in all others more is harder
 EASIER: Final = ("pass_rate", "agreement", "judge_score", "confidence", "score")
 Measure = Literal[

@@ -5,7 +5,7 @@ none to hold. `hidden_states`, `experts` and `attention` have the rows of `defau
 place, and the ids only prove it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,23 +59,8 @@ class Layout:
         return schema.with_metadata({"factory": canonical_json(meaning)} | _features(schema))
 
     def writer_options(self) -> dict[str, Any]:
-        """How Parquet stores this config (measured choices, see docs/decisions/0004 and 0018)."""
-        # where each page lies: readers of a few rows, the hub's viewer, skip to it
-        common = {"write_page_index": True}
-        if self.config == "hidden_states":
-            # a page for each value: pyarrow copies each page, and small ones fit memory that was used before
-            none = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-            return common | none | {"write_batch_size": 1}
-        lists = {f"{c.name}.list.element": c for c in self.columns if pa.types.is_list(c.type)}
-        # bytes of the same weight side by side compress; a dictionary of numbers does not pay
-        split = [leaf for leaf, c in lists.items() if c.type.value_type in SPLIT and c.name not in PLAIN]
-        levels = {leaf: HALF_LEVEL for leaf, c in lists.items() if c.type.value_type == pa.float16()}
-        return common | {
-            "compression": "zstd",
-            "compression_level": levels or 1,
-            "use_dictionary": [c.name for c in self.columns if c.name in LABELS],
-            "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
-        }
+        """How Parquet stores this config."""
+        return writer_options(self.config, self.columns)
 
     def table(self, outcomes: Sequence[Any]) -> pa.Table:
         """One table with a row for each outcome."""
@@ -85,6 +70,27 @@ class Layout:
             made[of] = [of(outcome) for outcome in outcomes]
         arrays = [column.take(made[column.of]).cast(column.type) for column in self.columns]
         return pa.Table.from_arrays(arrays, schema=self.schema)
+
+
+def writer_options(config: str, columns: Iterable[Any]) -> dict[str, Any]:
+    """How Parquet stores columns, each with a `name` and a `type` (measured choices, see docs/decisions/0004, 0018)."""
+    # where each page lies: readers of a few rows, the hub's viewer, skip to it
+    common = {"write_page_index": True}
+    if config == "hidden_states":
+        # a page for each value: pyarrow copies each page, and small ones fit memory that was used before
+        none = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        return common | none | {"write_batch_size": 1}
+    columns = list(columns)
+    lists = {f"{c.name}.list.element": c for c in columns if pa.types.is_list(c.type)}
+    # bytes of the same weight side by side compress; a dictionary of numbers does not pay
+    split = [leaf for leaf, c in lists.items() if c.type.value_type in SPLIT and c.name not in PLAIN]
+    levels = {leaf: HALF_LEVEL for leaf, c in lists.items() if c.type.value_type == pa.float16()}
+    return common | {
+        "compression": "zstd",
+        "compression_level": levels or 1,
+        "use_dictionary": [c.name for c in columns if c.name in LABELS],
+        "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+    }
 
 
 def _features(schema: pa.Schema) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The manifest: everything that decides what a dataset's rows are, written once and held against every later run.
 
 Its sections come when they are known: job, tasks and sources before the engine starts, `teacher` and `signals` once it
-has, `fidelity` at the end. A section that is there is compared with the run's own and never changed by it (but for the
-result of the self-test, which is replaced), so a resumed run adds rows of the same meaning or none.
+has, `fidelity` at the end. A section that is there is compared with the run's own and never changed by it (but for
+`publish` and the result of the self-test, which are replaced), so a resumed run adds rows of the same meaning or none.
 """
 
 import json
@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 # which scheme of digests and sections a manifest has; a dataset of another scheme is read and not resumed
 MANIFEST_VERSION = 2
 COPIES = "copies"  # by task and name: digests of the files under templates/, as they are there
+PUBLISH = "publish"  # what the card says of licence and terms; it decides no row, and the latest run's holds
 DIGEST = "digest"  # one name for the job, see `digest_job`
 MOST_CHANGES = 20
 SHOWN_CHARACTERS = 80
@@ -158,7 +159,7 @@ def list_changes(before: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
                 f"versions.manifest: was {told}, is {here}: this release tells in another way what decides rows; the "
                 "rows are whole and can be read, verified and published; only the release that began them adds more"
             ]
-    shared = (before.keys() & manifest.keys()) - {COPIES, DIGEST}
+    shared = (before.keys() & manifest.keys()) - {COPIES, DIGEST, PUBLISH}
     changes = list(find_changes({k: before[k] for k in shared}, {k: manifest[k] for k in shared}))
     # the digest is of the other sections, so it says nothing that they do not, unless they were tampered with
     both = DIGEST in before and DIGEST in manifest

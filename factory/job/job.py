@@ -26,6 +26,7 @@ from factory.job.gates import (
     ValidationConfig,
 )
 from factory.job.paths import named_files
+from factory.job.publish import PublishConfig
 from factory.job.signals import SignalsConfig, StorageConfig
 from factory.job.teacher import SamplingConfig, TeacherConfig
 
@@ -100,6 +101,7 @@ class Job(Config):
     filters: FiltersConfig = FiltersConfig()
     student: StudentConfig | None = None
     difficulty: DifficultyConfig = DifficultyConfig()
+    publish: PublishConfig | None = None
     tasks: list[TaskConfig] = Field(default_factory=list)
     transcripts: TranscriptsConfig | None = None
 

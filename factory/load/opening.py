@@ -14,6 +14,7 @@ import numpy as np
 
 from factory.dataset.columns import TOKEN_IDS
 from factory.dataset.manifest import MANIFEST, of_teacher, teachers_of
+from factory.dataset.merging import SIGNALS
 from factory.dataset.rows import AGAIN, Row, given_names
 from factory.dataset.shards import count_groups, read_batches, read_schema
 from factory.errors import DatasetError, nearest
@@ -30,12 +31,16 @@ NEEDED: Final = {
     "hand-off": {"id", "prompt", "hand_off"},
 }
 
+TEXTS: Final = ("rejected", "preferences", "hand-off", SIGNALS)  # configs that no array belongs to
+
 
 class Place(Protocol):
     """Where a dataset lies."""
 
     @property
     def source(self) -> str: ...
+
+    def configs(self) -> list[str]: ...
 
     def files(self, config: str, split: str) -> list[str]: ...
 
@@ -59,6 +64,9 @@ class Folder:
     @cached_property
     def card(self) -> dict[str, Splits]:
         return read_card(self.root)
+
+    def configs(self) -> list[str]:
+        return list(self.card)
 
     def files(self, config: str, split: str) -> list[str]:
         return [str(path) for path in self._find(config, split)]
@@ -105,6 +113,11 @@ class Hub:
     revision: str | None
     cache_dir: str | None
 
+    def configs(self) -> list[str]:
+        import datasets
+
+        return list(datasets.get_dataset_config_names(self.source, revision=self.revision))
+
     def files(self, config: str, split: str) -> list[str]:
         import datasets
 
@@ -139,6 +152,44 @@ class Hub:
         return {"revision": self.revision, "cache_dir": self.cache_dir}
 
 
+@dataclass(frozen=True)
+class Apart:
+    """A copy whose arrays stand in a config of their own, as `factory push` leaves it: here they are columns again."""
+
+    place: Place
+
+    @property
+    def source(self) -> str:
+        return self.place.source
+
+    def configs(self) -> list[str]:
+        return self.place.configs()
+
+    def files(self, config: str, split: str) -> list[str]:
+        return self.place.files(config, split)
+
+    def columns(self, config: str, split: str) -> list[str]:
+        beside = self.place.columns(SIGNALS, split) if config == "default" else []
+        return list(dict.fromkeys([*self.place.columns(config, split), *beside]))
+
+    def table(self, config: str, split: str) -> Any:
+        import datasets
+
+        rows = self.place.table(config, split)
+        if config != "default":
+            return rows
+        arrays = self.place.table(SIGNALS, split)
+        if not rows.data.column("id").equals(arrays.data.column("id")):
+            raise DatasetError(f"{self.source}: config {SIGNALS!r} has other ids than the rows; get both anew")
+        return datasets.concatenate_datasets([rows, arrays.remove_columns("id")], axis=1)
+
+    def manifest(self) -> dict[str, Any]:
+        return self.place.manifest()
+
+    def top_k(self) -> int | None:
+        return self.place.top_k()
+
+
 def load_rows(
     source: str | Path,
     config: str = "default",
@@ -170,7 +221,7 @@ def load_rows(
     (`cache_dir`). Raises DatasetError where source, config or split is not there; reading the rows raises it at one
     whose arrays do not agree.
     """
-    place = _find_place(source, revision, cache_dir)
+    place = _with_arrays(_find_place(source, revision, cache_dir), config)
     wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
     joined = [name for name, asked in wanted.items() if asked or config == name]
     # what is asked of a config beside the rows is asked with them: without its tokens a state means nothing
@@ -201,6 +252,18 @@ def _find_place(source: str | Path, revision: str | None, cache_dir: str | Path 
     if isinstance(source, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         raise DatasetError(f"{root}: no such directory; give the directory of a dataset, or a Hub id (owner/name)")
     return Hub(source, revision, cache)
+
+
+def _with_arrays(place: Place, config: str) -> Place:
+    """The place as it is, or with a copy's arrays in their rows."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        if config in TEXTS or SIGNALS not in place.configs() or {*TOKEN_IDS} & {*place.columns("default", "train")}:
+            return place
+    except (ValueError, OSError, DatasetsError):  # told by whoever opens what is asked for
+        return place
+    return Apart(place)
 
 
 def _find_voices(place: Place, inline: bool) -> Voices:
@@ -294,9 +357,10 @@ def _open_stage(place: Place, config: str, split: str, joined: list[str]) -> tup
 def _shard_units(place: Place, config: str, split: str, joined: list[str]) -> list[Unit]:
     """A unit for each file, with the files of the same rows beside it."""
     files = {"default": _ask(place, config, split, place.files)}
-    files |= {name: _ask(place, name, split, place.files) for name in joined}
+    beside = [SIGNALS, *joined] if isinstance(place, Apart) and config == "default" else joined
+    files |= {name: _ask(place, name, split, place.files) for name in beside}
     shards = {name: [Path(path).name for path in paths] for name, paths in files.items()}
-    for name in joined:
+    for name in beside:
         if shards[name] != shards["default"]:
             told = f"{len(shards[name])} files of {name} beside {len(shards['default'])} of {config}"
             raise DatasetError(f"{place.source}: {told}, or other names; both need the same shards")
@@ -305,6 +369,9 @@ def _shard_units(place: Place, config: str, split: str, joined: list[str]) -> li
 
 def _stage_units(place: Place, config: str, split: str, joined: list[str]) -> list[Unit]:
     """A unit for each row group of a stage's files."""
+    if isinstance(place, Apart):
+        told = "a stage of a pushed copy does not stream, as its files are merged; leave out `streaming`"
+        raise DatasetError(f"{place.source}: {told}")
     if not isinstance(place, Folder):
         raise DatasetError(f"{place.source}: a stage streams from a local directory only; leave out `streaming`")
     folders = {"default": place.root / "data"} | {name: place.root / name for name in joined}

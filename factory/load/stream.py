@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from factory.curriculum.regroup import STAGE_LABELS
+from factory.dataset.merging import SIGNALS, join_batches
 from factory.dataset.picking import take_table
 from factory.dataset.rows import Row, record_batches
 from factory.dataset.shards import read_batches, shard_path
@@ -54,7 +55,10 @@ class Reader:
         read = self._pointed_at if unit.folders else self._of_file
         names = [name for name in JOINS if name in unit.files or name in unit.folders]
         beside = {name: read(unit, name, JOINS[name][1]) for name in names}
-        return join_rows(self.source, read(unit, "default", BATCH_ROWS), beside, self.top_k, self.voices)
+        rows = read(unit, "default", BATCH_ROWS)
+        if SIGNALS in unit.files:
+            rows = join_batches(self.source, rows, read(unit, SIGNALS, BATCH_ROWS))
+        return join_rows(self.source, rows, beside, self.top_k, self.voices)
 
     def _of_file(self, unit: Unit, name: str, size: int) -> Iterator[Any]:
         path = unit.files[name]

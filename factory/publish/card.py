@@ -4,7 +4,7 @@ It is a function of ledger, manifest and curriculum.json alone, written anew aft
 number that was not in one of them. So equal datasets have equal cards, and a card that is lost comes back with the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from factory.checks.fidelity import SECTION, describe
@@ -13,9 +13,28 @@ from factory.dataset.codec import BOUNDS, COLUMNS
 from factory.dataset.entries import Totals
 from factory.dataset.layouts import layouts
 from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import of_teacher, read_manifest, read_signals, section, teachers_of, write_atomically
+from factory.dataset.manifest import (
+    PUBLISH,
+    of_teacher,
+    read_manifest,
+    read_signals,
+    section,
+    teachers_of,
+    write_atomically,
+)
+from factory.dataset.merging import SIGNALS as ARRAYS
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
+from factory.publish.about import (
+    Copy,
+    hub_fields,
+    tell_citation,
+    tell_cleaning,
+    tell_copy,
+    tell_limits,
+    tell_origin,
+    tell_terms,
+)
 from factory.signals import SignalSpec
 
 OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
@@ -61,6 +80,21 @@ def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
     write_atomically(ledger.out / "README.md", card.encode())
 
 
+def write_pushed_card(
+    ledger: Ledger, curriculum: dict[str, Any] | None, state: str, without: Collection[str], repo: str
+) -> str:
+    """The card of a copy on the hub, whose arrays stand in a config of their own; `without` names what it has not."""
+    manifest = read_manifest(ledger.out)
+    signals, aligned = read_signals(manifest) or SignalSpec(), [name for name, _ in aligned_configs(ledger)]
+    return write_card(ledger.totals, manifest, signals, curriculum, state, aligned, Copy(repo, tuple(without)))
+
+
+def card_configs_of(ledger: Ledger, signals: SignalSpec, curriculum: dict[str, Any] | None) -> list[str]:
+    """Every config that a dataset's card may name."""
+    stages = [name for name, _ in card_configs(curriculum)] if curriculum else []
+    return [*layouts(signals), *stages, *(name for name, _ in aligned_configs(ledger))]
+
+
 def write_card(
     totals: Totals,
     manifest: dict[str, Any],
@@ -68,19 +102,22 @@ def write_card(
     curriculum: dict[str, Any] | None = None,
     state: str = "",
     aligned: Sequence[str] = (),
+    copy: Copy | None = None,
 ) -> str:
     """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
 
-    `state` names the rows as they are, by their content. The card holds no time and no path, so equal datasets have
-    equal cards.
+    `state` names the rows as they are, by their content; `copy` is said of one on the hub. The card holds no time and
+    no path, so equal datasets have equal cards.
     """
     names = teachers_of(manifest)
     parts = [of_teacher(manifest, name) for name in names]
     models = ", ".join(f"`{part.get('teacher', {}).get('model', '?')}`" for part in parts)
-    lines = [*_front_matter(totals, signals, curriculum, state, aligned), "# Distillation dataset", ""]
-    state = "complete" if totals.complete else totals.describe_rest()
+    title = (manifest.get(PUBLISH) or {}).get("title", "Distillation dataset")
+    matter = _configs(totals, signals, curriculum, state, aligned, copy)
+    lines = ["---", *matter, *_metadata(totals, manifest, signals), "---", "", f"# {title}", ""]
+    done = "complete" if totals.complete else totals.describe_rest()
     lines += [
-        f"Answers of {models} with reasoning and the teacher's own signals, aligned to exact token ids ({state}).",
+        f"Answers of {models} with reasoning and the teacher's own signals, aligned to exact token ids ({done}).",
         "",
     ]
     lines += ["| | rows |", "|---|---:|"]
@@ -91,42 +128,67 @@ def write_card(
         "",
         *_task_table(totals),
         *_reasons(totals),
+        *tell_terms(manifest),
+        *tell_origin(totals, manifest),
         *_quality(totals, manifest, signals),
+        *tell_cleaning(totals, manifest),
+        *tell_limits(totals, manifest),
         *_teacher_table(names, parts, totals),
     ]
     for name, part in zip(names, parts, strict=True):
         lines += _meaning(part.get("teacher", {}), read_signals(part) or signals, name)
         lines += _fidelity(part, name)
-    lines += []
     lines += ["## Load", "", "```python", "from datasets import load_dataset", ""]
-    lines += ['rows = load_dataset("path/to/this/directory", split="train")', "```", ""]
+    place = copy.repo if copy else "path/to/this/directory"
+    lines += [f'rows = load_dataset("{place}", split="train")', "```", "", *(tell_copy(copy) if copy else ())]
     lines += _stage_table(curriculum) if curriculum else []
+    lines += tell_citation(manifest, state)
     lines += ["Made by distillation-factory; `manifest.json` holds everything that decides what these rows are.", ""]
     return "\n".join(lines)
 
 
-def _front_matter(
-    totals: Totals, signals: SignalSpec, curriculum: dict[str, Any] | None, state: str, aligned: Sequence[str]
+def _metadata(totals: Totals, manifest: dict[str, Any], signals: SignalSpec) -> list[str]:
+    import yaml
+
+    told: str = yaml.safe_dump(hub_fields(totals, manifest, signals), sort_keys=False, allow_unicode=True, width=1000)
+    return told.splitlines()
+
+
+def _configs(
+    totals: Totals,
+    signals: SignalSpec,
+    curriculum: dict[str, Any] | None,
+    state: str,
+    aligned: Sequence[str],
+    copy: Copy | None,
 ) -> list[str]:
     """A config without any row is left out: `datasets` cannot load it, and says so less clearly than by its absence.
 
     `datasets` names its cached copy of a local directory by what the card says of a config and not by the files, so the
     card says in each which rows they are: else a directory made again or grown would give the rows of before.
     """
-    lines, about = ["---", "configs:"], [f'  description: "rows {state[:16]}"'] if state else []
+    lines, about = ["configs:"], [f'  description: "rows {state[:16]}"'] if state else []
+    without = copy.without if copy else ()
     for name, layout in layouts(signals).items():
+        if name in without:
+            continue
         rows = {"rejected": totals.rejected + totals.errors, "preferences": totals.pairs}.get(name, totals.accepted)
         if rows or name == "default":
             lines += [f"- config_name: {name}", *(["  default: true"] if name == "default" else []), *about]
             lines += ["  data_files:", "  - split: train", f"    path: {layout.folder}/train-*.parquet"]
+        if name == "default" and copy:
+            lines += [f"- config_name: {ARRAYS}", *about]
+            lines += ["  data_files:", "  - split: train", f"    path: {ARRAYS}/train-*.parquet"]
     for name, splits in card_configs(curriculum) if curriculum else ():
+        if name in without:
+            continue
         lines += [f'- config_name: "{name}"', *about, "  data_files:"]  # quoted: YAML takes a bare `on` for no text
         for split in splits:
             lines += [f"  - split: {split}", f"    path: {FOLDER}/{name}/{split}-*.parquet"]
-    for name in aligned:
+    for name in (one for one in aligned if one not in without):
         lines += [f'- config_name: "{name}"', *about, "  data_files:"]
         lines += ["  - split: train", f"    path: {name}/data/train-*.parquet"]
-    return [*lines, "tags:", "- synthetic", "- distillation", "---", ""]
+    return lines
 
 
 def _stage_table(curriculum: dict[str, Any]) -> list[str]:

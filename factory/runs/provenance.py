@@ -15,6 +15,7 @@ from factory.dataset.manifest import (
     COPIES,
     DIGEST,
     MANIFEST_VERSION,
+    PUBLISH,
     digest_job,
     read_manifest,
     replace_section,
@@ -65,7 +66,7 @@ def describe_plan(prepared: Prepared, manifest: dict[str, Any]) -> dict[str, Any
 def describe_job(prepared: Prepared) -> dict[str, Any]:
     """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
     # the digest says which rows a job makes, so where they go, how fast and how well checked they are is not in it
-    job = prepared.job.model_dump(mode="json", exclude={"out"})
+    job = prepared.job.model_dump(mode="json", exclude={"out", "publish"})
     for task in job["tasks"]:
         # a dataset keeps the name of the job that began it: what it grows to stands in its rounds
         goal = (prepared.begun or {}).get(task["name"], task)
@@ -142,6 +143,10 @@ def keep_provenance(prepared: Prepared, ledger: Ledger) -> None:
     kept = {name: _keep_copies(out, task, before.get(name, {})) for name, task in prepared.tasks.items()}
     if kept != before:
         replace_section(out, COPIES, kept)
+    said = prepared.job.publish
+    # of the latest run that says anything: a licence may be settled when the rows are there
+    if said is not None:
+        replace_section(out, PUBLISH, said.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
     # what may change between two runs of a job must not make the copy differ from what the first rows were made with
     if ledger.entries and (out / "job.toml").exists():
         return

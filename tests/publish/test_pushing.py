@@ -1,0 +1,403 @@
+"""Pushing: main is whole at every moment, whatever cuts it; what comes back is what was there."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from dataset_support import FACTORY, flip_byte
+from export_support import PAIRS, MakeJob, make_dataset
+from hub_standin import Hub, Tree
+from huggingface_hub import DatasetCard
+
+from factory.curriculum.build import make_curriculum
+from factory.curriculum.config import CurriculumConfig
+from factory.errors import DatasetError
+from factory.load import load_rows
+from factory.load.card import read_card
+
+TERMS = {"license": "apache-2.0", "output_terms": "those of the model's own weights", "language": ["en"]}
+REPO = "me/sums"
+Push = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    yield hub
+    hub.shutdown()
+    hub.server_close()
+
+
+@pytest.fixture
+def push(hub: Hub, tmp_path: Path) -> Push:
+    """`factory push` in a process of its own, whose hub is the stand-in."""
+
+    def run(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [*FACTORY, "push", str(root), REPO, *more]
+        return subprocess.run(command, env=environment(hub, tmp_path), capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    # without xet the client speaks plain LFS, which the stand-in understands
+    told = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "t" * 20}
+    more = {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return os.environ | told | more
+
+
+def read_hub(hub: Hub, home: Path, code: str) -> Any:
+    """What a Python program prints as JSON that reads from the stand-in."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(hub, home), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows_of(tree: Tree, folder: str) -> list[dict[str, Any]]:
+    files = sorted(path for path in tree if path.startswith(f"{folder}/"))
+    return [row for path in files for row in pq.read_table(io.BytesIO(tree[path])).to_pylist()]
+
+
+def local_rows(root: Path, folder: str) -> list[dict[str, Any]]:
+    return [row for path in sorted((root / folder).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_a_dataset_is_there_with_its_arrays_apart(workspace: Path, make_job: MakeJob, hub: Hub, push: Push) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS, signals={"top_k": 4, "hidden_layers": [1]}, **PAIRS)
+    done = push(root)
+    assert done.returncode == 0, done.stderr
+    assert "(refs/pr/1, merged)" in done.stdout
+    tree = hub.main(REPO)
+    texts, arrays, before = rows_of(tree, "data"), rows_of(tree, "signals"), local_rows(root, "data")
+    assert len(list((root / "data").iterdir())) > 1
+    assert sum(path.startswith("data/") for path in tree) == 1
+    assert {row.pop("generator") for row in texts} == {json.loads(tree["manifest.json"])["teacher"]["model"]}
+    assert [a | b for a, b in zip(texts, arrays, strict=True)] == before
+    assert "topk_ids" not in texts[0]
+    assert set(arrays[0]) > {"id", "completion_token_ids", "topk_ids", "topk_logprobs", "entropy"}
+    for folder in ("rejected", "preferences", "hidden_states"):
+        assert rows_of(tree, folder) == local_rows(root, folder)
+    assert {path.rpartition("/")[2] for path in tree if path.startswith("data/")} == {
+        path.rpartition("/")[2] for path in tree if path.startswith("hidden_states/")
+    }
+    card = DatasetCard(tree["README.md"].decode())
+    assert card.data.license == "apache-2.0"
+    assert not {"ledger.jsonl", "runs.jsonl", "job.toml", "report.html"} & set(tree)
+    assert not (root / ".push").exists()
+
+
+def test_files_can_be_read_by_page(workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    assert push(root).returncode == 0
+    for folder in ("data", "signals"):
+        path = next(path for path in hub.main(REPO) if path.startswith(f"{folder}/"))
+        copy = tmp_path / "copy.parquet"
+        copy.write_bytes(hub.main(REPO)[path])
+        group = pq.read_metadata(copy).row_group(0)
+        assert all(group.column(number).has_offset_index for number in range(group.num_columns))
+
+
+def test_the_same_push_again_sends_nothing(workspace: Path, make_job: MakeJob, hub: Hub, push: Push) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    assert push(root).returncode == 0
+    before, hub.seen[:] = dict(hub.main(REPO)), []
+    done = push(root)
+    assert done.returncode == 0, done.stderr
+    assert "complete already" in done.stdout
+    assert hub.main(REPO) == before
+    assert not [path for method, path in hub.seen if "/commit/" in path or method == "PUT"]
+    assert len(hub.repositories[REPO].requests) == 1
+
+
+@pytest.mark.parametrize("step", ["PUT /upload", "POST .*/commit/", "POST .*/merge", "POST .*/discussions$"])
+def test_it_goes_on_after_a_cut_and_main_is_never_half(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, step: str
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    mains: list[frozenset[str]] = []
+
+    def refuse(method: str, path: str) -> int | None:
+        if REPO in hub.repositories:
+            mains.append(frozenset(hub.main(REPO)))
+        return 403 if re.match(step, f"{method} {path}") else None
+
+    hub.trouble = refuse
+    cut = push(root)
+    assert cut.returncode == 2
+    assert cut.stderr.count("\n") == 1
+    assert "the same command goes on" in cut.stderr
+    assert set(hub.main(REPO)) == {".gitattributes"}
+    sent = len(hub.blobs)
+    hub.trouble = lambda method, path: mains.append(frozenset(hub.main(REPO))) or None
+    hub.seen.clear()
+    assert push(root).returncode == 0
+    whole = frozenset(hub.main(REPO))
+    assert set(mains) <= {frozenset({".gitattributes"}), whole}
+    assert len(hub.repositories[REPO].requests) == 1  # the same pull request
+    if step == "POST .*/merge":
+        assert sent == len(hub.blobs)
+        assert not [path for method, path in hub.seen if method == "PUT"]
+
+
+def test_it_goes_on_after_it_was_killed(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    killed: list[int] = []
+
+    def kill(method: str, path: str) -> str | None:
+        if method == "PUT" and hub.blobs:  # one file is there
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(1)
+            return "cut"
+        return None
+
+    hub.trouble = kill
+    process = subprocess.Popen([*FACTORY, "push", str(root), REPO], env=environment(hub, tmp_path))
+    assert process.wait(60) == -signal.SIGKILL
+    assert killed
+    assert set(hub.main(REPO)) == {".gitattributes"}
+    hub.trouble = lambda method, path: None
+    assert push(root).returncode == 0
+    assert rows_of(hub.main(REPO), "rejected") == local_rows(root, "rejected")
+    assert not (root / ".push").exists()
+
+
+@pytest.mark.parametrize("trouble", [429, 503, "cut", "cut after"])
+def test_a_hub_in_trouble_is_asked_again(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, trouble: int | str
+) -> None:
+    """Every kind of request fails once: also where the hub has done it and its answer is lost."""
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    met: set[str] = set()
+
+    def fail_once(method: str, path: str) -> int | str | None:
+        kind = f"{method} {path.split(REPO)[-1][:12]}"
+        new = kind not in met
+        met.add(kind)
+        return trouble if new else None
+
+    hub.trouble = fail_once
+    done = push(root)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(hub.main(REPO), "data")) == len(local_rows(root, "data"))
+    assert len(hub.repositories[REPO].requests) == 1
+    assert len(met) > 6
+
+
+def test_a_dataset_that_has_grown_replaces_what_was_there(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push
+) -> None:
+    first = make_dataset(workspace, make_job, "first", publish=TERMS)
+    second = make_dataset(workspace, make_job, "second", publish=TERMS, tasks=[{"name": "adding", "count": 22}])
+    assert push(first).returncode == 0
+    hub.main(REPO)["notes.txt"] = b"the owner's own"
+    assert push(second).returncode == 0
+    tree = hub.main(REPO)
+    assert [row["id"] for row in rows_of(tree, "data")] == [row["id"] for row in local_rows(second, "data")]
+    assert tree["notes.txt"] == b"the owner's own"
+
+
+def test_what_was_begun_over_an_older_main_is_begun_anew(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push
+) -> None:
+    """Else rows of two pushes would stand side by side on main, and the card would take both."""
+    first = make_dataset(workspace, make_job, "first", publish=TERMS)
+    second = make_dataset(workspace, make_job, "second", publish=TERMS, tasks=[{"name": "adding", "count": 22}])
+    hub.trouble = lambda method, path: 403 if path.endswith("/merge") else None
+    assert push(first).returncode == 2
+    hub.trouble = lambda method, path: None
+    assert push(second).returncode == 0
+    assert [request["status"] for request in hub.repositories[REPO].requests] == ["closed", "merged"]
+    assert push(first).returncode == 0
+    assert [row["id"] for row in rows_of(hub.main(REPO), "data")] == [row["id"] for row in local_rows(first, "data")]
+
+
+def test_a_main_that_moves_meanwhile_is_not_merged_over(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+
+    def move(method: str, path: str) -> None:
+        if method == "PUT":
+            hub.main(REPO)["data/train-00009-of-another.parquet"] = b"x"
+
+    hub.trouble = move
+    done = push(root)
+    assert done.returncode == 2
+    assert "main has changed meanwhile" in done.stderr
+    hub.trouble = lambda method, path: None
+    assert push(root).returncode == 0
+    assert [row["id"] for row in rows_of(hub.main(REPO), "data")] == [row["id"] for row in local_rows(root, "data")]
+
+
+def test_a_card_that_the_hub_refuses_is_told_before_a_row_is_sent(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS | {"license": "my-own"})
+    done = push(root)
+    assert done.returncode == 2
+    assert "license is wrong" in done.stderr
+    assert hub.repositories == {}
+
+
+def test_datasets_loads_it_and_load_rows_joins_it(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    assert push(root).returncode == 0
+    code = f"""
+import json
+from datasets import load_dataset
+rows, arrays = (load_dataset("{REPO}", name, split="train") for name in ("default", "signals"))
+print(json.dumps([rows["answer"][:], arrays["topk_ids"][:], rows["id"][:] == arrays["id"][:]]))
+"""
+    answers, ids, same = read_hub(hub, tmp_path, code)
+    local = local_rows(root, "data")
+    assert answers == [row["answer"] for row in local]
+    assert ids == [row["topk_ids"] for row in local]
+    assert same
+    for streaming in (False, True):
+        code = f"""
+import json
+from factory.load import load_rows
+rows = load_rows("{REPO}", streaming={streaming})
+print(json.dumps([[row["answer"], row.topk_ids.reshape(-1).tolist()] for row in rows]))
+"""
+        assert read_hub(hub, tmp_path, code) == [[row["answer"], row["topk_ids"]] for row in local]
+
+
+def blocks_of(text: str) -> str:
+    """The Python of a page."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+def test_what_page_and_card_show_works(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    assert push(root).returncode == 0
+    page = (Path(__file__).parents[2] / "docs/publishing.md").read_text().replace("OWNER/NAME", REPO)
+    card = hub.main(REPO)["README.md"].decode()
+    told = 'print(__import__("json").dumps([whole["id"], sorted(whole.column_names)], default=list))'
+    first, second = (read_hub(hub, tmp_path, f"{blocks_of(text)}\n{told}") for text in (page, card))
+    assert first == second
+    assert first == [
+        [row["id"] for row in local_rows(root, "data")],
+        sorted([*local_rows(root, "data")[0], "generator"]),
+    ]
+
+
+def save_tree(tree: Tree, root: Path) -> Path:
+    """A copy as `snapshot_download` leaves it."""
+    for name, data in tree.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def told_of(rows: Any) -> list[Any]:
+    return [
+        (row["id"], row["answer"], row.topk_ids.tolist(), row.topk_logprobs.tolist(), row.completion_token_ids.tolist())
+        for row in rows
+    ]
+
+
+def test_a_copy_on_the_disk_gives_the_same_rows(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS, signals={"top_k": 4, "hidden_layers": [1]})
+    make_curriculum(root, CurriculumConfig())
+    assert push(root).returncode == 0
+    copy = save_tree(hub.main(REPO), tmp_path / "copy")
+    stage = next(name for name in read_card(copy) if name not in ("default", "signals", "hidden_states", "rejected"))
+    for config, streams in (("default", (False, True)), (stage, (False,))):
+        for streaming in streams:
+            both = [
+                load_rows(place, config, streaming=streaming, join_hidden_states=True, cache_dir=tmp_path / "cache")
+                for place in (copy, root)
+            ]
+            assert told_of(both[0]) == told_of(both[1])
+            assert set(both[0].column_names) == {*both[1].column_names, "generator"}
+            for first, second in zip(*both, strict=True):
+                assert (first.hidden_states == second.hidden_states).all()
+    with pytest.raises(DatasetError, match="does not stream"):
+        load_rows(copy, stage, streaming=True)
+
+
+def test_arrays_of_other_rows_are_not_joined(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    assert push(root).returncode == 0
+    copy = save_tree(hub.main(REPO), tmp_path / "copy")
+    path = next((copy / "signals").iterdir())
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(range(table.num_rows))[::-1]), path)
+    with pytest.raises(DatasetError, match="other ids than the rows"):
+        load_rows(copy, cache_dir=tmp_path / "cache")
+    with pytest.raises(DatasetError, match="other ids than the rows"):
+        list(load_rows(copy, streaming=True))
+
+
+@pytest.mark.parametrize(
+    ("sections", "more", "told"),
+    [
+        ({}, [], "has no licence"),
+        ({"publish": TERMS}, ["--without", "rejectd"], "no such config to leave out"),
+        ({"publish": TERMS}, ["--without", "default"], "no such config to leave out"),
+        ({"publish": TERMS}, ["--report"], "has no report.html"),
+        ({"publish": TERMS | {"output_terms": "ask hf_" + "a1" * 17}}, [], "secrets in huggingface_token 1"),
+        (
+            {"publish": TERMS | {"output_terms": "ask jo@example.org"}},
+            [],
+            "personal data: email 1 (first: manifest.json)",
+        ),
+    ],
+)
+def test_what_is_not_for_everybody_is_refused_before_anything_is_sent(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, sections: Any, more: list[str], told: str
+) -> None:
+    root = make_dataset(workspace, make_job, **sections)
+    done = push(root, *more)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert hub.seen == []
+
+
+def test_personal_data_is_pushed_where_it_is_wished(workspace: Path, make_job: MakeJob, hub: Hub, push: Push) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS | {"output_terms": "ask jo@example.org"})
+    assert push(root, "--allow-personal", "--without", "rejected").returncode == 0
+    assert not rows_of(hub.main(REPO), "rejected")
+
+
+def test_a_damaged_file_is_not_sent(workspace: Path, make_job: MakeJob, hub: Hub, push: Push) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    path = sorted((root / "data").glob("*.parquet"))[1]
+    flip_byte(path, path.stat().st_size // 2)
+    done = push(root)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not any(path.startswith("data/") for path in hub.main(REPO)) if REPO in hub.repositories else True
+
+
+def test_an_unfinished_dataset_is_not_sent(workspace: Path, make_job: MakeJob, hub: Hub, push: Push) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    lines = (root / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (root / "ledger.jsonl").write_text("".join(lines[:-1]))
+    done = push(root)
+    assert done.returncode == 2
+    assert "so it is not pushed" in done.stderr
+    assert hub.seen == []
