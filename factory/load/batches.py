@@ -56,16 +56,7 @@ def collate(
     torch = import_torch()
     rows = [row.as_student() for row in rows] if prompt == "student" else rows
     places, rows = _leave_out(rows, max_length)
-    vocabularies = {row.tokenizer: row for row in rows if row.tokenizer}
-    if len(vocabularies) > 1:
-        one, other = list(vocabularies.values())[:2]
-        told = " and ".join(f"{row['id']}{_whose(row)}" for row in (one, other))
-        raise DatasetError(
-            f"rows {told} have ids of different tokenizers; batch one teacher at a time: load_rows(..., teacher=NAME)"
-        )
-    layers = sorted({row.layers for row in rows if row.layers})
-    if len(layers) > 1:
-        raise DatasetError(f"rows with hidden layers {layers[0]} and {layers[1]} in one batch; batch one kind of job")
+    _require_alike(rows)
     longest = max((len(row.prompt_token_ids) + len(row.completion_token_ids) for row in rows), default=0)
     shape = (len(rows), longest if max_length is None else min(longest, max_length))
     padding = {"input_ids": pad_token_id, "labels": -100, "topk_logprobs": LOGPROB_FLOOR}  # all else is 0 or False
@@ -84,6 +75,20 @@ def collate(
             arrays[name][i, first:end] = values[: max(0, end - first)]
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: value.view(torch.bfloat16) if name == "hidden_states" else value for name, value in batch.items()}
+
+
+def _require_alike(rows: Sequence[Row]) -> None:
+    """Raise DatasetError where rows of one batch have ids of two tokenizers, or states of different layers."""
+    vocabularies = {row.tokenizer: row for row in rows if row.tokenizer}
+    if len(vocabularies) > 1:
+        one, other = list(vocabularies.values())[:2]
+        told = " and ".join(f"{row['id']}{_whose(row)}" for row in (one, other))
+        raise DatasetError(
+            f"rows {told} have ids of different tokenizers; batch one teacher at a time: load_rows(..., teacher=NAME)"
+        )
+    layers = sorted({row.layers for row in rows if row.layers})
+    if len(layers) > 1:
+        raise DatasetError(f"rows with hidden layers {layers[0]} and {layers[1]} in one batch; batch one kind of job")
 
 
 def _require_prompts(rows: Sequence[Row]) -> None:
