@@ -10,7 +10,7 @@ V2 := .venv-v2
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration integration-v2 exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration integration-long integration-v2 exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -37,6 +37,10 @@ core: $(READY)
 
 integration: $(READY)
 	$(BIN)/pytest -m engine
+
+# what takes minutes more on the engine: compiled models, and kills of one replica among others
+integration-long: $(READY)
+	$(BIN)/pytest -m "engine and long"
 
 # exports through the trainers that read them (TRL, Tinker's client, speculators), in an environment of their own
 exports: .venv-trainers/.ready

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from factory.errors import TeacherError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 COMPILED = {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 8, "engine": {"enforce_eager": False}}
 
 HEARD = """

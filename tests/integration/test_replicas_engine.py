@@ -77,6 +77,7 @@ def test_both_replicas_had_a_share_of_the_rows(both: Any) -> None:
     assert not (two.out / "engine-2.log").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_replica_that_is_killed_or_hangs_is_started_again_while_the_other_goes_on(
     tmp_path: Path, harm: signal.Signals, monkeypatch: pytest.MonkeyPatch
@@ -141,6 +142,7 @@ def poisoned_job(tmp_path: Path, model: Path, **teacher: Any) -> Job:
     )
 
 
+@pytest.mark.long
 def test_a_poisoned_prompt_is_one_rejected_row_and_one_replicas_affair(poisoned_model: Path, tmp_path: Path) -> None:
     dataset = make_from(tmp_path, poisoned_job(tmp_path, poisoned_model))
     assert dataset.totals.done == 16
@@ -154,6 +156,7 @@ def make_from(folder: Path, job: Job) -> Dataset:
     return Dataset(folder / "dataset", run_prepared(prepare(job, folder), folder / "dataset"))
 
 
+@pytest.mark.long
 def test_a_replica_that_keeps_dying_is_given_up_and_the_other_makes_all_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +178,7 @@ def test_a_replica_that_keeps_dying_is_given_up_and_the_other_makes_all_rows(
     assert f"engine 1: given up, 1 left: {why}" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_when_all_replicas_keep_dying_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_task(tmp_path)
     job = engine_job(teacher=TWO | {"max_restarts": 0}, tasks=[{"name": "adding", "count": 8}])
