@@ -61,8 +61,9 @@ def sample(rng: Random, level: str) -> Scenario:
     return draw_conversation(rng, LEVELS[level])
 
 
-def _tell(step: Step) -> str:
-    return f"Session {step.session}: {step.whose} {step.phrase} {'forgotten' if step.value is None else step.value}."
+def _tell(step: Step, of_two: bool) -> str:
+    phrase = f" {step.phrase}" if of_two else ""
+    return f"{step.session} {step.whose}{phrase} {'forgotten' if step.value is None else step.value}"
 
 
 def solve(scenario: Scenario) -> tuple[str, str]:
@@ -72,7 +73,8 @@ def solve(scenario: Scenario) -> tuple[str, str]:
     told = [f"Needed: {' and '.join(expected.asked)}."]
     phrases = {asked.split(" ", 1)[1] for asked in expected.asked}
     near = [step for step in expected.steps if any(phrase.endswith(step.phrase) for phrase in phrases)]
-    told += [_tell(step) for step in near]
-    told += [f"{asked} now: {value}." for asked, value in zip(expected.asked, expected.values, strict=False)]
-    told += [] if expected.values else [f"So {expected.asked[0]} is not known: say so and ask."]
+    # whose and what alone: sentences that begin alike teach a small model to loop
+    steps = ", ".join(_tell(step, len(expected.asked) > 1) for step in near)
+    told += [f"By session: {steps}."] if near else []
+    told += [f"Now: {', '.join(expected.values)}." if expected.values else "Not known: say so and ask."]
     return " ".join(told), expected.reply

@@ -135,6 +135,7 @@ class _Bank(WordBank):
     countries: Annotated[list[_Country], Field(min_length=3)]
     troubles: Annotated[list[_Trouble], Field(min_length=1)]
     feelings: dict[str, Words]
+    details: Words
     idioms: Words
     dangers: Annotated[list[_Sign], Field(min_length=1)]
     asks: Annotated[list[_Asked], Field(min_length=1)]
@@ -228,6 +229,7 @@ def sample(rng: Random, level: str) -> Scenario:
     trouble = rng.choice([t for t in _BANK.troubles if t.kind in knobs.kinds and danger not in t.not_with])
     countries = rng.sample(_BANK.countries, rng.randint(*knobs.countries))
     lines = [rng.choice(trouble.told), rng.choice(_BANK.feelings[trouble.kind])]
+    lines += rng.sample(_BANK.details, 3)
     if sign:
         lines.append(rng.choice(sign.told))
     elif rng.random() < knobs.idiom:

@@ -89,7 +89,8 @@ def section(name: str, teacher: str) -> str:
 
 def teachers_of(manifest: dict[str, Any]) -> list[str]:
     """The teachers that have made rows of a dataset, by name, in the job's order; [""] where there is one only."""
-    names = list((manifest.get("job") or {}).get("teachers") or {})
+    job = manifest.get("job")
+    names = list(job.get("teachers") or {}) if isinstance(job, dict) else []
     return [name for name in names if section("signals", name) in manifest] or [""]
 
 

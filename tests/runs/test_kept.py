@@ -181,7 +181,9 @@ def test_streaming_and_show_know_the_choice(tmp_path: Path) -> None:
 def test_the_manifest_the_card_and_the_files_tell_the_choice(tmp_path: Path) -> None:
     make(tmp_path, CHOICES["prompt and more"])
     signals = read_signals(read_manifest(tmp_path / "out"))
-    assert signals == SignalSpec(K, (1, 4), keep="top_p", top_p=0.9, positions="all", min_entropy=0.1)
+    assert signals == SignalSpec(
+        K, (1, 4), keep="top_p", top_p=0.9, positions="all", min_entropy=0.1, rejected_measures=True
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     for told in ("topk_counts", "0.9", "prompt_topk_ids", "0.1 nats"):
         assert told in card

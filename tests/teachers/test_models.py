@@ -128,7 +128,9 @@ def test_layers_are_counted_from_the_embeddings_and_from_the_end(
     asked: list[int], resolved: tuple[int, ...], make_job: MakeJob
 ) -> None:
     job = vllm_job(make_job, {"top_k": 9, "hidden_layers": asked, "final_norm": False})
-    assert resolve_signals(job, shape_of("m", CONFIG)) == SignalSpec(9, resolved, final_norm=False)
+    assert resolve_signals(job, shape_of("m", CONFIG)) == SignalSpec(
+        9, resolved, final_norm=False, rejected_measures=True
+    )
 
 
 @pytest.mark.parametrize(

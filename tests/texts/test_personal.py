@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.tasks.calls import call_solve
 from factory.tasks.tasks import discover
 from factory.texts.personal import KINDS, find_personal, resolve_kinds, scrub, scrub_row
 
@@ -111,11 +112,12 @@ def test_nothing_personal_is_seen_in_the_built_in_tasks() -> None:
     for task, level in cells:
         assert task.sample is not None
         assert task.solve is not None
-        for seed in range(620 // len(cells)):
+        for seed in range(-(-620 // len(cells))):
             scenario = task.sample(random.Random(10_000 + seed), level)
-            reasoning, answer = task.solve(scenario)
-            for text in (scenario.model_dump_json(), reasoning, answer.model_dump_json()):
-                seen += [text[start:end] for _, start, end in find_personal(text)]
+            for text in (scenario.model_dump_json(), *call_solve(task, scenario)):
+                found = [(kind, text[start:end]) for kind, start, end in find_personal(text)]
+                # a helpline's number is one that everybody may see
+                seen += [told for kind, told in found if (task.name, kind) != ("emotional_support", "phone")]
             rows += 1
     assert seen == []
     assert rows >= 600

@@ -115,13 +115,17 @@ def test_without_a_tokenizer_rows_have_texts_and_say_why_no_ids(workspace: Path)
 def test_rows_whose_bytes_do_not_fit_keep_no_ids_and_say_so(workspace: Path) -> None:
     out = workspace / "out"
     endpoint = as_strings()
-    spell = endpoint.spell
+    spell, complete = endpoint.spell, endpoint.complete
+
+    def some_unfit(body: dict[str, Any]) -> dict[str, Any]:
+        # the probe's answers fit; of the others those to every third prompt do not, whoever is asked meanwhile
+        unfit = len(endpoint.bodies) > 8 and sum(body["messages"][-1]["content"].encode()) % 3 == 0
+        endpoint.spell = (lambda token: {"token": "\ufffd", "bytes": [255, 254]}) if unfit else spell  # type: ignore[method-assign]
+        return complete(body)
+
     with serving(endpoint):
         job = remote_job(endpoint, teacher={"tokenizer": demo_teacher()}, signals={"top_k": 4, "positions": "answer"})
-        endpoint.spell = lambda token: (  # type: ignore[method-assign]
-            spell(token) if endpoint.number % 3 else {"token": "\ufffd", "bytes": [255, 254]}
-        )
-        endpoint.number = -8  # the probe's answers fit
+        endpoint.complete = lambda body: some_unfit(body)  # type: ignore[method-assign]
         totals = run(job, workspace, out)
     rows = rows_of(out)
     assert totals.accepted == 20
