@@ -122,7 +122,7 @@ def engine_setup(folder: Path, name: str, dtype: str, layers: list[int]) -> dict
     signals = {"top_k": 20, "hidden_layers": layers, "final_norm": False}
     job = {"out": "out", "teacher": teacher | {"engine": engine}, "signals": signals}
     setup, _ = make_setup(Job.model_validate(job | {"tasks": [{"name": "adding", "count": 1}]}), {}, [], folder)
-    return setup
+    return setup | {"replica": 0, "cores": []}
 
 
 def examine(folder: Path, name: str, dtype: str) -> dict[str, Any]:
