@@ -10,7 +10,7 @@ V2 := .venv-v2
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration integration-long integration-v2 exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration long integration-v2 exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -28,8 +28,9 @@ lint: $(READY)
 	$(BIN)/mypy $(wildcard schemas/*.py) --explicit-package-bases --cache-dir .mypy_cache/schemas
 	$(BIN)/lint-imports --no-logo
 
+# twice as many as cores: many tests wait for processes, servers and clocks
 unit: $(READY)
-	$(BIN)/pytest -m "not engine and not core and not architectures" -n auto --maxprocesses 8
+	$(BIN)/pytest -m "not engine and not core and not architectures" -n $$((2 * $$(nproc))) --maxprocesses 8
 
 # `pip install .` in an environment of its own: what needs no engine works there, the rest says what to install
 core: $(READY)
@@ -38,9 +39,9 @@ core: $(READY)
 integration: $(READY)
 	$(BIN)/pytest -m engine
 
-# what takes minutes more on the engine: compiled models, and kills of one replica among others
-integration-long: $(READY)
-	$(BIN)/pytest -m "engine and long"
+# what takes minutes more: compiled models, kills of one replica among others, a hub in every kind of trouble
+long: $(READY)
+	$(BIN)/pytest -m long
 
 # exports through the trainers that read them (TRL, Tinker's client, speculators), in an environment of their own
 exports: .venv-trainers/.ready

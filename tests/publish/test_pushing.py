@@ -174,7 +174,10 @@ def test_it_goes_on_after_it_was_killed(
     assert not (root / ".push").exists()
 
 
-@pytest.mark.parametrize("trouble", [429, 503, "cut", "cut after"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize("trouble", [429, pytest.param(503, marks=LONG), pytest.param("cut", marks=LONG), "cut after"])
 def test_a_hub_in_trouble_is_asked_again(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, trouble: int | str
 ) -> None:

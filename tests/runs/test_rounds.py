@@ -102,7 +102,7 @@ def test_exactly_as_many_rows_are_accepted_as_are_wanted_each_level_its_share(
         {},
         {"filters": {"duplicates": True}, "validation": {"retries": 1}},
         {"samples": {"n": 3}, "filters": {"near_duplicates": 0.9}},
-        {"samples": {"n": 3, "keep": "pair"}},
+        pytest.param({"samples": {"n": 3, "keep": "pair"}}, marks=pytest.mark.long),
     ],
 )
 def test_interrupted_anywhere_it_ends_in_the_same_bytes(
