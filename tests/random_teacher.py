@@ -54,11 +54,20 @@ def build(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+TASKS = ("photo_edits", "scheduling", "summarization", "travel_booking")
+
+
 def corpus() -> Iterator[str]:
-    """Text the tokenizer learns from: the built-in tasks, as they stand."""
+    """Text the tokenizer learns from: some built-in tasks, by name, for another task would make another model."""
     root = builtin_root()
-    for pattern in ("prompts/*/*.j2", "schemas/*.py", "schemas/*.toml"):
-        yield from (path.read_text(encoding="utf-8") for path in sorted(root.glob(pattern)))
+    for name in TASKS:
+        for pattern in (
+            f"prompts/{name}/*.j2",
+            f"schemas/{name}.py",
+            f"schemas/{name}.*toml",
+            f"schemas/_{name}_[!i]*",
+        ):
+            yield from (path.read_text(encoding="utf-8") for path in sorted(root.glob(pattern)))
 
 
 def train_tokenizer() -> Any:
