@@ -138,7 +138,7 @@ def _require_template(teacher: TeacherConfig, probes: list[Prompt]) -> None:
     if counter is None:
         return
     for probe in probes:
-        counter.encode_prompt(probe.messages)
+        counter.encode_prompt(probe.messages, probe.tools)
 
 
 def _tell_bad(bad: Iterator[str]) -> str:

@@ -15,7 +15,7 @@ from factory.quality.validate import Gate, validate
 from factory.records import Form, Generation, Outcome, Prompt, Record, Rejection, Sampling
 from factory.tasks.calls import call_sample, dump_scenario
 from factory.tasks.faults import TaskFault
-from factory.tasks.golden_lines import FILE, GoldenLine, read_lines
+from factory.tasks.golden_lines import END, FILE, GoldenLine, read_lines
 from factory.tasks.tasks import Task
 from factory.texts.calls import read_calls
 
@@ -88,7 +88,7 @@ def as_generation(text: str, form: Form = "json") -> Generation:
 
     Calls are spelt as in `factory.texts.calls`, whatever the format of the model that will be asked.
     """
-    reasoning, closed, answer = text.partition("</think>")
+    reasoning, closed, answer = text.partition(END)
     tokens = len(text.encode("utf-8", "replace"))
     content, calls = read_calls(answer) if form == "calls" else ("", ())
     return Generation(

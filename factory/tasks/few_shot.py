@@ -19,9 +19,8 @@ from pydantic import BaseModel
 from factory.hashing import derive_seed
 from factory.tasks.calls import call_sample, dump_scenario, read_scenario
 from factory.tasks.faults import TaskFault
+from factory.tasks.golden_lines import END
 from factory.tasks.tasks import Task
-
-END = "</think>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from factory.job.config import Config
 
 FILE = "golden.jsonl"
+END = "</think>"  # all before the first one is reasoning, whatever markers the model that will be asked has
 
 
 class GoldenLine(Config):
