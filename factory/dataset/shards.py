@@ -91,21 +91,38 @@ def _rows_of(layout: Layout, outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> ShardFile:
-    target, temporary = out / name, out / f".tmp-{name.replace('/', '-')}"
+    options = layout.writer_options()
+    with place_file(out, name) as placed, pq.ParquetWriter(placed.sink, layout.schema, **options) as writer:
+        for group in _row_groups(layout, rows):
+            writer.write_table(layout.table(group))
+    return ShardFile(name, len(rows), placed.size, placed.digest)
+
+
+@dataclass(slots=True)
+class Placed:
+    """A file that is written to `sink`; its size and digest are known once it is in place."""
+
+    sink: "HashedFile"
+    size: int = 0
+    digest: str = ""
+
+
+@contextmanager
+def place_file(folder: Path, name: str) -> Iterator[Placed]:
+    """Write `folder / name` under another name, and put it in its place, whole and on the disk, after the block."""
+    target, temporary = folder / name, folder / f".tmp-{name.replace('/', '-')}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as handle, HashedFile(handle) as hashed:
-            with pq.ParquetWriter(hashed, layout.schema, **layout.writer_options()) as writer:
-                for group in _row_groups(layout, rows):
-                    writer.write_table(layout.table(group))
-            digest = hashed.finish()
-        size = temporary.stat().st_size
+            placed = Placed(hashed)
+            yield placed
+            placed.digest = hashed.finish()
+        placed.size = temporary.stat().st_size
         temporary.replace(target)
     finally:
         # a full disk must not be filled further by what did not fit
         temporary.unlink(missing_ok=True)
     sync_directory(target.parent)
-    return ShardFile(name, len(rows), size, digest)
 
 
 class _Lane:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.dataset.shards import ROW_GROUP_BYTES, HashedFile, ShardFile, sync_directory, told_as_damage
+from factory.dataset.shards import ROW_GROUP_BYTES, ShardFile, place_file, told_as_damage
 from factory.hashing import content_hash
 from factory.signals import Array
 
@@ -72,23 +72,12 @@ class TableWriter:
 def open_table(folder: Path, name: str, fields: Sequence[Field], form: Form) -> Iterator[tuple[TableWriter, list[Any]]]:
     """A writer for `folder / name`; the list holds the ShardFile once the file is in place, after the block."""
     schema = pa.schema([pa.field(field.name, _type(field.kind)) for field in fields])
-    target, temporary = folder / name, folder / f".tmp-{name.replace('/', '-')}"
-    target.parent.mkdir(parents=True, exist_ok=True)
     done: list[Any] = []
-    try:
-        with temporary.open("wb") as handle, HashedFile(handle) as hashed:
-            with _writer(hashed, schema, form) as writer:
-                table = TableWriter(writer, schema, fields)
-                yield table, done
-                table.flush()
-            digest = hashed.finish()
-        size = temporary.stat().st_size
-        temporary.replace(target)
-    finally:
-        # a full disk must not be filled further by what did not fit
-        temporary.unlink(missing_ok=True)
-    sync_directory(target.parent)
-    done.append(ShardFile(name, table.rows, size, digest))
+    with place_file(folder, name) as placed, _writer(placed.sink, schema, form) as writer:
+        table = TableWriter(writer, schema, fields)
+        yield table, done
+        table.flush()
+    done.append(ShardFile(name, table.rows, placed.size, placed.digest))
 
 
 def _writer(sink: Any, schema: pa.Schema, form: Form) -> Any:

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from factory.dataset.tables import Field
 from factory.publish.exports.asked import Asked
 from factory.publish.exports.format import Files, Format, Left, Values
-from factory.publish.exports.positions import all_ids, why_left
+from factory.publish.exports.positions import why_left
 from factory.publish.exports.refusals import refuse_states
 from factory.publish.exports.source import Given, Source
-from factory.publish.exports.speculators import inner_first
+from factory.publish.exports.speculators import take_states
 from factory.publish.exports.torch_files import bfloat16_tensor, int_tensor, torch_bytes
 
 AUXILIARY = 3  # inner layers that EAGLE-3's first projection takes
@@ -32,15 +30,11 @@ def _fields(source: Source, asked: Asked) -> Sequence[Field]:
 
 
 def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
-    row = given.row
-    if told := why_left(row, asked):
+    if told := why_left(given.row, asked):
         return Left(told)
-    assert given.states is not None
-    ids = all_ids(row)[:-1].astype(np.int64)
-    mask = (np.arange(len(ids)) >= len(row.prompt_token_ids)).astype(np.int64)
-    bits_NLH = given.states.bits_NLH[:, inner_first(source)]
+    ids, mask, bits_NLH = take_states(given, source)
     return {
-        "_id": row["id"],
+        "_id": given.row["id"],
         "_ids": ids,
         "_mask": mask,
         "_last": bits_NLH[:, -1],

@@ -17,6 +17,7 @@ from factory.publish.exports.positions import all_ids, why_left
 from factory.publish.exports.refusals import last_layer, refuse_states
 from factory.publish.exports.source import Given, Source
 from factory.publish.exports.torch_files import bfloat16_tensor, int_tensor, safetensors_bytes, torch_bytes
+from factory.signals import Array
 
 
 def _refuse(source: Source, asked: Asked) -> str | None:
@@ -36,18 +37,22 @@ def inner_first(source: Source) -> list[int]:
     return [place for place in range(len(source.signals.layers)) if place != last] + [last]
 
 
+def take_states(given: Given, source: Source) -> tuple[Array, Array, Array]:
+    """Ids int64 [N] of what was an input, a mask int64 [N] of the completion, states [N, L, H], the last layer last."""
+    assert given.states is not None
+    ids = all_ids(given.row)[:-1].astype(np.int64)
+    mask = (np.arange(len(ids)) >= len(given.row.prompt_token_ids)).astype(np.int64)
+    return ids, mask, given.states.bits_NLH[:, inner_first(source)]
+
+
 def _fields(source: Source, asked: Asked) -> Sequence[Field]:
     return Field("input_ids", "int64[]"), Field("loss_mask", "int64[]"), Field("seq_len", "int64")
 
 
 def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
-    row = given.row
-    if told := why_left(row, asked):
+    if told := why_left(given.row, asked):
         return Left(told)
-    assert given.states is not None
-    ids = all_ids(row)[:-1].astype(np.int64)
-    mask = (np.arange(len(ids)) >= len(row.prompt_token_ids)).astype(np.int64)
-    bits_NLH = given.states.bits_NLH[:, inner_first(source)]
+    ids, mask, bits_NLH = take_states(given, source)
     return {"input_ids": ids, "loss_mask": mask, "seq_len": len(ids), "_bits": bits_NLH, "_positions": int(mask.sum())}
 
 

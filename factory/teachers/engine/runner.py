@@ -4,7 +4,7 @@ vLLM has two runners, and names and orders differ between them. Each has a modul
 place that knows its private names; all else in this folder sees a `Step` and is the same for both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,6 +58,11 @@ class Known(Protocol):
 
     def ids_at(self, request_N: Array, position_N: Array) -> Array:
         """Ids of what requests came with, by the request's place in the step and the token's position."""
+
+
+def lacking(needed: Mapping[Any, Sequence[str]]) -> list[str]:
+    """Of the names that each owner is to have, those that it has not."""
+    return [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
 
 
 class Runner(Protocol):

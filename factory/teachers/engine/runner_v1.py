@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from factory.teachers.engine.pages import Array
-from factory.teachers.engine.runner import Listener, Step
+from factory.teachers.engine.runner import Listener, Step, lacking
 from factory.teachers.engine.wrap import wrap
 
 
@@ -22,7 +22,7 @@ def find_missing(runner: Any) -> list[str]:
         getattr(runner, "model", None): ("compute_logits",),
         getattr(runner, "input_batch", None): ("req_ids", "num_tokens_no_spec", "num_prompt_tokens", "token_ids_cpu"),
     }
-    return [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
+    return lacking(needed)
 
 
 class RunnerV1:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from factory.teachers.engine.pages import Array
-from factory.teachers.engine.runner import Listener, Step
+from factory.teachers.engine.runner import Listener, Step, lacking
 from factory.teachers.engine.wrap import wrap
 
 
@@ -23,7 +23,7 @@ def find_missing(runner: Any) -> list[str]:
         getattr(runner, "model", None): ("compute_logits",),
         getattr(runner, "req_states", None): ("prompt_len",),
     }
-    return [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
+    return lacking(needed)
 
 
 class RunnerV2:
