@@ -41,6 +41,15 @@ def random_teacher() -> str:
     return str(folder)
 
 
+def poisoned_teacher(folder: Path) -> Path:
+    """A copy whose chat template never ends for a message with the word POISON in it."""
+    shutil.copytree(random_teacher(), folder)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    trap = "{% for m in messages %}{% if 'POISON' in m.content %}" + loops + "{% endif %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(trap + CHAT_TEMPLATE, encoding="utf-8")
+    return folder
+
+
 def build(folder: Path) -> None:
     """Write model, tokenizer and template."""
     import torch

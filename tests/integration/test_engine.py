@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import SCHEMA, write_task
 from integration_support import Dataset, engine_job, make_dataset
-from random_teacher import CHAT_TEMPLATE, random_teacher
+from random_teacher import poisoned_teacher, random_teacher
 
 from factory.dataset.history import read_history
 from factory.dataset.ledger import read_ledger
@@ -233,15 +233,7 @@ def test_reasoning_can_be_asked_for_in_the_prompt(plain_model: Path, tmp_path: P
 
 @pytest.fixture(scope="module")
 def poisoned_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random teacher with a chat template that never ends for a message with the word POISON in it."""
-    import shutil
-
-    folder = tmp_path_factory.mktemp("poisoned") / "model"
-    shutil.copytree(random_teacher(), folder)
-    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    trap = "{% for m in messages %}{% if 'POISON' in m.content %}" + loops + "{% endif %}{% endfor %}"
-    (folder / "chat_template.jinja").write_text(trap + CHAT_TEMPLATE, encoding="utf-8")
-    return folder
+    return poisoned_teacher(tmp_path_factory.mktemp("poisoned") / "model")
 
 
 def test_a_prompt_that_hangs_the_engine_twice_is_one_rejected_row(poisoned_model: Path, tmp_path: Path) -> None:

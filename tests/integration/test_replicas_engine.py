@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import SCHEMA, write_task
 from integration_support import Dataset, engine_job, make_dataset
-from random_teacher import CHAT_TEMPLATE, random_teacher
+from random_teacher import poisoned_teacher, random_teacher
 
 from factory.checks.verify import verify
 from factory.errors import TeacherError
@@ -115,13 +114,7 @@ LOGS = ("engine.log", "engine-1.log")
 
 @pytest.fixture(scope="module")
 def poisoned_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random teacher with a chat template that never ends for a message with the word POISON in it."""
-    folder = tmp_path_factory.mktemp("poisoned") / "model"
-    shutil.copytree(random_teacher(), folder)
-    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    trap = "{% for m in messages %}{% if 'POISON' in m.content %}" + loops + "{% endif %}{% endfor %}"
-    (folder / "chat_template.jinja").write_text(trap + CHAT_TEMPLATE, encoding="utf-8")
-    return folder
+    return poisoned_teacher(tmp_path_factory.mktemp("poisoned") / "model")
 
 
 def poisoned_job(tmp_path: Path, model: Path, **teacher: Any) -> Job:

@@ -1,38 +1,18 @@
 """The assistant_actions task: calls are compared one by one, and asking or refusing is as exact as calling."""
 
-import functools
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import pytest
+from shipped_task import LEVELS, ShippedTask
 
-from factory.tasks.modules import load_module
 from factory.tasks.replies import Reply
 
-ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = ROOT / "prompts" / "assistant_actions"
-LEVELS = ("easy", "medium", "hard")
-PHRASINGS = sorted(path.name for path in PROMPTS.glob("user*.j2"))
-task = load_module(ROOT / "schemas" / "assistant_actions.py").module
+SHIPPED = ShippedTask("assistant_actions")
+task, codes = SHIPPED.module, SHIPPED.codes
+scenario_of, scenarios = SHIPPED.scenario_of, SHIPPED.scenarios
 TOOLS = {tool.__name__: tool for tool in task.TOOLS}
-
-
-@functools.cache
-def scenario_of(level: str, seed: int) -> Any:
-    return task.sample(random.Random(seed), level)
-
-
-def scenarios(level: str, count: int) -> Iterator[Any]:
-    return (scenario_of(level, seed) for seed in range(count))
-
-
-def codes(scenario: Any, answer: Any) -> list[str]:
-    return [finding.partition(":")[0] for finding in task.check(scenario, answer)]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -142,17 +122,12 @@ def test_the_same_seed_gives_the_same_scenario_and_it_survives_json() -> None:
             assert task.solve(again) == task.solve(scenario)
 
 
-ENV = jinja2.sandbox.SandboxedEnvironment(
-    loader=jinja2.FileSystemLoader(PROMPTS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-
-
-@pytest.mark.parametrize("name", PHRASINGS)
+@pytest.mark.parametrize("name", SHIPPED.phrasings)
 def test_every_phrasing_tells_the_whole_situation(name: str) -> None:
-    assert len(PHRASINGS) >= 2
+    assert len(SHIPPED.phrasings) >= 2
     for level in LEVELS:
         for s in scenarios(level, 60):
-            text = ENV.get_template(name).render(scenario=s, level=level)
+            text = SHIPPED.render(name, s, level)
             facts = [s.utterance, *s.contacts, *s.shown, s.last_message_from, f"{s.now:%Y-%m-%d}", f"{s.now:%H:%M}"]
             facts += [s.last_reminder.text, f"{s.last_reminder.at:%Y-%m-%d %H:%M}"]
             assert all(fact in text for fact in facts)

@@ -1,35 +1,18 @@
 """The conversation_memory task: somebody who only reads the turns in order knows which fact is current."""
 
-import functools
 import random
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from shipped_task import LEVELS, ROOT, ShippedTask
 
-from factory.tasks.modules import load_module
-
-ROOT = Path(__file__).resolve().parents[2]
-LEVELS = ("easy", "medium", "hard")
 BANK = tomllib.loads((ROOT / "schemas" / "_conversation_memory_talk.words.toml").read_text(encoding="utf-8"))
-task = load_module(ROOT / "schemas" / "conversation_memory.py").module
-
-
-@functools.cache
-def scenario_of(level: str, seed: int) -> Any:
-    return task.sample(random.Random(seed), level)
-
-
-def scenarios(level: str, count: int) -> Iterator[Any]:
-    return (scenario_of(level, seed) for seed in range(count))
-
-
-def codes(scenario: Any, answer: str) -> list[str]:
-    return [finding.partition(":")[0] for finding in task.check(scenario, answer)]
+SHIPPED = ShippedTask("conversation_memory")
+task, codes = SHIPPED.module, SHIPPED.codes
+scenario_of, scenarios = SHIPPED.scenario_of, SHIPPED.scenarios
 
 
 def form(text: str) -> re.Pattern[str]:

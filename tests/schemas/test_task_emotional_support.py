@@ -1,36 +1,15 @@
 """The emotional_support task: help where there is danger and only there, and none of what must not be said."""
 
-import functools
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import pytest
+from shipped_task import LEVELS, ShippedTask
 
-from factory.tasks.modules import load_module
-
-ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = ROOT / "prompts" / "emotional_support"
-LEVELS = ("easy", "medium", "hard")
-PHRASINGS = sorted(path.name for path in PROMPTS.glob("user*.j2"))
-task = load_module(ROOT / "schemas" / "emotional_support.py").module
-
-
-@functools.cache
-def scenario_of(level: str, seed: int) -> Any:
-    return task.sample(random.Random(seed), level)
-
-
-def scenarios(level: str, count: int) -> Iterator[Any]:
-    return (scenario_of(level, seed) for seed in range(count))
-
-
-def codes(scenario: Any, answer: str) -> list[str]:
-    return [finding.partition(":")[0] for finding in task.check(scenario, answer)]
+SHIPPED = ShippedTask("emotional_support")
+task, codes = SHIPPED.module, SHIPPED.codes
+scenario_of, scenarios = SHIPPED.scenario_of, SHIPPED.scenarios
 
 
 def contact(scenario: Any, serves: str) -> str:
@@ -165,17 +144,12 @@ def test_the_same_seed_gives_the_same_scenario_and_it_survives_json() -> None:
             assert task.solve(again) == task.solve(scenario)
 
 
-ENV = jinja2.sandbox.SandboxedEnvironment(
-    loader=jinja2.FileSystemLoader(PROMPTS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-
-
-@pytest.mark.parametrize("name", PHRASINGS)
+@pytest.mark.parametrize("name", SHIPPED.phrasings)
 def test_every_phrasing_tells_message_country_and_the_whole_table(name: str) -> None:
-    assert len(PHRASINGS) >= 2
+    assert len(SHIPPED.phrasings) >= 2
     for level in LEVELS:
         for scenario in scenarios(level, 60):
-            text = ENV.get_template(name).render(scenario=scenario, level=level)
+            text = SHIPPED.render(name, scenario, level)
             assert scenario.message in text
             assert scenario.country in text
             for help in scenario.help:

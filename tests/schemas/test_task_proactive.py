@@ -1,36 +1,15 @@
 """The proactive task: what is due follows from a clock that ticks, and silence is as exact as speech."""
 
-import functools
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import pytest
+from shipped_task import LEVELS, ShippedTask
 
-from factory.tasks.modules import load_module
-
-ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = ROOT / "prompts" / "proactive"
-LEVELS = ("easy", "medium", "hard")
-PHRASINGS = sorted(path.name for path in PROMPTS.glob("user*.j2"))
-task = load_module(ROOT / "schemas" / "proactive.py").module
-
-
-@functools.cache
-def scenario_of(level: str, seed: int) -> Any:
-    return task.sample(random.Random(seed), level)
-
-
-def scenarios(level: str, count: int) -> Iterator[Any]:
-    return (scenario_of(level, seed) for seed in range(count))
-
-
-def codes(scenario: Any, answer: Any) -> list[str]:
-    return [finding.partition(":")[0] for finding in task.check(scenario, answer)]
+SHIPPED = ShippedTask("proactive")
+task, codes = SHIPPED.module, SHIPPED.codes
+scenario_of, scenarios = SHIPPED.scenario_of, SHIPPED.scenarios
 
 
 def minutes(clock: str) -> int:
@@ -194,17 +173,12 @@ def test_the_same_seed_gives_the_same_scenario_and_it_survives_json() -> None:
         )
 
 
-ENV = jinja2.sandbox.SandboxedEnvironment(
-    loader=jinja2.FileSystemLoader(PROMPTS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-
-
-@pytest.mark.parametrize("name", PHRASINGS)
+@pytest.mark.parametrize("name", SHIPPED.phrasings)
 def test_every_phrasing_tells_every_fact_that_check_uses(name: str) -> None:
-    assert len(PHRASINGS) >= 2
+    assert len(SHIPPED.phrasings) >= 2
     for level in LEVELS:
         for scenario in scenarios(level, 60):
-            text = ENV.get_template(name).render(scenario=scenario, level=level)
+            text = SHIPPED.render(name, scenario, level)
             assert all(str(fact) in text for fact in (scenario.now, scenario.horizon, scenario.here, *scenario.told))
             assert scenario.quiet_until is None or scenario.quiet_until in text
             assert scenario.battery.charge_at is None or scenario.battery.charge_at in text

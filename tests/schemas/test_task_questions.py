@@ -1,40 +1,19 @@
 """The questions task: a reader who knows only the sentences' forms finds the same answer in the passages."""
 
-import functools
 import random
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import pytest
+from shipped_task import LEVELS, ROOT, ShippedTask
 
-from factory.tasks.modules import load_module
-
-ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = ROOT / "prompts" / "questions"
-LEVELS = ("easy", "medium", "hard")
-PHRASINGS = sorted(path.name for path in PROMPTS.glob("user*.j2"))
 BANK = tomllib.loads((ROOT / "schemas" / "_questions_passages.words.toml").read_text(encoding="utf-8"))
 ATTRIBUTES = [(kind["noun"], attribute) for kind in BANK["kinds"] for attribute in kind["attributes"]]
-task = load_module(ROOT / "schemas" / "questions.py").module
-
-
-@functools.cache
-def scenario_of(level: str, seed: int) -> Any:
-    return task.sample(random.Random(seed), level)
-
-
-def scenarios(level: str, count: int) -> Iterator[Any]:
-    return (scenario_of(level, seed) for seed in range(count))
-
-
-def codes(scenario: Any, answer: Any) -> list[str]:
-    return [finding.partition(":")[0] for finding in task.check(scenario, answer)]
+SHIPPED = ShippedTask("questions")
+task, codes = SHIPPED.module, SHIPPED.codes
+scenario_of, scenarios = SHIPPED.scenario_of, SHIPPED.scenarios
 
 
 def changed(answer: Any, /, **changes: Any) -> Any:
@@ -213,17 +192,12 @@ def test_the_same_seed_gives_the_same_scenario_and_it_survives_json() -> None:
             assert task.Scenario.model_validate_json(text) == scenario
 
 
-ENV = jinja2.sandbox.SandboxedEnvironment(
-    loader=jinja2.FileSystemLoader(PROMPTS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-
-
-@pytest.mark.parametrize("name", PHRASINGS)
+@pytest.mark.parametrize("name", SHIPPED.phrasings)
 def test_every_phrasing_numbers_the_passages_and_tells_dates_and_question(name: str) -> None:
-    assert len(PHRASINGS) >= 2
+    assert len(SHIPPED.phrasings) >= 2
     for level in LEVELS:
         for scenario in scenarios(level, 40):
-            text = ENV.get_template(name).render(scenario=scenario, level=level)
+            text = SHIPPED.render(name, scenario, level)
             places = [text.index(passage.text) for passage in scenario.passages]
             assert places == sorted(places)
             assert scenario.question in text

@@ -1,23 +1,15 @@
 """The stories task: every promise of a brief is checked by itself, and a story that is nobody's template passes too."""
 
-import functools
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import pytest
+from shipped_task import LEVELS, ShippedTask
 
-from factory.tasks.modules import load_module
-
-ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = ROOT / "prompts" / "stories"
-LEVELS = ("easy", "medium", "hard")
-PHRASINGS = sorted(path.name for path in PROMPTS.glob("user*.j2"))
-task = load_module(ROOT / "schemas" / "stories.py").module
+SHIPPED = ShippedTask("stories")
+task, codes = SHIPPED.module, SHIPPED.codes
+scenario_of, scenarios = SHIPPED.scenario_of, SHIPPED.scenarios
 BRIEF = {
     "characters": ["Wanda", "Piet"],
     "place": {"ask": "the mill", "words": ["mill"]},
@@ -39,21 +31,8 @@ STORY = (
 )
 
 
-@functools.cache
-def scenario_of(level: str, seed: int) -> Any:
-    return task.sample(random.Random(seed), level)
-
-
-def scenarios(level: str, count: int) -> Iterator[Any]:
-    return (scenario_of(level, seed) for seed in range(count))
-
-
 def brief(**changes: Any) -> Any:
     return task.Scenario.model_validate(BRIEF | changes)
-
-
-def codes(scenario: Any, answer: str) -> list[str]:
-    return [finding.partition(":")[0] for finding in task.check(scenario, answer)]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -163,17 +142,12 @@ def test_a_brief_of_ones_own_has_no_reference() -> None:
         task.solve(brief())
 
 
-ENV = jinja2.sandbox.SandboxedEnvironment(
-    loader=jinja2.FileSystemLoader(PROMPTS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-
-
-@pytest.mark.parametrize("name", PHRASINGS)
+@pytest.mark.parametrize("name", SHIPPED.phrasings)
 def test_every_phrasing_tells_the_whole_brief(name: str) -> None:
-    assert len(PHRASINGS) >= 2
+    assert len(SHIPPED.phrasings) >= 2
     for level in LEVELS:
         for s in scenarios(level, 60):
-            text = ENV.get_template(name).render(scenario=s, level=level)
+            text = SHIPPED.render(name, s, level)
             facts = [*s.characters, s.place.ask, *(thing.ask for thing in s.things), s.turn.ask, *s.avoid]
             facts += [str(s.min_words), str(s.max_words), str(s.reading_age), s.tense]
             assert all(fact in text for fact in facts)
