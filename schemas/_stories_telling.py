@@ -1,7 +1,7 @@
 """Tells stories to a brief, in either tense and person: what the stories task draws from and what `solve` writes."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Annotated, Literal, NamedTuple
 
@@ -146,47 +146,39 @@ def _teller(s: Scenario) -> Callable[[str], str]:
     return tell
 
 
-def tell(s: Scenario) -> list[tuple[str, str]]:
-    """The beats of the story in order, each with what it is for; chosen by the brief alone."""
+def tell(s: Scenario) -> list[str]:
+    """The sentences of the story in order; chosen by the brief alone."""
     rng = Random(s.model_dump_json())
     teller, turn = _teller(s), next((turn for turn in BANK.turns if turn.ask == s.turn.ask), None)
     if turn is None:
         raise ValueError(f"turn: {s.turn.ask!r} has no reference story")
 
+    def fitting(sentences: Words) -> list[str]:
+        return [text for text in map(teller, sentences) if not any(re.search(rf"\b{w}", text, re.I) for w in s.avoid)]
+
     def pick(sentences: Words) -> str:
-        fit = [text for text in map(teller, sentences) if not any(re.search(rf"\b{w}", text, re.I) for w in s.avoid)]
-        return rng.choice(fit)
+        return rng.choice(fitting(sentences))
 
     beats = BANK.beats
-    before = [("place", pick(beats.opening)), ("thing", pick(beats.thing))]
-    before += [("thing", pick(beats.thing2))] if len(s.things) > 1 else []
-    before += [("character", pick(beats.third))] if len(s.characters) > 2 else []
-    before += [("character", pick(beats.name))]
-    after = [("worry", pick(beats.worry)), ("idea", pick(beats.idea)), ("end", pick(turn.mended))]
-    after += [("end", pick(beats.ending))]
-    told = [*before, ("turn", pick(turn.told)), *after]
-    return list(_fill(rng, s, told, len(before), [text for text in map(teller, BANK.fillers)]))
+    opening = [pick(beats.opening), pick(beats.thing)]
+    opening += [pick(beats.thing2)] if len(s.things) > 1 else []
+    opening += [pick(beats.third)] if len(s.characters) > 2 else []
+    called, worry, idea = pick(beats.name), pick(beats.worry), pick(beats.idea)
+    end, turned = [pick(turn.mended), pick(beats.ending)], pick(turn.told)
+    fillers = fitting(BANK.fillers)
+    told = [*opening, called, turned, worry, idea, *end]
+    before, after = _choose_fillers(s, told, rng.sample(fillers, len(fillers)))
+    return [*opening, *before, called, turned, worry, *after, idea, *end]
 
 
-def _fill(
-    rng: Random, s: Scenario, told: list[tuple[str, str]], turn: int, fillers: list[str]
-) -> Iterator[tuple[str, str]]:
-    """The beats with sentences between them, so that the length is kept and the turn stays in the middle."""
-    fit = [text for text in fillers if not any(re.search(rf"\b{word}", text, re.I) for word in s.avoid)]
-    fit += [text for text in fit if len(s.characters) > 2]
-    more = rng.sample(fit, len(fit))
-    words = sum(len(text.split()) for _, text in told)
+def _choose_fillers(s: Scenario, told: list[str], fillers: list[str]) -> tuple[list[str], list[str]]:
+    """Sentences for both sides of the turn: as many as the length asks for, so that the turn stays in the middle."""
+    words = sum(len(text.split()) for text in told)
     before: list[str] = []
     after: list[str] = []
-    while words < s.min_words + 8 and more:
-        # by turns on both sides of the turn
-        side = before if len(before) <= len(after) else after
-        if more[-1] not in before + after:
-            side.append(more[-1])
-            words += len(more[-1].split())
-        more.pop()
-    yield from told[: turn - 1]
-    yield from (("filler", text) for text in before)
-    yield from told[turn - 1 : turn + 2]
-    yield from (("filler", text) for text in after)
-    yield from told[turn + 2 :]
+    for filler in fillers:
+        if words >= s.min_words + 8:
+            break
+        (before if len(before) <= len(after) else after).append(filler)
+        words += len(filler.split())
+    return before, after

@@ -71,8 +71,8 @@ def solve(scenario: Scenario) -> tuple[str, str]:
     if expected is None:
         raise ValueError("expected: a conversation of one's own has no reference reply")
     told = [f"Needed: {' and '.join(expected.asked)}."]
-    phrases = {asked.split(" ", 1)[1] for asked in expected.asked}
-    near = [step for step in expected.steps if any(phrase.endswith(step.phrase) for phrase in phrases)]
+    # of everybody who has such a thing
+    near = [step for step in expected.steps if any(asked.endswith(f" {step.phrase}") for asked in expected.asked)]
     # whose and what alone: sentences that begin alike teach a small model to loop
     steps = ", ".join(_tell(step, len(expected.asked) > 1) for step in near)
     told += [f"By session: {steps}."] if near else []

@@ -125,8 +125,7 @@ def sample(rng: Random, level: str) -> Scenario:
 
 
 def solve(scenario: Scenario) -> tuple[str, str]:
-    s, told = scenario, tell(scenario)
-    text = " ".join(sentence for _, sentence in told)
+    s, text = scenario, " ".join(tell(scenario))
     plan = [f"{s.tense.capitalize()} tense, {'told by I' if s.person == 'first' else f'told of {s.characters[0]}'}."]
     plan.append(f"{s.min_words} to {s.max_words} words, sentences of at most {_sentence_bound(s.reading_age)}.")
     plan.append(f"Begin at {s.place.ask} with {' and '.join(s.characters)}.")
