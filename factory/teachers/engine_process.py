@@ -68,7 +68,8 @@ class EngineProcess:
         except BlockingIOError:
             return
         except OSError as error:
-            raise EngineDied(str(error)) from error
+            # nobody reads: its end is told by its exit code, whichever of its pipes is seen to break first
+            raise EngineDied(self._describe_end(str(error))) from error
 
     def receive(self) -> list[dict[str, Any]]:
         """The events that have come; may be none. Raises EngineDied at the end of the pipe."""
@@ -78,11 +79,18 @@ class EngineProcess:
                 # what it said before its end counts: an answer that it told of is on the spool
                 if b"\n" in self.buffer:
                     break
-                raise EngineDied(f"exit code {self.process.wait()}")
+                raise EngineDied(self._describe_end("closed its pipe of events"))
             self.buffer += data
         # what follows the last line's end is the beginning of one that is still on its way
         lines, _, self.buffer = self.buffer.rpartition(b"\n")
         return [json.loads(line) for line in lines.splitlines()]
+
+    def _describe_end(self, seen: str) -> str:
+        """The exit code of a child that ends; what was `seen` of one that does not."""
+        try:
+            return f"exit code {self.process.wait(timeout=5)}"
+        except subprocess.TimeoutExpired:
+            return seen
 
     def hang_up(self) -> None:
         """Tell the child to end, without waiting for it."""

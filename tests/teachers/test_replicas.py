@@ -23,7 +23,7 @@ from factory.records import Generation, Prompt
 from factory.signals import SignalSpec
 from factory.teachers import settings
 from factory.teachers.devices import Place
-from factory.teachers.engine_process import EngineProcess
+from factory.teachers.engine_process import EngineDied, EngineProcess
 from factory.teachers.replica import Replica, differing, pause_after
 from factory.teachers.vllm import VllmTeacher
 
@@ -175,6 +175,15 @@ def test_the_end_of_the_last_replica_is_the_end_of_the_run(start: Open) -> None:
     teacher.submit(prompts_of(1)[0])
     with pytest.raises(TeacherError, match=r"the engine's process dies while it starts \(exit code 4\); see .*log"):
         teacher.collect()
+
+
+def test_an_engine_that_died_unseen_is_told_of_by_its_exit_code_when_a_prompt_breaks_its_pipe(start: Open) -> None:
+    (replica,) = start(1).replicas
+    assert replica.engine is not None
+    replica.engine.process.kill()
+    replica.engine.process.wait()
+    with pytest.raises(EngineDied, match=r"^exit code -9$"):
+        replica.engine.send({"id": "p0"})
 
 
 @pytest.mark.parametrize(
