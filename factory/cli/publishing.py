@@ -56,6 +56,9 @@ def _add_push(commands: Commands) -> None:
     push = commands.add_parser("push", help="send a dataset to the hub, whole or not at all")
     push.add_argument("dir", type=Path)
     push.add_argument("repo", metavar="OWNER/NAME", help="the same command goes on where it was cut off")
+    push.add_argument(
+        "--local", action="store_true", help="OWNER/NAME is a new folder: write the copy there, send none"
+    )
     push.add_argument("--private", action="store_true", help="where the repository is new")
     push.add_argument("--without", action="append", default=[], metavar="CONFIG", help="leave it out; may be repeated")
     push.add_argument("--report", action="store_true", help="send report.html too")
@@ -97,7 +100,7 @@ def _align(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from factory.publish.pushing import Wish, push
+    from factory.publish.pushing import Wish, push, write_copy
 
     wish = Wish(
         without=tuple(dict.fromkeys(options.without)),
@@ -107,5 +110,8 @@ def _push(options: argparse.Namespace) -> int:
         allow_personal=options.allow_personal,
         allow_secrets=options.allow_secrets,
     )
-    print_lines(push(options.dir, options.repo, wish))
+    if options.local:
+        print_lines(write_copy(options.dir, Path(options.repo), wish))
+    else:
+        print_lines(push(options.dir, options.repo, wish))
     return 0

@@ -21,10 +21,12 @@ CHAT_TEMPLATE = (
     # as the model generates it; its own prompts have no such key, so they are what it was trained on
     "{% if message.reasoning_content is string %}<think>{{ message.reasoning_content }}</think>{% endif %}"
     "{{ message.content }}"
+    # transformers drops a line break that follows a block's tag, so one that must stay is an expression;
     # tools and calls as Hermes and Qwen spell them; prompts of tasks without tools are what they were
-    "{% if loop.first and tools %}\n<tools>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools>"
+    "{% if loop.first and tools %}<tools>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools>"
     "{% endif %}"
-    "{% for call in message.tool_calls or [] %}{% if message.content or not loop.first %}\n{% endif %}<tool_call>\n"
+    "{% for call in message.tool_calls or [] %}{% if message.content or not loop.first %}{{ '\\n' }}{% endif %}"
+    "<tool_call>\n"
     '{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>"

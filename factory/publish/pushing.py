@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from factory.dataset.ledger import hold, read_ledger
 from factory.dataset.manifest import PUBLISH, read_manifest, read_signals
@@ -48,6 +48,21 @@ class Wish:
     allow_secrets: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What a copy consists of: tables that are yet to be made, other files, and who wrote the rows."""
+
+    parcels: list[Parcel]
+    plain: dict[str, Path | bytes]
+    generators: dict[str, str]
+    rows: int
+    state: str
+
+    @property
+    def card(self) -> str:
+        return cast(bytes, self.plain[CARD]).decode()
+
+
 def push(root: Path, repo: str, wish: Wish) -> list[str]:
     """Send a dataset, or go on with it; the lines that tell people of it. Raises JobError and DatasetError."""
     with hold(root):
@@ -57,7 +72,35 @@ def push(root: Path, repo: str, wish: Wish) -> list[str]:
             shutil.rmtree(root / WORK, ignore_errors=True)
 
 
-def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
+def write_copy(root: Path, out: Path, wish: Wish) -> list[str]:
+    """Write into a new folder what `push` would send; lines that tell of it. Raises JobError and DatasetError."""
+    if out.exists():
+        raise JobError(f"{out}: is there already; name a new folder for the copy")
+    with hold(root):
+        copy = _plan(root, str(out), wish)
+        work = out.with_name(f".{out.name}{WORK}")
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            for parcel in copy.parcels:
+                target = work / parcel.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made = parcel.stage(root, work, copy.generators)
+                if made != target:
+                    shutil.copyfile(made, target)
+            for name, value in copy.plain.items():
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                (work / name).write_bytes(value if isinstance(value, bytes) else value.read_bytes())
+            work.rename(out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return [
+        f"{out}: {copy.rows:,} rows in {len(copy.parcels):,} files, as they would be sent",
+        f'  load_dataset("{out}", split="train")',
+    ]
+
+
+def _plan(root: Path, name: str, wish: Wish) -> Copy:
+    """The copy of a finished dataset that may be published, called `name` in its card."""
     manifest, ledger = read_manifest(root), read_ledger(root)
     if not manifest.get(PUBLISH):
         raise JobError(
@@ -81,24 +124,28 @@ def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
     if wish.report:
         plain[REPORT] = _require_report(root)
     state = content_hash([dataset_state(ledger), sorted(parcel.path for parcel in parcels)])
-    card = write_pushed_card(ledger, curriculum, state, wish.without, repo.name)
-    plain[CARD] = card.encode()
-    repo.accept(card)
+    plain[CARD] = write_pushed_card(ledger, curriculum, state, wish.without, name).encode()
+    return Copy(parcels, plain, generators(manifest), ledger.totals.accepted, state)
+
+
+def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
+    copy = _plan(root, repo.name, wish)
+    parcels, plain = copy.parcels, copy.plain
+    repo.accept(copy.card)
     repo.create(wish.private)
     # read before the files are: if main moves between the two, it is not merged
     head = repo.head()
     if _is_there(repo.files(MAIN), parcels, plain):
         return [f"{repo.name}: complete already, these very rows and this card"]
-    revision = repo.request(state, head)
-    sent = _send_parcels(root, repo, revision, parcels, generators(manifest))
+    revision = repo.request(copy.state, head)
+    sent = _send_parcels(root, repo, revision, parcels, copy.generators)
     gone = _stale(repo.files(revision), parcels, plain)
     repo.send(revision, plain, gone, "Card and manifest")
     _require_whole(repo, revision, parcels)
     repo.merge(revision, head)
     repo.close_others()
-    rows, tables = ledger.totals.accepted, len(parcels)
     return [
-        f"{repo.name}: {rows:,} rows in {tables:,} files, {sent:,} of them sent now ({revision}, merged)",
+        f"{repo.name}: {copy.rows:,} rows in {len(parcels):,} files, {sent:,} of them sent now ({revision}, merged)",
         f'  load_dataset("{repo.name}", split="train")',
     ]
 

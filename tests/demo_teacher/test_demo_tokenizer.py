@@ -1,5 +1,6 @@
 """The demo teacher's tokenizer: nothing is lost, and times, dates and digits are cut as its description says."""
 
+import json
 from itertools import chain
 
 import pytest
@@ -13,6 +14,7 @@ from factory.demo_teacher.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from factory.messages import Message
 from factory.teachers.prompt_ids import PromptEncoder
 from factory.teachers.reasoning import find_markers
+from factory.texts.calls import spell_answer
 
 
 def pieces(text: str) -> list[str]:
@@ -113,6 +115,20 @@ def test_an_answer_with_its_reasoning_is_rendered_as_the_teacher_gives_it() -> N
     )
     assert shown[0] == f"{asked}Three.</think>{{}}<|im_end|>\n"
     assert shown[1] == shown[2] == f"{asked.removesuffix('<think>')}{{}}<|im_end|>\n"
+
+
+@pytest.mark.parametrize("content", ["", "Both are set."])
+def test_calls_are_rendered_as_a_teacher_spells_them(content: str) -> None:
+    """Whoever trains through the template must see what the ids say, to the last line break."""
+    calls = [{"name": "set_timer", "arguments": {"minutes": 5}}, {"name": "say", "arguments": {"text": "done"}}]
+    answer = {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [{"type": "function", "function": call} for call in calls],
+    }
+    shown = shared_tokenizer().apply_chat_template([*QUESTION, answer], tokenize=False, chat_template=CHAT_TEMPLATE)
+    spelt = spell_answer("calls", json.dumps({"content": content, "tool_calls": calls}))
+    assert shown.endswith(f"<|im_start|>assistant\n{spelt}<|im_end|>\n")
 
 
 def test_the_special_tokens_are_the_first_ids_and_one_token_each() -> None:

@@ -20,9 +20,10 @@ from huggingface_hub import DatasetCard
 
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.config import CurriculumConfig
-from factory.errors import DatasetError
+from factory.errors import DatasetError, JobError
 from factory.load import load_rows
 from factory.load.card import read_card
+from factory.publish.pushing import Wish, write_copy
 
 TERMS = {"license": "apache-2.0", "output_terms": "those of the model's own weights", "language": ["en"]}
 REPO = "me/sums"
@@ -337,6 +338,27 @@ def test_a_copy_on_the_disk_gives_the_same_rows(
                 assert (first.hidden_states == second.hidden_states).all()
     with pytest.raises(DatasetError, match="does not stream"):
         load_rows(copy, stage, streaming=True)
+
+
+def test_a_local_copy_is_what_would_be_sent(
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    root = make_dataset(workspace, make_job, publish=TERMS, signals={"top_k": 4, "hidden_layers": [1]}, **PAIRS)
+    make_curriculum(root, CurriculumConfig())
+    assert push(root).returncode == 0
+    copy = tmp_path / "copy"
+    write_copy(root, copy, Wish())
+    sent = hub.main(REPO)
+    written = {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    # the hub adds a file of its own
+    assert written.keys() == sent.keys() - {".gitattributes"}
+    card = written.pop("README.md").decode()
+    assert card.replace(str(copy), REPO) == sent["README.md"].decode()
+    assert all(sent[name] == data for name, data in written.items())
+    assert told_of(load_rows(copy)) == told_of(load_rows(root))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".copy")) == []
+    with pytest.raises(JobError, match=r"copy: is there already; name a new folder"):
+        write_copy(root, copy, Wish())
 
 
 def test_arrays_of_other_rows_are_not_joined(
