@@ -14,24 +14,24 @@ def require_survival(figures: chaos.Figures, tried: int) -> None:
     assert figures.sound
 
 
-def test_thirty_kills_at_random_moments_are_survived(tmp_path: Path) -> None:
-    require_survival(chaos.kill_runs(tmp_path, 30, random.Random(1), rows=300), 30)
+def test_ten_kills_at_random_moments_are_survived(tmp_path: Path) -> None:
+    require_survival(chaos.kill_runs(tmp_path, 10, random.Random(1), rows=200), 10)
 
 
-def test_three_hundred_malformed_generations_are_rows(tmp_path: Path) -> None:
-    require_survival(chaos.feed_malformed(tmp_path, 300, random.Random(1)), 300)
+def test_two_hundred_malformed_generations_are_rows(tmp_path: Path) -> None:
+    require_survival(chaos.feed_malformed(tmp_path, 200, random.Random(1)), 200)
 
 
-def test_thirty_changed_bytes_are_named_and_repaired(tmp_path: Path) -> None:
-    require_survival(chaos.flip_bytes(tmp_path, 30, random.Random(1), rows=100), 30)
+def test_ten_changed_bytes_are_named_and_repaired(tmp_path: Path) -> None:
+    require_survival(chaos.flip_bytes(tmp_path, 10, random.Random(1), rows=100), 10)
 
 
 def test_a_longer_run_stays_small(tmp_path: Path) -> None:
-    require_survival(chaos.run_long(tmp_path, 5000, random.Random(1)), 5000)
+    require_survival(chaos.run_long(tmp_path, 2500, random.Random(1)), 2500)
 
 
-def test_three_hundred_rows_behind_an_endpoint_that_fails_end_once(tmp_path: Path) -> None:
-    require_survival(chaos_endpoint.ask_endpoint(tmp_path, 300, random.Random(1)), 300)
+def test_two_hundred_rows_behind_an_endpoint_that_fails_end_once(tmp_path: Path) -> None:
+    require_survival(chaos_endpoint.ask_endpoint(tmp_path, 200, random.Random(1)), 200)
 
 
 def test_what_does_not_survive_is_counted_and_told() -> None:
