@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from factory.dataset.columns import storage_of
 from factory.dataset.shards import ROW_GROUP_BYTES, ShardFile, place_file, told_as_damage
 from factory.hashing import content_hash
 from factory.signals import Array
@@ -26,6 +27,7 @@ from factory.signals import Array
 Form = Literal["parquet", "arrow"]
 SCALARS: Final = {
     "text": pa.string(),
+    "json": pa.json_(),  # given as text; `datasets` reads it as objects
     "bool": pa.bool_(),
     "int8": pa.int8(),
     "int32": pa.int32(),
@@ -102,7 +104,8 @@ def _type(kind: Kind) -> pa.DataType:
 def _column(values: Sequence[Any], kind: Kind) -> pa.Array:
     """One column of a row group."""
     if not isinstance(kind, str) or not kind.endswith("[]"):
-        return pa.array([_clean(value) for value in values], _type(kind))
+        whole = _type(kind)
+        return pa.array([_clean(value) for value in values], storage_of(whole)).cast(whole)
     arrays = [np.asarray(value) for value in values]
     lengths = [len(array) for array in arrays]
     inner = kind.removesuffix("[]")

@@ -12,6 +12,7 @@ of the same bytes, and the mass of an id that has none goes to the tail. Ends of
 other control tokens where both spell them alike. Nothing is aligned across a control token.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -24,6 +25,7 @@ from factory.dataset.ledger import hold, read_ledger
 from factory.dataset.stages import current_summary
 from factory.dataset.tables import Field
 from factory.errors import JobError
+from factory.messages import Message
 from factory.publish.card import save_card
 from factory.publish.exporting import write_export
 from factory.publish.exports.asked import Asked
@@ -157,11 +159,23 @@ class Aligner:
         row = given.row
         start = source.markers[0] if source.markers and row["reasoning"] is not None else ""
         if row["prompt"] and self.encoder.has_template:
-            encoded = self.encoder.encode_prompt(row["prompt"])
+            encoded = self.encoder.encode_prompt(_messages(row), row["tools"] or "" if source.signals.tools else "")
             # the teacher's prompt has opened a reasoning: where the student's has not, the marker goes behind it
             return encoded.ids if encoded.reasons or not start else [*encoded.ids, *self.encode(start + "\n")]
         spelt = b"".join(self.teacher.pieces[number] for number in row.prompt_token_ids.tolist())
         return list(self.backend.encode(spelt.decode("utf-8", "replace")).ids)
+
+
+def _messages(row: Any) -> list[Message]:
+    """A row's prompt as chat templates take it: calls as objects, and nothing that is not there."""
+    told = []
+    for said in row["prompt"]:
+        calls = [
+            call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
+            for call in said.get("tool_calls") or ()
+        ]
+        told.append({"role": said["role"], "content": said["content"]} | ({"tool_calls": calls} if calls else {}))
+    return told
 
 
 def _shared(size: int, tokens: int) -> list[int]:
@@ -253,7 +267,7 @@ ALIGNED: Final = Format(
     fields=_fields,
     convert=_convert,
     tell=_tell,
-    columns=("prompt", "reasoning"),
+    columns=("prompt", "reasoning", "tools"),
     arrays="logprobs",
     writes_ids=False,
     checks_student=False,

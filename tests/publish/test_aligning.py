@@ -230,7 +230,7 @@ def test_what_the_docs_show_of_it_runs(workspace: Path, make_job: MakeJob, monke
     align(root, "demo", None)
     monkeypatch.chdir(workspace)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workspace / "cache")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     found: dict[str, Any] = {}
     exec(code, found)
     row = read_export(root / "aligned-demo")[0]

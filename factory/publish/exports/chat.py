@@ -1,46 +1,94 @@
-"""Chat: a row's messages as trainers take them, its reasoning inside the answer or beside it."""
+"""Chat: a row's messages as trainers take them, reasoning and calls inside the content or beside it.
 
+Inside, calls are text as Hermes and Qwen spell them, for trainers that know no `tool_calls` and would drop them;
+beside, the student's own template spells them. What may be called stands in a column `tools` either way.
+"""
+
+import json
+from collections.abc import Sequence
 from typing import Any, Final
 
-from factory.dataset.tables import Kind
+from factory.dataset.tables import Field, Kind
 from factory.errors import DatasetError
 from factory.publish.exports.asked import Asked
 from factory.publish.exports.source import Source
+from factory.texts.calls import spell_answer
 
-MESSAGES: Final[Kind] = [{"role": "text", "content": "text"}]
-TURNS: Final[Kind] = [{"role": "text", "content": "text", "reasoning_content": "text"}]
-
-
-def inside(source: Source, asked: Asked, default: str) -> bool:
-    """Whether the reasoning goes inside the content; without markers there is none to put there."""
-    return (asked.reasoning or default) == "content" and source.markers is not None
+MESSAGE: Final[dict[str, Kind]] = {"role": "text", "content": "text"}
+CALLS: Final[Kind] = [{"type": "text", "function": {"name": "text", "arguments": "json"}}]
 
 
-def prompt_of(row: Any) -> list[dict[str, Any]]:
+def inside(asked: Asked, default: str) -> bool:
+    """Whether reasoning and calls go inside the content."""
+    return (asked.reasoning or default) == "content"
+
+
+def _beside(source: Source, asked: Asked, default: str) -> dict[str, Kind]:
+    """What stands beside the content of a turn."""
+    return {"tool_calls": CALLS} if source.signals.tools and not inside(asked, default) else {}
+
+
+def prompt_kind(source: Source, asked: Asked, default: str) -> Kind:
+    """The kind of the messages that were asked."""
+    return [MESSAGE | _beside(source, asked, default)]
+
+
+def turn_kind(source: Source, asked: Asked, default: str) -> Kind:
+    """The kind of an assistant's turns."""
+    thoughts = source.markers is not None and not inside(asked, default)
+    reasoning: dict[str, Kind] = {"reasoning_content": "text"} if thoughts else {}
+    return [MESSAGE | reasoning | _beside(source, asked, default)]
+
+
+def tool_fields(source: Source, kind: str = "json") -> Sequence[Field]:
+    """A column of what may be called, in datasets with tools."""
+    return [Field("tools", kind)] if source.signals.tools else []
+
+
+def tools_of(row: Any, source: Source) -> dict[str, Any]:
+    """Its value: JSON text, null for a task without tools."""
+    return {"tools": row["tools"]} if source.signals.tools else {}
+
+
+def prompt_of(row: Any, source: Source, asked: Asked, default: str) -> list[dict[str, Any]]:
     """The messages that were asked. Raises DatasetError for a transcript that was given without any."""
     prompt: list[dict[str, Any]] = row["prompt"]
     if not prompt:
         told = "has no messages: it was scored from texts or token ids"
         raise DatasetError(f"row {row['id']}: {told}; export token ids (such as --to trl-sft)")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
-
-
-def turn_kind(source: Source, asked: Asked, default: str) -> Kind:
-    """The kind of an assistant's turns."""
-    return MESSAGES if inside(source, asked, default) or source.markers is None else TURNS
+    return [{"role": said["role"], **_content(said, source, asked, default)} for said in prompt]
 
 
 def turn(content: str, reasoning: str | None, source: Source, asked: Asked, default: str) -> dict[str, Any]:
-    """An assistant's turn."""
-    if source.markers is None:
-        return {"role": "assistant", "content": content}
-    if not inside(source, asked, default):
-        return {"role": "assistant", "content": content, "reasoning_content": reasoning}
-    start, end = source.markers
-    thought = "" if reasoning is None else f"{start}\n{reasoning.strip()}\n{end}\n\n"
-    return {"role": "assistant", "content": thought + content}
+    """An assistant's turn without calls, or with calls that are text already."""
+    return _assistant({"content": content, "reasoning_content": reasoning}, source, asked, default)
 
 
 def completion_of(row: Any, name: str, source: Source, asked: Asked, default: str) -> list[dict[str, Any]]:
     """The assistant's turns in a row's column."""
-    return [turn(said["content"] or "", said.get("reasoning_content"), source, asked, default) for said in row[name]]
+    return [_assistant(said, source, asked, default) for said in row[name]]
+
+
+def _assistant(said: dict[str, Any], source: Source, asked: Asked, default: str) -> dict[str, Any]:
+    made = {"role": "assistant", **_content(said, source, asked, default)}
+    reasoning = said.get("reasoning_content")
+    if source.markers is None:
+        return made
+    if not inside(asked, default):
+        return made | {"reasoning_content": reasoning}
+    start, end = source.markers
+    thought = "" if reasoning is None else f"{start}\n{reasoning.strip()}\n{end}\n\n"
+    return made | {"content": thought + made["content"]}
+
+
+def _content(said: dict[str, Any], source: Source, asked: Asked, default: str) -> dict[str, Any]:
+    """What a turn says, and its calls: as text behind it, or beside it."""
+    content, calls = said["content"] or "", said.get("tool_calls")
+    if not source.signals.tools:
+        return {"content": content}
+    if not inside(asked, default):
+        return {"content": content, "tool_calls": calls}
+    if not calls:
+        return {"content": content}
+    asked_for = [call["function"] | {"arguments": json.loads(call["function"]["arguments"])} for call in calls]
+    return {"content": spell_answer("calls", json.dumps({"content": content, "tool_calls": asked_for}))}

@@ -31,13 +31,15 @@ def _refuse(source: Source, asked: Asked) -> str | None:
 
 def _fields(source: Source, asked: Asked) -> Sequence[Field]:
     turns = chat.turn_kind(source, asked, DEFAULT)
-    return Field("prompt", chat.MESSAGES), Field("chosen", turns), Field("rejected", turns)
+    prompt = Field("prompt", chat.prompt_kind(source, asked, DEFAULT))
+    return prompt, Field("chosen", turns), Field("rejected", turns), *chat.tool_fields(source)
 
 
 def _convert(given: Given, source: Source, asked: Asked) -> Values:
     row = given.row
     sides = {name: chat.completion_of(row, name, source, asked, DEFAULT) for name in ("chosen", "rejected")}
-    return {"prompt": chat.prompt_of(row), **sides, "_positions": 1}
+    prompt = chat.prompt_of(row, source, asked, DEFAULT)
+    return {"prompt": prompt, **sides, **chat.tools_of(row, source), "_positions": 1}
 
 
 FORMAT = Format(
@@ -48,7 +50,7 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     configs=("preferences",),
-    columns=("prompt", "chosen", "rejected"),
+    columns=("prompt", "chosen", "rejected", "tools"),
     arrays="none",
     options=("reasoning", "student"),
     writes_ids=False,

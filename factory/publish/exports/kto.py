@@ -6,9 +6,8 @@ another sample was better) says nothing against the answer, and is left out.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from factory.dataset.rows import Row
 from factory.dataset.tables import Field
 from factory.publish.exports import chat
 from factory.publish.exports.asked import Asked
@@ -51,16 +50,16 @@ def _refuse(source: Source, asked: Asked) -> str | None:
 
 def _fields(source: Source, asked: Asked) -> Sequence[Field]:
     turns = chat.turn_kind(source, asked, DEFAULT)
-    return Field("prompt", chat.MESSAGES), Field("completion", turns), Field("label", "bool")
+    prompt = Field("prompt", chat.prompt_kind(source, asked, DEFAULT))
+    return prompt, Field("completion", turns), Field("label", "bool"), *chat.tool_fields(source)
 
 
 def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
     row = given.row
-    if given.config == "default":
+    if given.config == "default" and not source.signals.tools:
         completion = chat.completion_of(row, "completion", source, asked, DEFAULT)
-        right = row["score"] == 1 and not row["findings"]
-        return _values(row, completion, right)
-    if row["kind"] == "error" or not is_against(row["stage"], row["reason"]):
+        return _values(given, source, asked, completion)
+    if given.config == "rejected" and (row["kind"] == "error" or not is_against(row["stage"], row["reason"])):
         return Left(f"rejected, and not for a bad answer ({row['stage']})")
     if (row.completion_token_ids < 0).any():
         return Left("its text was hidden for personal data")
@@ -68,15 +67,19 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
     if cut is None:
         return Left("its reasoning does not end, or it ends in a token whose spelling is not known here")
     reasoning, answer = cut
-    return _values(row, [chat.turn(answer, reasoning, source, asked, DEFAULT)], False)
+    # with tools both kinds are the teacher's own text, calls and all: a wrong answer's calls may be none that parse
+    return _values(given, source, asked, [chat.turn(answer, reasoning, source, asked, DEFAULT)])
 
 
-def _values(row: Row, completion: list[dict[str, str]], label: bool) -> Values:
+def _values(given: Given, source: Source, asked: Asked, completion: list[dict[str, Any]]) -> Values:
+    row = given.row
+    label = given.config == "default" and row["score"] == 1 and not row["findings"]
     kind = "desirable" if label else "undesirable"
     return {
-        "prompt": chat.prompt_of(row),
+        "prompt": chat.prompt_of(row, source, asked, DEFAULT),
         "completion": completion,
         "label": label,
+        **chat.tools_of(row, source),
         "_positions": 1,
         "_counts": {kind: 1},
     }
@@ -112,7 +115,7 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     configs=("default", "rejected"),
-    columns=("prompt", "completion", "score", "findings", "text", "kind", "stage", "reason"),
+    columns=("prompt", "completion", "score", "findings", "text", "kind", "stage", "reason", "tools"),
     options=("reasoning", "student"),
     writes_ids=False,
     beside=lambda written: {"train.py": _script(written)},

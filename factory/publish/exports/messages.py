@@ -21,21 +21,25 @@ TAGS = {
     "user_tag": "user",
     "assistant_tag": "assistant",
     "system_tag": "system",
+    "observation_tag": "tool",
 }
 
 
 def _fields(source: Source, asked: Asked) -> Sequence[Field]:
-    return (Field("messages", chat.turn_kind(source, asked, DEFAULT)),)
+    # tools as text: these trainers parse it themselves
+    return Field("messages", chat.turn_kind(source, asked, DEFAULT)), *chat.tool_fields(source, "text")
 
 
 def _convert(given: Given, source: Source, asked: Asked) -> Values:
     row = given.row
-    turns = [*chat.prompt_of(row), *chat.completion_of(row, "completion", source, asked, DEFAULT)]
-    return {"messages": turns, "_positions": 1}
+    prompt = chat.prompt_of(row, source, asked, DEFAULT)
+    turns = [*prompt, *chat.completion_of(row, "completion", source, asked, DEFAULT)]
+    return {"messages": turns, **chat.tools_of(row, source), "_positions": 1}
 
 
 def _beside(written: Written) -> dict[str, str]:
-    entry = {"file_name": "data", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": TAGS}
+    columns = {"messages": "messages"} | ({"tools": "tools"} if written.source.signals.tools else {})
+    entry = {"file_name": "data", "formatting": "sharegpt", "columns": columns, "tags": TAGS}
     return {"dataset_info.json": json.dumps({"distilled": entry}, indent=2) + "\n"}
 
 
@@ -56,7 +60,7 @@ FORMAT = Format(
     refuse=refuse_chat,
     fields=_fields,
     convert=_convert,
-    columns=("prompt", "completion"),
+    columns=("prompt", "completion", "tools"),
     arrays="none",
     options=("reasoning", "student"),
     writes_ids=False,

@@ -1,6 +1,6 @@
 """The named student: its tokenizer must understand a format's ids, or its chat template a format's messages."""
 
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import TemplateError
 
@@ -20,8 +20,12 @@ def require_student(source: Source, asked: Asked, form: Format) -> None:
     student = student_vocabulary(asked.student)
     if form.holds_ids(asked):
         _require_ids(source, asked, student)
-    elif asked.reasoning == "apart" or (asked.reasoning is None and form.name != "messages"):
+        return
+    apart = asked.reasoning == "apart" or (asked.reasoning is None and form.name != "messages")
+    if apart:
         _require_reasoning(source, asked, student)
+    if source.signals.tools:
+        _require_tools(asked, student, calls=apart and form.name != "kto")
 
 
 def _require_ids(source: Source, asked: Asked, student: Vocabulary) -> None:
@@ -45,12 +49,37 @@ def _require_reasoning(source: Source, asked: Asked, student: Vocabulary) -> Non
     if source.markers is None or student.tokenizer is None:
         return
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": SENTINEL}]
-    try:
-        text = student.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
-    except TemplateError as error:
-        raise JobError(f"--student {asked.student}: its chat template fails: {one_line(error, 200)}") from error
-    if SENTINEL not in text:
+    if SENTINEL not in _render(asked, student, turns):
         raise JobError(
             f"--student {asked.student}: its chat template drops reasoning_content, so no reasoning would be trained; "
             "give --reasoning content"
         )
+
+
+def _require_tools(asked: Asked, student: Vocabulary, calls: bool) -> None:
+    """The template must show what may be called, and the calls where they stand beside the content."""
+    if student.tokenizer is None:
+        return
+    about = {"name": f"{SENTINEL}_tool", "description": "b", "parameters": {"type": "object", "properties": {}}}
+    call = {"type": "function", "function": {"name": f"{SENTINEL}_call", "arguments": {}}}
+    said: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, said]
+    text = _render(asked, student, turns, tools=[{"type": "function", "function": about}])
+    if f"{SENTINEL}_tool" not in text:
+        raise JobError(
+            f"--student {asked.student}: its chat template shows no tools, so it would learn to call what it never "
+            "saw; take a template that renders `tools`"
+        )
+    if calls and f"{SENTINEL}_call" not in text:
+        raise JobError(
+            f"--student {asked.student}: its chat template drops tool_calls, so no call would be trained; "
+            "give --reasoning content, which puts calls into the content too"
+        )
+
+
+def _render(asked: Asked, student: Vocabulary, turns: list[dict[str, Any]], **given: Any) -> str:
+    assert student.tokenizer is not None
+    try:
+        return str(student.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, **given))
+    except TemplateError as error:
+        raise JobError(f"--student {asked.student}: its chat template fails: {one_line(error, 200)}") from error

@@ -32,7 +32,8 @@ trainer.train()
 
 def _fields(source: Source, asked: Asked) -> Sequence[Field]:
     if asked.rows == "messages":
-        return Field("prompt", chat.MESSAGES), Field("completion", chat.turn_kind(source, asked, DEFAULT))
+        prompt = Field("prompt", chat.prompt_kind(source, asked, DEFAULT))
+        return prompt, Field("completion", chat.turn_kind(source, asked, DEFAULT)), *chat.tool_fields(source)
     return Field("input_ids", "int64[]"), Field("completion_mask", "int64[]")
 
 
@@ -51,7 +52,8 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
         return ids_and_mask(given, asked)
     row = given.row
     completion = chat.completion_of(row, "completion", source, asked, DEFAULT)
-    return {"prompt": chat.prompt_of(row), "completion": completion, "_positions": len(row.completion_token_ids)}
+    said = {"prompt": chat.prompt_of(row, source, asked, DEFAULT), "completion": completion}
+    return {**said, **chat.tools_of(row, source), "_positions": len(row.completion_token_ids)}
 
 
 def _refuse(source: Source, asked: Asked) -> str | None:
@@ -69,7 +71,7 @@ FORMAT = Format(
     refuse=_refuse,
     fields=_fields,
     convert=_convert,
-    columns=("prompt", "completion"),
+    columns=("prompt", "completion", "tools"),
     options=("student", "length", "rows", "reasoning"),
     beside=lambda written: {"train.py": SCRIPT.format(length=written.asked.length)},
     usage=lambda written: "python train.py            # after `pip install trl`, with your student in place of STUDENT",

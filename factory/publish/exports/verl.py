@@ -14,8 +14,9 @@ from factory.publish.exports.source import Given, Source
 REWARD = '''"""A reward for verl: 1 where a task's own check finds nothing. Reads the folder of the tasks' schemas."""
 
 import importlib.util
-import json
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 SCHEMAS = Path("schemas")  # of the workspace that made the dataset
 
@@ -26,8 +27,11 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     schema = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(schema)
     text = solution_str.rpartition("</think>")[2].strip()
+    adapter = TypeAdapter(schema.Answer)
     try:
-        answer = schema.Answer.model_validate_json(text)
+        # an answer that is no model is free text, and stands there as it is
+        is_model = hasattr(schema.Answer, "model_fields")
+        answer = adapter.validate_json(text) if is_model else adapter.validate_python(text)
     except ValueError:
         return 0.0
     return 0.0 if schema.check(schema.Scenario.model_validate_json(ground_truth), answer) else 1.0
@@ -46,6 +50,8 @@ custom_reward_function:
 def _refuse(source: Source, asked: Asked) -> str | None:
     if source.scored:
         return "its rows are transcripts: no task's check says what a right answer is, so there is no ground truth"
+    if source.signals.tools:
+        return "verl renders prompts without our tools, so a student would be asked to call what it was never shown"
     if source.stage:
         return "it takes the prompts of rejected rows too, and a stage has none; leave --stage out"
     return None
@@ -54,7 +60,7 @@ def _refuse(source: Source, asked: Asked) -> str | None:
 def _fields(source: Source, asked: Asked) -> Sequence[Field]:
     return (
         Field("data_source", "text"),
-        Field("prompt", chat.MESSAGES),
+        Field("prompt", [chat.MESSAGE]),
         Field("ability", "text"),
         Field("reward_model", {"style": "text", "ground_truth": "text"}),
         Field("extra_info", {"split": "text", "index": "text", "level": "text"}),
@@ -67,7 +73,7 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
         return Left("no prompt was made, or the factory failed")
     if row["sample"]:
         return Left("another sample of a prompt that is there")
-    prompt = chat.prompt_of(row)
+    prompt = chat.prompt_of(row, source, asked, "content")
     return {
         "data_source": row["task"],
         # a repaired prompt ends with an answer that was not accepted: the request itself is what is trained on
