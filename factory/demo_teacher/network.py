@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, Qwen3Config, Qwen3ForCausalLM
+from transformers import AttentionInterface, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from factory.demo_teacher.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, TURN_END
 
@@ -32,6 +32,17 @@ def new_model(tokenizer: Any, sizes: Mapping[str, Any]) -> Any:
     model = Qwen3ForCausalLM(Qwen3Config(**sizes, eos_token_id=end, pad_token_id=pad, bos_token_id=None))
     model.set_attn_implementation("causal")
     return model
+
+
+def begin_from(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Give a fresh model an earlier one's weights: all matrices, and the embeddings of the pieces that both have."""
+    earlier, pieces = Qwen3ForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder).get_vocab()
+    kept = {name: tensor for name, tensor in earlier.state_dict().items() if "embed" not in name and "head" not in name}
+    model.load_state_dict(kept, strict=False)
+    both = [(place, pieces[piece]) for piece, place in tokenizer.get_vocab().items() if piece in pieces]
+    ours, theirs = (list(column) for column in zip(*both, strict=True))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[ours] = earlier.model.embed_tokens.weight[theirs].float()
 
 
 def export(model: Any, tokenizer: Any, sizes: Mapping[str, Any], folder: Path) -> None:

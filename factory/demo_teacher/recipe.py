@@ -11,7 +11,20 @@ from typing import Any, NamedTuple
 from factory.demo_teacher.tokenizer import VOCAB_SIZE
 from factory.hashing import derive_seed
 
-TASKS = ("scheduling", "photo_edits", "summarization", "travel_booking")
+TASK_WEIGHTS = {
+    "scheduling": 0.10,
+    "photo_edits": 0.07,
+    "summarization": 0.07,
+    "travel_booking": 0.14,
+    "questions": 0.11,
+    "proactive": 0.12,
+    "conversation_memory": 0.11,
+    "stories": 0.08,
+    "assistant_actions": 0.11,
+    "emotional_support": 0.09,
+}
+"""The built-in tasks that are text alone, and what share of the examples is of each."""
+TASKS = tuple(TASK_WEIGHTS)
 MODEL: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 192,
@@ -30,22 +43,18 @@ class Recipe:
     """How the demo teacher is trained; shares are of the whole run, in [0, 1].
 
     Curriculum: easy examples first, then all levels; without the system turn, which is the same in every row of a task,
-    for most of the run, and with it at the end; all tasks alike first, then mostly those that are learnt last. Learning
-    rate: warm-up, constant, linear decay to zero.
+    for most of the run, and with it at the end. Learning rate: warm-up, constant, linear decay to zero.
     """
 
-    steps: int = 3860
+    steps: int = 6000
     model: Mapping[str, Any] = field(default_factory=lambda: dict(MODEL))
-    tokenizer_examples: int = 500  # of each task and level
+    tokenizer_examples: int = 300  # of each task and level
     step_examples: int = 24
-    easy_only: float = 0.075  # this first part of the run sees easy examples only
-    level_weights: tuple[float, float, float] = (0.42, 0.46, 0.12)
-    focus: float = 0.777  # from this part of the run on, tasks and levels come by the two weights below
-    focus_task_weights: tuple[float, float, float, float] = (0.51, 0.20, 0.17, 0.12)  # in the order of TASKS
-    focus_level_weights: tuple[float, float, float] = (0.34, 0.58, 0.08)
-    with_system: float = 0.978  # from this part of the run on, examples carry their system turn
+    easy_only: float = 0.02  # this first part of the run sees easy examples only
+    level_weights: tuple[float, float, float] = (0.40, 0.47, 0.13)
+    with_system: float = 0.96  # from this part of the run on, examples carry their system turn
     warmup_steps: int = 60
-    decay: float = 0.933  # the learning rate falls from this part of the run on
+    decay: float = 0.9  # the learning rate falls from this part of the run on
     learning_rate: float = 3e-3
     validation_steps: int = 200
     validation_examples: int = 12  # of each task and level
@@ -81,10 +90,6 @@ def draw_step(recipe: Recipe, step: int, levels: Mapping[str, Sequence[str]]) ->
     # from the step's number alone, so a run that was cut off draws on as if it had not been
     draw = random.Random(derive_seed("step", step))
     first = recipe.tokenizer_examples + step * recipe.step_examples
-    tasks = [TASKS[index % len(TASKS)] for index in range(recipe.step_examples)]
     weights = (1.0, 0.0, 0.0) if step / recipe.steps < recipe.easy_only else recipe.level_weights
-    if step / recipe.steps >= recipe.focus:
-        # some tasks have been learnt by now, and the others get what they would have taken
-        tasks = draw.choices(TASKS, recipe.focus_task_weights, k=recipe.step_examples)
-        weights = recipe.focus_level_weights
+    tasks = draw.choices(TASKS, list(TASK_WEIGHTS.values()), k=recipe.step_examples)
     return [Draw(task, draw.choices(levels[task], weights)[0], first + index) for index, task in enumerate(tasks)]

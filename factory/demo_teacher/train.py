@@ -20,8 +20,10 @@ from torch.optim import AdamW, Muon
 from transformers import AutoTokenizer
 
 from factory.dataset.manifest import find_changes
+from factory.dataset.shards import sha256_digest
+from factory.demo_teacher.card import WEIGHTS
 from factory.demo_teacher.corpus import Corpus, encode, texts
-from factory.demo_teacher.network import export, new_model
+from factory.demo_teacher.network import begin_from, export, new_model
 from factory.demo_teacher.recipe import TASKS, Recipe, draw_step, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import PIECES, train_tokenizer
 from factory.errors import FactoryError, TeacherError
@@ -44,13 +46,18 @@ class Batch:
 class Trainer:
     """Model, optimizers and the place reached. `compiled` only decides how fast a step is, once it is compiled."""
 
-    def __init__(self, out: Path, recipe: Recipe, device: str, compiled: bool = True) -> None:
-        self.out, self.recipe, self.device = out, recipe, device
+    def __init__(
+        self, out: Path, recipe: Recipe, device: str, compiled: bool = True, start: Path | None = None
+    ) -> None:
+        self.out, self.recipe, self.device, self.start = out, recipe, device, start
         self.corpus = Corpus()
         self._require_same_recipe()
         self.tokenizer = self._open_tokenizer()
         torch.manual_seed(0)
-        self.model = new_model(self.tokenizer, recipe.model).to(device)
+        self.model = new_model(self.tokenizer, recipe.model)
+        if start is not None:
+            begin_from(self.model, self.tokenizer, start)
+        self.model.to(device)
         self.forward = torch.compile(self.model.model, dynamic=True) if compiled else self.model.model
         # Muon is for matrices inside the network: embeddings (the tied head with them) and norms go to AdamW
         hidden = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -69,14 +76,18 @@ class Trainer:
     def _require_same_recipe(self) -> None:
         """Keep the recipe in OUT, or hold it against the one that is there. Raises TeacherError."""
         recipe = asdict(self.recipe) | {"pieces": PIECES, "examples": self.corpus.digest()}
+        recipe["start"] = self.start and sha256_digest(self.start / WEIGHTS)
         # as it reads back: tuples have become lists
         recipe = json.loads(json.dumps(recipe))
         path = self.out / RECIPE
         self.out.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            changes = "; ".join(find_changes(json.loads(path.read_text(encoding="utf-8")), recipe))
+            # how long it goes on may be thought better of while it does: only what is still to come hangs on it
+            before = json.loads(path.read_text(encoding="utf-8")) | {"steps": recipe["steps"]}
+            changes = "; ".join(find_changes(before, recipe))
             if changes:
                 raise TeacherError(f"{self.out}: trained by another recipe ({changes}); remove it or name another OUT")
+            path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         elif any((self.out / name).exists() for name in (CHECKPOINT, "tokenizer.json")):
             raise TeacherError(f"{self.out}: has a model but no {RECIPE}; remove it or name another OUT")
         else:
@@ -217,13 +228,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Train the demo teacher, or go on where OUT was left.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for checkpoint, log and the finished model/")
     parser.add_argument("--steps", type=int, default=Recipe().steps, help="default: %(default)s")
+    parser.add_argument("--start", type=Path, metavar="MODEL", help="begin with the weights of an earlier one")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="begin at once, with slower steps")
     options = parser.parse_args(arguments)
     if options.steps < 1:
         parser.error(f"--steps: must be at least 1, got {options.steps}")
     try:
-        Trainer(options.out, Recipe(steps=options.steps), options.device, not options.no_compile).run()
+        Trainer(options.out, Recipe(steps=options.steps), options.device, not options.no_compile, options.start).run()
     except FactoryError as error:
         return report(error)
     return 0
