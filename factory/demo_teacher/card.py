@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from factory.demo_teacher.recipe import Recipe
+from factory.demo_teacher.recipe import TASKS, Recipe
 from factory.errors import FactoryError, TeacherError
 from factory.terminal import report
 
@@ -26,6 +26,7 @@ WEIGHTS, CONFIG, LOG, PASS_RATES, CARD = (
 )
 DURATIONS: dict[str, str] = {}
 """How long `make demo-teacher` took, by machine: {"2 CPU cores": "about 95 minutes"}. The card tells what is here."""
+BEGAN = "It began with the matrices of an earlier version that knew four tasks (`--start`), and new embeddings."
 CURVE_ROWS = 8
 LEVELS = ("easy", "medium", "hard")
 
@@ -60,6 +61,8 @@ def make_card(folder: Path) -> str:
         curve=describe_curve(log),
         last=log[-1],
         recipe=Recipe(),
+        tasks=len(TASKS),
+        began=BEGAN,
         durations=DURATIONS,
     )
 

@@ -1,8 +1,9 @@
 """The demo teacher's corpus: examples are what the factory sends and accepts, and training never meets evaluation."""
 
+import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
 
@@ -11,14 +12,16 @@ from demo_support import shared_corpus, shared_tokenizer
 
 from factory.demo_teacher.corpus import EVALUATION_ROWS, EVALUATION_SEED, Corpus, Example, encode, training_seed
 from factory.demo_teacher.evaluate import evaluation_job
-from factory.demo_teacher.recipe import TASKS, Draw, Recipe, draw_step, draw_tokenizer_examples
+from factory.demo_teacher.recipe import TASK_WEIGHTS, TASKS, Draw, Recipe, draw_step, draw_tokenizer_examples
 from factory.hashing import canonical_json, derive_seed
 from factory.records import Sampling
 from factory.runs.plan import make_plan
+from factory.tasks.calls import read_answer
 from factory.tasks.render import open_renderer
 from factory.tasks.tasks import builtin_root, discover
 from factory.teachers.prompt_ids import PromptEncoder
 from factory.teachers.reasoning import find_markers
+from factory.texts.calls import compose_reply, read_calls
 
 MOST_ROWS = (EVALUATION_ROWS - Recipe().validation_examples) // 3  # of a task and level, in one evaluation
 
@@ -48,24 +51,26 @@ TASKS_BY_NAME = discover(builtin_root()).tasks
 
 
 def test_no_seed_of_an_evaluation_is_one_of_training() -> None:
-    trained = {training_seed(draw) for draw in draws_of_a_run()}
+    # of 31 bits some meet: those of one task and level would be the same scenario, and are left out of training
+    trained = {(draw.task, draw.level, training_seed(draw)) for draw in draws_of_a_run()}
     rows = evaluated(MOST_ROWS)
     recipe = Recipe()
-    assert len(trained) >= 12 * recipe.tokenizer_examples + recipe.steps * recipe.step_examples - 10  # 31 bits may meet
-    assert len(rows) == MOST_ROWS * 12
-    seeds = {seed for _, _, seed in rows}
-    assert seeds.isdisjoint(trained)
-    assert seeds <= shared_corpus().evaluation_seeds
+    drawn = 3 * len(TASKS) * recipe.tokenizer_examples + recipe.steps * recipe.step_examples
+    assert len(trained) >= drawn - 10
+    assert len(rows) == MOST_ROWS * 3 * len(TASKS)
+    assert trained.isdisjoint(rows)
+    assert {seed for _, _, seed in rows} <= shared_corpus().evaluation_seeds
 
 
 def test_no_validation_example_is_evaluated_or_trained_on() -> None:
     recipe = Recipe()
     numbers = range(EVALUATION_ROWS - recipe.validation_examples, EVALUATION_ROWS)
     levels = shared_corpus().levels
-    watched = {derive_seed(EVALUATION_SEED, t, level, n) for t in TASKS for level in levels[t] for n in numbers}
-    assert len(watched) == 12 * recipe.validation_examples
-    assert watched.isdisjoint(seed for _, _, seed in evaluated(MOST_ROWS))
-    assert watched.isdisjoint(training_seed(draw) for draw in draws_of_a_run())
+    cells = [(task, level, number) for task in TASKS for level in levels[task] for number in numbers]
+    watched = {(task, level, derive_seed(EVALUATION_SEED, task, level, number)) for task, level, number in cells}
+    assert len(watched) == 3 * len(TASKS) * recipe.validation_examples
+    assert watched.isdisjoint(evaluated(MOST_ROWS))
+    assert watched.isdisjoint((draw.task, draw.level, training_seed(draw)) for draw in draws_of_a_run())
 
 
 def test_no_scenario_of_an_evaluation_says_the_same_as_one_of_training() -> None:
@@ -94,24 +99,16 @@ def test_no_example_comes_twice_in_a_run_and_every_task_and_level_comes() -> Non
     assert {(d.task, d.level) for d in draws} == {(t, level) for t in TASKS for level in shared_corpus().levels[t]}
 
 
-def test_easy_comes_first_then_all_tasks_alike_then_mostly_what_is_learnt_last() -> None:
+def test_easy_comes_first_and_then_tasks_and_levels_by_their_weights() -> None:
     recipe, levels = Recipe(), shared_corpus().levels
-    easy, focus = int(recipe.easy_only * recipe.steps), round(recipe.focus * recipe.steps)
-
-    def draws(first: int, last: int) -> list[Draw]:
-        return [draw for step in range(first, last) for draw in draw_step(recipe, step, levels)]
-
-    def shares(seen: list[str], names: Sequence[str]) -> list[float]:
-        return [seen.count(name) / len(seen) for name in names]
-
-    assert {draw.level for draw in draws(0, easy)} == {"easy"}
-    parts = (
-        (draws(focus - 200, focus), (0.25,) * 4, recipe.level_weights),
-        (draws(recipe.steps - 200, recipe.steps), recipe.focus_task_weights, recipe.focus_level_weights),
-    )
-    for seen, tasks, weights in parts:
-        assert shares([draw.task for draw in seen], TASKS) == pytest.approx(tasks, abs=0.03)
-        assert shares([draw.level for draw in seen], ("easy", "medium", "hard")) == pytest.approx(weights, abs=0.03)
+    easy = int(recipe.easy_only * recipe.steps)
+    assert {draw.level for step in range(easy) for draw in draw_step(recipe, step, levels)} == {"easy"}
+    seen = [draw for step in range(easy + 1, easy + 401) for draw in draw_step(recipe, step, levels)]
+    tasks, drawn = Counter(draw.task for draw in seen), Counter(draw.level for draw in seen)
+    assert {task: tasks[task] / len(seen) for task in TASKS} == pytest.approx(TASK_WEIGHTS, abs=0.02)
+    shares = [drawn[level] / len(seen) for level in ("easy", "medium", "hard")]
+    assert shares == pytest.approx(recipe.level_weights, abs=0.02)
+    assert sum(TASK_WEIGHTS.values()) == pytest.approx(1)
 
 
 def test_the_learning_rate_warms_up_holds_and_falls_to_zero() -> None:
@@ -145,21 +142,27 @@ def test_the_prompt_of_an_example_is_what_the_teacher_will_be_sent() -> None:
     """With `<think>`, the first token that is learnt, it is the engine's prompt, id for id."""
     tokenizer = shared_tokenizer()
     encoder = PromptEncoder(tokenizer, find_markers(tokenizer, "auto"), {})
-    for row in islice(make_plan(evaluation_job("demo", 2), TASKS_BY_NAME).rows(0), 12):
+    for row in islice(make_plan(evaluation_job("demo", 2), TASKS_BY_NAME).rows(0), 6 * len(TASKS)):
         sent = open_renderer(TASKS_BY_NAME[row.task], Sampling()).render(row)
         ids, prompt = encode(tokenizer, shared_corpus().solve(row.task, row.level, row.seed), with_system=True)
-        assert ids[: prompt + 1] == encoder.encode(sent.messages)
-        rendered = tokenizer.apply_chat_template(list(sent.messages), tokenize=False, add_generation_prompt=True)
+        assert ids[: prompt + 1] == encoder.encode_prompt(sent.messages, sent.tools).ids
+        tools = json.loads(sent.tools) if sent.tools else None
+        rendered = tokenizer.apply_chat_template(
+            list(sent.messages), tools=tools, tokenize=False, add_generation_prompt=True
+        )
         assert ids[: prompt + 1] == tokenizer.encode(rendered, add_special_tokens=False)
 
 
 def test_every_answer_that_is_learnt_is_right() -> None:
-    for row in islice(make_plan(evaluation_job("demo", 3), TASKS_BY_NAME).rows(0), 24):
+    for row in islice(make_plan(evaluation_job("demo", 3), TASKS_BY_NAME).rows(0), 9 * len(TASKS)):
         task = TASKS_BY_NAME[row.task]
         prompt = open_renderer(task, Sampling()).render(row)
         example = shared_corpus().solve(row.task, row.level, row.seed)
-        answer = task.Answer.model_validate_json(example.answer, strict=True)
-        assert task.check(task.Scenario.model_validate_json(prompt.scenario), answer) == []
+        text = example.answer
+        if task.form == "calls":
+            content, calls = read_calls(text)
+            text = compose_reply(content, [(call.name, json.loads(call.arguments)) for call in calls])
+        assert task.check(task.Scenario.model_validate_json(prompt.scenario), read_answer(task, text)) == []
         assert "</think>" not in example.reasoning
 
 

@@ -13,7 +13,7 @@ from demo_support import TINY
 from safetensors import safe_open
 
 from factory.demo_teacher import train
-from factory.demo_teacher.recipe import Recipe
+from factory.demo_teacher.recipe import TASKS, Recipe
 from factory.demo_teacher.tokenizer import CHAT_TEMPLATE
 from factory.demo_teacher.train import Trainer, main
 from factory.errors import TeacherError
@@ -106,7 +106,7 @@ def test_a_finished_run_only_exports_again(trained: Trainer) -> None:
 def test_the_log_tells_every_validation(trained: Trainer) -> None:
     log = read_log(trained.out)
     assert [line["step"] for line in log] == [2, 4]
-    assert len(log[-1]["validation"]) == 12
+    assert len(log[-1]["validation"]) == 3 * len(TASKS)
     assert all(0 < loss < 10 and exact == 0 for loss, exact in log[-1]["validation"].values())
     assert log[-1]["tokens"] == trained.tokens > log[0]["tokens"] > 0
 
@@ -143,11 +143,36 @@ def test_an_attention_of_matrix_products_is_the_attention_of_transformers(traine
         torch.testing.assert_close(model(ids).logits, ours, rtol=1e-4, atol=1e-5)
 
 
+def test_how_long_it_goes_on_may_be_changed_while_it_does(tmp_path: Path) -> None:
+    first = open_trainer(tmp_path, replace(TINY, steps=2))
+    first.run()
+    again = open_trainer(tmp_path, replace(TINY, steps=3))
+    assert again.step == 2
+    again.run()
+    assert again.step == 3
+    assert json.loads((tmp_path / "recipe.json").read_text())["steps"] == 3
+
+
+def test_another_begins_with_its_matrices_and_the_embeddings_of_shared_pieces(trained: Trainer, tmp_path: Path) -> None:
+    start = trained.out / "model"
+    begun = Trainer(tmp_path, replace(TINY, tokenizer_examples=2), "cpu", compiled=False, start=start)
+    assert begun.tokenizer.get_vocab() != trained.tokenizer.get_vocab(), "nothing to compare"
+    earlier, ours = trained.model.to(torch.bfloat16).float().state_dict(), begun.model.state_dict()
+    embedding = "model.embed_tokens.weight"
+    assert all(torch.equal(ours[name], earlier[name]) for name in ours if "embed" not in name and "head" not in name)
+    pieces = trained.tokenizer.get_vocab()
+    shared = {piece: place for piece, place in begun.tokenizer.get_vocab().items() if piece in pieces}
+    assert 100 < len(shared) < len(pieces)
+    assert all(torch.equal(ours[embedding][at], earlier[embedding][pieces[piece]]) for piece, at in shared.items())
+    with pytest.raises(TeacherError, match=r"trained by another recipe \(start: "):
+        Trainer(tmp_path, replace(TINY, tokenizer_examples=2), "cpu", compiled=False)
+
+
 def test_another_recipe_is_refused_in_one_line(trained: Trainer) -> None:
     with pytest.raises(
-        TeacherError, match=r"trained by another recipe \(steps: was 4, is 5\); remove it or name another"
+        TeacherError, match=r"trained by another recipe \(step_examples: was 2, is 3\); remove it or name another"
     ):
-        open_trainer(trained.out, replace(TINY, steps=5))
+        open_trainer(trained.out, replace(TINY, step_examples=3))
     sizes = dict(TINY.model) | {"hidden_size": 8}
     with pytest.raises(TeacherError, match=r"model\.hidden_size: was 16, is 8"):
         open_trainer(trained.out, replace(TINY, model=sizes))
@@ -164,7 +189,7 @@ def test_what_tells_no_recipe_is_not_gone_on_with(tmp_path: Path, name: str) -> 
 def test_the_command_refuses_another_recipe_with_one_line_and_2(
     trained: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(trained.out), "--steps", "9", "--device", "cpu", "--no-compile"]) == 2
+    assert main([str(trained.out), "--start", str(trained.out / "model"), "--device", "cpu", "--no-compile"]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {trained.out}: trained by another recipe (")
     assert told.count("\n") == 1
