@@ -105,7 +105,7 @@ def tell_cleaning(totals: Totals, manifest: dict[str, Any]) -> list[str]:
     sets = (filters.get("contamination") or {}).get("files") or []
     if sets:
         names = ", ".join(f"`{name.rpartition('/')[2]}`" for name in sets)
-        count = removed.get("contamination", 0)
+        count = removed.get("contaminated", 0)
         run = filters["contamination"].get("n", "?")
         lines.append(f"- Decontamination: rows that share {run} words in a row with {names}: {count:,} removed.")
     else:
