@@ -148,3 +148,38 @@ def test_the_reward_of_a_free_text_checks_the_text(workspace: Path, make_job: Ma
         check=True,
     )
     assert json.loads(done.stdout) == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("sections", [{}, PAIRS | {"teacher": WRONG}])
+def test_a_student_is_trained_on_its_own_prompt(sections: dict[str, Any], tmp_path: Path, make_job: MakeJob) -> None:
+    """The teacher was told the answer, or shown an example; a student that is told it too learns to copy."""
+    hint = "Add {{ scenario.a }} and {{ scenario.b }}. It is {{ scenario.a + scenario.b }}."
+    write_task(tmp_path, user_j2=hint, user_short_j2=hint, student_j2="{{ scenario.a }} plus {{ scenario.b }}?")
+    write_task(tmp_path, "second")
+    tasks = [{"name": "adding", "count": 9}, {"name": "second", "count": 4}]
+    root = make_dataset(tmp_path, make_job, **{**sections, "tasks": tasks})
+    kept = {name: read_table(root, name) for name in ("data", "rejected", "preferences") if (root / name).exists()}
+    ids = [(row["student_prompt_token_ids"], row["completion_token_ids"]) for row in kept["data"]]
+    export_to(root, tmp_path / "ids", "trl-sft")
+    assert [row["input_ids"] for row in read_export(tmp_path / "ids")] == [[*asked, *said] for asked, said in ids]
+    export_to(root, tmp_path / "kd", "axolotl-kd")
+    assert [row["input_ids"] for row in read_export(tmp_path / "kd")] == [[*asked, *said] for asked, said in ids]
+    export_to(root, tmp_path / "messages", "messages")
+    told = [row["messages"][:-1] for row in read_export(tmp_path / "messages")]
+    assert told == [row["student_prompt"] for row in kept["data"]]
+    export_to(root, tmp_path / "teacher", "messages", prompt="teacher")
+    told = [row["messages"][:-1] for row in read_export(tmp_path / "teacher")]
+    assert told == [row["prompt"] for row in kept["data"]]
+    if sections:
+        export_to(root, tmp_path / "dpo", "dpo")
+        told = [row["prompt"] for row in read_export(tmp_path / "dpo")]
+        assert told == [row["student_prompt"] for row in kept["preferences"]]
+        for to in ("kto", "verl-rl"):
+            export_to(root, tmp_path / to, to)
+            assert not any("It is" in str(row["prompt"]) for row in read_export(tmp_path / to))
+
+
+def test_whose_prompt_is_asked_where_there_is_but_one_is_refused(workspace: Path, make_job: MakeJob) -> None:
+    root = make_dataset(workspace, make_job)
+    with pytest.raises(JobError, match=r"--prompt student: no task of .* has a student\.j2: all are asked alike"):
+        export_to(root, workspace / "x", "messages", prompt="student")
