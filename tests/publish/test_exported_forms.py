@@ -150,6 +150,22 @@ def test_the_reward_of_a_free_text_checks_the_text(workspace: Path, make_job: Ma
     assert json.loads(done.stdout) == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
+REPAIRED: dict[str, Any] = {"teacher": WRONG, "validation": {"retries": 2, "retry": "repair"}}
+
+
+def test_a_repaired_answers_request_is_the_students_own(tmp_path: Path, make_job: MakeJob) -> None:
+    write_task(tmp_path, student_j2="{{ scenario.a }} plus {{ scenario.b }}?")
+    write_task(tmp_path, "second")
+    tasks = [{"name": "adding", "count": 12}, {"name": "second", "count": 12}]
+    root = make_dataset(tmp_path, make_job, **{**REPAIRED, "tasks": tasks})
+    rows = [row for name in ("data", "rejected") for row in read_table(root, name)]
+    assert {row["task"] for row in rows if row["repaired"]} == {"adding", "second"}
+    export_to(root, tmp_path / "x", "verl-rl")
+    for row in read_export(tmp_path / "x"):
+        roles = [turn["role"] for turn in row["prompt"]]
+        assert roles == (["user"] if row["data_source"] == "adding" else ["system", "user"])
+
+
 @pytest.mark.parametrize("sections", [{}, PAIRS | {"teacher": WRONG}])
 def test_a_student_is_trained_on_its_own_prompt(sections: dict[str, Any], tmp_path: Path, make_job: MakeJob) -> None:
     """The teacher was told the answer, or shown an example; a student that is told it too learns to copy."""

@@ -217,10 +217,12 @@ def open_source(root: Path, stage: str | None, split: str, as_students: bool = F
 
 def _as_student(row: Row) -> Row:
     """A row as its student is asked: texts and ids."""
-    asked = row.columns[STUDENT_PROMPT]
+    asked, teachers = row.columns[STUDENT_PROMPT], row.columns.get("prompt")
     row = row.as_student()
-    # ids that are the same, or not read, leave the texts to us
-    return row if asked is None else replace(row, columns=row.columns | {"prompt": asked})
+    if asked is None or asked == teachers:
+        return row
+    # ids that are the same, or not read, leave the texts to us; what a repair adds is the teacher's alone
+    return replace(row, columns=row.columns | {"prompt": asked, "repaired": False})
 
 
 def _cut(batches: Iterator[Any]) -> Iterator[Any]:
