@@ -48,12 +48,21 @@ def size_category(rows: int) -> str:
     return next((name for most, name in SIZES if rows < most), "n>1T")
 
 
+def model_of(part: dict[str, Any]) -> str:
+    """What answered, by one teacher's part of a manifest: a model, or no model at all."""
+    teacher, asked = part.get("teacher") or {}, (part.get("job") or {}).get("teacher") or {}
+    # it has a tokenizer from `model`, or the demo teacher's, and answers by the tasks' own code
+    if (teacher.get("backend") or asked.get("backend")) == "scripted":
+        return "scripted"
+    return str(teacher.get("model") or asked.get("model") or "?")
+
+
 def generator(part: dict[str, Any]) -> str:
     """model@revision of one teacher, as far as its manifest tells."""
     teacher = part.get("teacher", {})
     asked = (part.get("job") or {}).get("teacher") or {}
     revision = teacher.get("details", {}).get("revision") or teacher.get("revision") or asked.get("revision")
-    return f"{teacher.get('model', '?')}@{revision}" if revision else str(teacher.get("model", "?"))
+    return f"{model_of(part)}@{revision}" if revision else model_of(part)
 
 
 def generators(manifest: dict[str, Any]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from factory.hashing import content_hash
 from factory.publish.about import (
     Copy,
     hub_fields,
+    model_of,
     tell_citation,
     tell_cleaning,
     tell_copy,
@@ -111,7 +112,7 @@ def write_card(
     """
     names = teachers_of(manifest)
     parts = [of_teacher(manifest, name) for name in names]
-    models = ", ".join(f"`{part.get('teacher', {}).get('model', '?')}`" for part in parts)
+    models = ", ".join(f"`{model_of(part)}`" for part in parts)
     title = (manifest.get(PUBLISH) or {}).get("title", "Distillation dataset")
     matter = _configs(totals, signals, curriculum, state, aligned, copy)
     lines = ["---", *matter, *_metadata(totals, manifest, signals), "---", "", f"# {title}", ""]
@@ -222,7 +223,7 @@ def _teacher_table(names: list[str], parts: list[dict[str, Any]], totals: Totals
     lines = ["## Teachers", "", "| `teacher` | model | accepted | of |", "|---|---|---:|---:|"]
     for name, part in zip(names, parts, strict=True):
         counts = totals.teachers.get(name, [0, 0, 0])
-        lines.append(f"| {name} | `{part['teacher']['model']}` | {counts[0]:,} | {sum(counts):,} |")
+        lines.append(f"| {name} | `{model_of(part)}` | {counts[0]:,} | {sum(counts):,} |")
     return [*lines, "", "Token ids, logprobs and hidden states are those of a row's own teacher.", ""]
 
 

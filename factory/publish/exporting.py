@@ -247,6 +247,7 @@ def _finish(written: Written, form: Format, plan: dict[str, Any]) -> list[str]:
     if form.form == "arrow" and written.files:
         beside |= saved_dataset_files(out, written.files, form.formatted)
     for name, content in beside.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / name, content if isinstance(content, bytes) else content.encode())
     write_atomically(out / "README.md", _readme(written, form, content_hash(plan)).encode())
     done = {"plan": json.loads(canonical_json(plan)), "files": [file.told() for file in written.files]}

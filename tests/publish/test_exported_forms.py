@@ -1,8 +1,6 @@
 """Exports of tasks with tools and of free texts: nothing that a row says is lost on the way to a trainer."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,14 @@ import pytest
 import tool_task
 from conftest import write_task
 from dataset_support import read_table
-from export_support import PAIRS, WRONG, MakeJob, export_to, make_dataset, read_export
+from export_support import PAIRS, WRONG, MakeJob, export_to, make_dataset, read_export, rewards
 
 from factory.errors import JobError
+from factory.job.job import Job
 from factory.publish.aligning import align
 from factory.publish.vocabulary import student_vocabulary
+from factory.runs.run import run
+from factory.tasks.tasks import builtin_root
 from factory.teachers.demo import FOLDER
 
 ERRANDS: dict[str, Any] = {"tasks": [{"name": "errands", "count": 12}]}
@@ -134,20 +135,18 @@ def test_the_reward_of_a_free_text_checks_the_text(workspace: Path, make_job: Ma
     (row, *_) = read_export(workspace / "x")
     scenario = json.loads(row["reward_model"]["ground_truth"])
     right = f"Hello {scenario['name']}, you look {scenario['mood']} today."
-    (workspace / "x/schemas").symlink_to(workspace / "schemas")
-    script = (
-        "import json, sys; from reward import compute_score as score; row = json.loads(sys.argv[1])\n"
-        "print([score(row['data_source'], text, row['reward_model']['ground_truth']) for text in sys.argv[2:]])"
-    )
-    texts = [f"Hm.</think>\n\n{right}\n", right, "Hello you.", "Hi", right + "x" * 500]
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(row), *texts],
-        cwd=workspace / "x",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    texts = [f"Hm.</think>\n\n{right}\n", right, "Hello you.", "Hi", right + "x" * 500, f"{right} <think>"]
+    assert rewards(workspace / "x", row, texts) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["scheduling", "questions", "stories", "emotional_support"])
+def test_the_reward_of_a_built_in_task_runs_with_its_parts(name: str, tmp_path: Path) -> None:
+    job = {"out": "out", "teacher": {"backend": "scripted"}, "tasks": [{"name": name, "count": 3}]}
+    run(Job.model_validate(job), builtin_root(), tmp_path / "out")
+    export_to(tmp_path / "out", tmp_path / "x", "verl-rl")
+    asked = {row["extra_info"]["index"]: row for row in read_export(tmp_path / "x")}
+    for kept in read_table(tmp_path / "out", "data"):
+        assert rewards(tmp_path / "x", asked[kept["prompt_id"]], [kept["text"], "No."]) == [1.0, 0.0]
 
 
 REPAIRED: dict[str, Any] = {"teacher": WRONG, "validation": {"retries": 2, "retry": "repair"}}
