@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "only_rejects": {"teacher": {"backend": "scripted", "scripted": {"bad_json": 1.0}}},
     "only_errors": {"teacher": {"backend": "scripted", "scripted": {"crash": 1.0}}},
     "scored": {},
+    "named_ids": {},
     "curriculum": {},
     "begun": {},
     "killed": {},
@@ -55,8 +56,10 @@ def cut_off(out: Path, shards: int) -> None:
 
 def make_dataset(kind: str, workspace: Path, make_job: Callable[..., Job]) -> Path:
     out = workspace / "out"
-    if kind == "scored":
-        rows = [{"prompt": QUESTION, "completion": ANSWER}] * 3
+    if kind in ("scored", "named_ids"):
+        rows: list[dict[str, Any]] = [{"prompt": QUESTION, "completion": ANSWER}] * 3
+        if kind == "named_ids":
+            rows = [{"prompt_token_ids": [50], "completion_token_ids": [52, 257], "candidate_ids": [[52, 9], []]}] * 3
         (workspace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         job = make_job().model_dump(exclude_unset=True) | {"transcripts": {"path": str(workspace / "rows.jsonl")}}
         del job["tasks"]

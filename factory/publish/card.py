@@ -301,6 +301,12 @@ def _tell_choice(signals: SignalSpec) -> list[str]:
             "- `topk_counts` says how many ids each token has; the flat lists hold them token after token. Where it is "
             "0, `tail_logprobs` is 0: all mass is outside."
         )
+    if signals.candidates:
+        named = "`candidate_id_table` and `candidate_id_places` (as those of the top k)"
+        lines.append(
+            f"- {named if signals.compact else '`candidate_ids`'} and `candidate_logprobs` hold the teacher's "
+            "log-probabilities of ids that the scored data named, flat; `candidate_counts` says how many a token has."
+        )
     if signals.of_prompt:
         lines.append(
             "- `prompt_topk_ids` and the other columns that begin so are the same of the prompt's tokens but the first."

@@ -218,6 +218,7 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
         experts=asked.experts,
         rejected_measures=top_k > 0,
         masked=job.transcripts is not None and job.transcripts.turns == "masked",
+        candidates=job.transcripts is not None and "candidate_ids" in job.transcripts.columns,
         **_resolve_attention(asked.attention, shape),
     )
 
