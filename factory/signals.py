@@ -159,8 +159,8 @@ class SignalSpec:
     attention: tuple[int, ...] = ()
     attention_share: float = 0.0
     attention_tokens: int = 0
-    # "endpoint": by somebody else's account. Tail and entropy are bounds there, and a row may have no ids at all: its
-    # column `without_ids` says why.
+    # "endpoint": by somebody else's account, of all rows or, of several teachers, of some. Tail and entropy are bounds
+    # there, and a row may have no ids at all: its column `without_ids` says why.
     source: Source = "engine"
     # Whether rows that were not accepted say how sure the teacher was of them; no signal, but columns of `rejected`.
     rejected_measures: bool = False

@@ -24,7 +24,7 @@ from factory.teachers import require_one_prompt_of_pictures
 from factory.teachers.devices import count_replicas
 from factory.teachers.given_up import list_given_up
 from factory.teachers.models import has_cpu_engine, locate_model, require_sight, require_window, resolve_signals
-from factory.teachers.remote.purse import cost_of, dearest, read_account, usage_path
+from factory.teachers.remote.purse import account_of, cost_of, dearest, read_account, usage_path
 from factory.teachers.remote_signals import tell_remote_signals
 from factory.teachers.spool import SEGMENT_BYTES
 from factory.teachers.student import open_student_encoder
@@ -209,7 +209,7 @@ def _remote_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str
     completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in prepared.plan.blocks)
     attempts = prepared.plan.samples * (1 + job.validation.retries)
     most = dearest(likely.prompt * (1 + job.validation.retries), completion * attempts, price)
-    spent = read_account(usage_path(out), job.teacher.model)[0].cost(price)
+    spent = read_account(usage_path(out), account_of(job))[0].cost(price)
     told = f"  cost: about {cost_of(likely, price):,.4f} {price.currency} for all rows, asked once"
     told += f"; at most {cost_of(most, price):,.4f}, if all retries and max_tokens are used"
     told += f"; {spent:,.4f} of it spent" if spent else ""

@@ -25,6 +25,7 @@ from factory.dataset.manifest import (
 from factory.dataset.merging import SIGNALS as ARRAYS
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
+from factory.job.endpoint import REMOTE
 from factory.publish.about import (
     Copy,
     hub_fields,
@@ -360,7 +361,8 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec, name: str = "") -> li
             f"- Log-probabilities are natural logarithms, of {teacher.get('details', {}).get('distribution', OWN)}.",
             "- `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is in nats.",
         ]
-    if signals.source == "endpoint":
+    # of several teachers some may answer here
+    if signals.source == "endpoint" and teacher.get("backend") in REMOTE:
         lines += _tell_endpoint(signals)
     if signals.layers:
         norm = "after" if signals.final_norm else "before"
