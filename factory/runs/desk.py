@@ -133,6 +133,7 @@ def open_desk(
 
     `turn` names the one of several teachers that is asked.
     """
+    require_ways(prepared.job)
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
     tasks, own = prepared.tasks.values(), prepared.of_teacher(turn) if turn else prepared
     encode = open_student_encoder(own.job.teacher) if own.has_student else None

@@ -27,7 +27,7 @@ from factory.job.job import Job
 from factory.publish.card import save_card
 from factory.quality.parse import count_tokens
 from factory.records import Outcome, PlannedRow, Prompt, Rejection
-from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk, require_ways
+from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk
 from factory.runs.finish import Draft, finish_shards
 from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import Progress, Reporter, chooses_later
@@ -70,7 +70,6 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
             planned, done = ledger.totals.planned, ledger.totals.done
             reporter.tell("started", out=str(out), digest=manifest["digest"], planned=planned, committed=done)
             if next_turn(prepared, ledger) is not None:
-                require_ways(prepared.job)
                 _run_teachers(prepared, manifest, ledger, reporter)
             # no teacher lives here any more, so the plain forward has the memory for itself
             _settle(ledger)

@@ -11,7 +11,7 @@ from scripted_endpoint import MODEL, ScriptedEndpoint, serving
 
 from factory.checks.verify import verify
 from factory.dataset.manifest import read_manifest
-from factory.errors import TeacherError
+from factory.errors import JobError, TeacherError
 from factory.forecast.estimate import estimate
 from factory.job.job import Job
 from factory.load import load_rows
@@ -110,3 +110,24 @@ def test_what_one_teacher_cannot_keep_is_refused_before_the_other_is_asked(works
             estimate(job, workspace, workspace / "out")
         assert not endpoint.statuses
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["[teacher]", "[teachers.far]"])
+def test_a_pilot_asks_an_endpoint_a_few_rows(workspace: Path, several: bool) -> None:
+    with serving(ScriptedEndpoint()) as endpoint:
+        job = job_of({"far": behind(endpoint)}, tasks=[{"name": "adding", "count": 400, "teacher": "far"}])
+        job = job if several else remote_job(endpoint, 400)
+        lines = estimate(job, workspace, workspace / "out", pilot=6)
+        asked = [body for body in endpoint.bodies if "Add" in str(body["messages"]) or " + " in str(body["messages"])]
+    assert len(asked) == 6
+    assert any("predicted from: pilot" in line and "6 rows, 6 accepted" in line for line in lines), lines
+    assert any(line.startswith("  cost: about ") for line in lines)
+    assert not (workspace / "out").exists()
+
+
+def test_a_pilot_of_several_teachers_is_refused_and_asks_nobody(workspace: Path) -> None:
+    with serving(ScriptedEndpoint()) as endpoint:
+        job = job_of({"near": {"backend": "scripted"}, "far": behind(endpoint)})
+        with pytest.raises(JobError, match=r"^--pilot: the job has several teachers; try each in a job of its own"):
+            estimate(job, workspace, workspace / "out", pilot=6)
+        assert not endpoint.statuses
