@@ -141,7 +141,7 @@ def states_of(made: Made, row: KeptRow, layers: list[int], final_norm: bool = Tr
     model.layers, model.final_norm = layers, final_norm
     try:
         with torch.inference_mode():
-            _, states_NLH = model.recompute(np.concatenate([row.prompt_ids, row.completion_ids]), 1, None)
+            _, states_NLH, _ = model.recompute(np.concatenate([row.prompt_ids, row.completion_ids]), 1, None)
     finally:
         model.layers, model.final_norm = [2, 4], True
     assert states_NLH is not None
