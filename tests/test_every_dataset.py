@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "tools": {"teacher": WRONG, "tasks": [{"name": "errands", "count": 12}], "samples": {"n": 2, "keep": "pair"}},
     "pictures": {"tasks": [{"name": "photo_edits_image", "count": 6}], "shard_rows": 3},
     "scored": {},
+    "named_ids": {},
     "curriculum": {},
     "begun": {},
     "killed": {},
@@ -77,8 +78,10 @@ def write_tasks(workspace: Path) -> None:
 
 def make_dataset(kind: str, workspace: Path, make_job: Callable[..., Job]) -> Path:
     out = workspace / "out"
-    if kind == "scored":
-        rows = [{"prompt": QUESTION, "completion": ANSWER}] * 3
+    if kind in ("scored", "named_ids"):
+        rows: list[dict[str, Any]] = [{"prompt": QUESTION, "completion": ANSWER}] * 3
+        if kind == "named_ids":
+            rows = [{"prompt_token_ids": [50], "completion_token_ids": [52, 257], "candidate_ids": [[52, 9], []]}] * 3
         (workspace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         job = make_job().model_dump(exclude_unset=True) | {"transcripts": {"path": str(workspace / "rows.jsonl")}}
         del job["tasks"]

@@ -25,6 +25,7 @@ from factory.dataset.manifest import (
 from factory.dataset.merging import SIGNALS as ARRAYS
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
+from factory.job.endpoint import REMOTE
 from factory.publish.about import (
     Copy,
     hub_fields,
@@ -302,6 +303,12 @@ def _tell_choice(signals: SignalSpec) -> list[str]:
             "- `topk_counts` says how many ids each token has; the flat lists hold them token after token. Where it is "
             "0, `tail_logprobs` is 0: all mass is outside."
         )
+    if signals.candidates:
+        named = "`candidate_id_table` and `candidate_id_places` (as those of the top k)"
+        lines.append(
+            f"- {named if signals.compact else '`candidate_ids`'} and `candidate_logprobs` hold the teacher's "
+            "log-probabilities of ids that the scored data named, flat; `candidate_counts` says how many a token has."
+        )
     if signals.of_prompt:
         lines.append(
             "- `prompt_topk_ids` and the other columns that begin so are the same of the prompt's tokens but the first."
@@ -355,7 +362,8 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec, name: str = "") -> li
             f"- Log-probabilities are natural logarithms, of {teacher.get('details', {}).get('distribution', OWN)}.",
             "- `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is in nats.",
         ]
-    if signals.source == "endpoint":
+    # of several teachers some may answer here
+    if signals.source == "endpoint" and teacher.get("backend") in REMOTE:
         lines += _tell_endpoint(signals)
     if signals.layers:
         norm = "after" if signals.final_norm else "before"

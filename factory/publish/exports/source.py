@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.dataset.aligned import rows_state
+from factory.dataset.codec import CANDIDATES
 from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals
@@ -157,8 +158,8 @@ class Source:
         if self.as_students:
             wanted |= {STUDENT_PROMPT, *([STUDENT_IDS] if arrays != "none" else [])}
         if arrays == "logprobs":
-            # the prompt's distributions are nobody's target: they would be read for nothing
-            wanted |= {name for name in ARRAYS if not name.startswith(PROMPT)}
+            # the prompt's distributions and candidates are no format's target: they would be read for nothing
+            wanted |= {name for name in ARRAYS if not name.startswith(PROMPT) and name not in CANDIDATES}
         return [name for name in read_schema(path) if name in wanted]
 
     def _sound(self, shard: int, folder: str) -> Path:
