@@ -19,7 +19,7 @@ import numpy as np
 
 from factory.hashing import derive_seed
 from factory.messages import Message, ToolCall
-from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs
+from factory.signals import Array, Attention, Candidates, Experts, HiddenStates, Logprobs
 from factory.usage import Usage
 
 Form = Literal["json", "text", "calls"]  # what an answer is: a JSON object, text as it stands, or text and tool calls
@@ -97,6 +97,8 @@ class Transcript:
     prompt_ids: tuple[int, ...] = ()
     completion_ids: tuple[int, ...] = ()
     mask: tuple[int, ...] = ()  # as many 0 and 1: which of them are scored; empty where all are
+    candidate_ids: tuple[int, ...] = ()  # ids to be given log-probabilities too, one completion id after another
+    candidate_counts: tuple[int, ...] = ()  # how many of them each completion id has; empty where none are named
     # The second: both, without a chat template.
     prompt: str | None = None
     completion: str | None = None
@@ -208,6 +210,7 @@ class Generation:
     content: str = ""
     calls: tuple[ToolCall, ...] = ()
     completion_mask: Array | None = None  # uint8, T: 1 where a token is scored, 0 between two scored turns
+    candidates: Candidates | None = None  # of ids that a transcript names; None where the data names none
     # A code for why there is no usable completion; None where there is one.
     failure: str | None = None
     failure_detail: str = ""
@@ -348,7 +351,9 @@ class Rejection:
         """All but the arrays that weigh; a pair is chosen by the logprobs of its completion."""
         if self.generation is None:
             return self
-        light = replace(self.generation, prompt_logprobs=None, hidden_states=None, experts=None, attention=None)
+        light = replace(
+            self.generation, prompt_logprobs=None, candidates=None, hidden_states=None, experts=None, attention=None
+        )
         return replace(self, generation=light)
 
 

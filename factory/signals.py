@@ -71,6 +71,24 @@ LOGPROB_ARRAYS = Logprobs.__slots__
 
 
 @dataclass(frozen=True, slots=True)
+class Candidates:
+    """What the teacher gives ids that somebody else named, such as a student's own likeliest, at T tokens.
+
+    Flat, token after token: token t has the next `counts_T[t]` of the M. Its own distribution, as in `Logprobs`.
+    """
+
+    # Integers: how many ids each token has, 0 where none were named.
+    counts_T: Array
+    # int32, in the order they were named in; at one token none twice.
+    ids_M: Array
+    # The log-probability of each, stored as float16; -1e30 stands for the log of 0.
+    logprobs_M: Array
+
+
+CANDIDATE_ARRAYS = Candidates.__slots__
+
+
+@dataclass(frozen=True, slots=True)
 class HiddenStates:
     """Hidden states of one row, at every input token or at some."""
 
@@ -141,20 +159,23 @@ class SignalSpec:
     attention: tuple[int, ...] = ()
     attention_share: float = 0.0
     attention_tokens: int = 0
-    # "endpoint": by somebody else's account. Tail and entropy are bounds there, and a row may have no ids at all: its
-    # column `without_ids` says why.
+    # "endpoint": by somebody else's account, of all rows or, of several teachers, of some. Tail and entropy are bounds
+    # there, and a row may have no ids at all: its column `without_ids` says why.
     source: Source = "engine"
     # Whether rows that were not accepted say how sure the teacher was of them; no signal, but columns of `rejected`.
     rejected_measures: bool = False
     # Whether a completion may hold tokens that are not the teacher's to predict: a row has a mask, see `Generation`.
     masked: bool = False
+    # Whether rows have log-probabilities of ids that the user's data named: see `Candidates`.
+    candidates: bool = False
 
     def as_manifest(self) -> dict[str, Any]:
         """The section `signals` of a manifest; what came later than it is told where it is not as it ever was."""
         return {
             name: value
             for name, value in asdict(self).items()
-            if (value or name not in ("tools", "images", "masked")) and (name, value) != ("source", "engine")
+            if (value or name not in ("tools", "images", "masked", "candidates"))
+            and (name, value) != ("source", "engine")
         }
 
     @property

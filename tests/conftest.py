@@ -110,7 +110,7 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_job() -> Callable[..., Job]:
-    """Jobs over `adding` with the scripted teacher; keyword arguments replace whole sections."""
+    """Jobs over `adding` with the scripted teacher; keyword arguments replace whole sections, None leaves one out."""
 
     def make(**sections: Any) -> Job:
         job: dict[str, Any] = {
@@ -120,6 +120,6 @@ def make_job() -> Callable[..., Job]:
             "signals": {"top_k": 4, "hidden_layers": [2, -1]},
             "tasks": [{"name": "adding", "count": 20}],
         }
-        return Job.model_validate(job | sections)
+        return Job.model_validate({name: part for name, part in (job | sections).items() if part is not None})
 
     return make

@@ -1,6 +1,9 @@
 """Datasets by the scripted teacher to export, and readers that follow what each trainer's own reader does."""
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,18 @@ def read_export(out: Path) -> list[dict[str, Any]]:
     from datasets import load_from_disk
 
     return list(load_from_disk(out).with_format(None))
+
+
+def rewards(folder: Path, row: dict[str, Any], texts: Sequence[str]) -> list[float]:
+    """What the reward in an export for verl gives for each text, in a process of its own as verl's is."""
+    script = (
+        "import json, sys; from reward import compute_score as score; row = json.loads(sys.argv[1])\n"
+        "print([score(row['data_source'], text, row['reward_model']['ground_truth']) for text in sys.argv[2:]])"
+    )
+    command = [sys.executable, "-c", script, json.dumps(row), *texts]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    found: list[float] = json.loads(done.stdout)
+    return found
 
 
 def softmax_student(seed: int, tokens: int, vocab: int) -> np.ndarray[Any, Any]:

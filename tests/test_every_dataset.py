@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import free_text
 import pytest
+import tool_task
 from conftest import write_task
 from dataset_support import read_table
 
@@ -34,7 +36,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "preferences": {"teacher": WRONG, "samples": {"n": 4, "keep": "pair"}},
     "only_rejects": {"teacher": {"backend": "scripted", "scripted": {"bad_json": 1.0}}},
     "only_errors": {"teacher": {"backend": "scripted", "scripted": {"crash": 1.0}}},
+    "teachers": {
+        "teacher": None,
+        "teachers": {"big": {"backend": "scripted"}, "small": {"backend": "scripted"}},
+        "tasks": [{"name": "adding", "count": 12, "teacher": {"big": 1, "small": 1}}],
+    },
+    "goals": {"teacher": WRONG, "tasks": [{"name": "adding", "accepted": 12, "at_most": 60}]},
+    "student": {"tasks": [{"name": "told", "count": 12}]},
+    "text": {"tasks": [{"name": "greeting", "count": 12}]},
+    "tools": {"teacher": WRONG, "tasks": [{"name": "errands", "count": 12}], "samples": {"n": 2, "keep": "pair"}},
+    "pictures": {"tasks": [{"name": "photo_edits_image", "count": 6}], "shard_rows": 3},
     "scored": {},
+    "named_ids": {},
     "curriculum": {},
     "begun": {},
     "killed": {},
@@ -53,15 +66,28 @@ def cut_off(out: Path, shards: int) -> None:
             path.unlink()
 
 
+def write_tasks(workspace: Path) -> None:
+    """A task of each form, and one that shows its student another prompt."""
+    write_task(workspace, "told", student_j2="{{ scenario.a }} plus {{ scenario.b }}?")
+    greet = "Greet {{ scenario.name }}, who is {{ scenario.mood }}."
+    forms = (("greeting", free_text, greet), ("errands", tool_task, tool_task.USER))
+    for name, form, asked in forms:
+        files = {"schema": form.SCHEMA, "task_toml": form.TASK, "system_j2": "Be kind."}
+        write_task(workspace, name, **files, user_j2=asked, user_short_j2=asked)
+
+
 def make_dataset(kind: str, workspace: Path, make_job: Callable[..., Job]) -> Path:
     out = workspace / "out"
-    if kind == "scored":
-        rows = [{"prompt": QUESTION, "completion": ANSWER}] * 3
+    if kind in ("scored", "named_ids"):
+        rows: list[dict[str, Any]] = [{"prompt": QUESTION, "completion": ANSWER}] * 3
+        if kind == "named_ids":
+            rows = [{"prompt_token_ids": [50], "completion_token_ids": [52, 257], "candidate_ids": [[52, 9], []]}] * 3
         (workspace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         job = make_job().model_dump(exclude_unset=True) | {"transcripts": {"path": str(workspace / "rows.jsonl")}}
         del job["tasks"]
         run(Job.model_validate(job), workspace, out)
         return out
+    write_tasks(workspace)
     run(make_job(**KINDS[kind]), workspace, out)
     if kind == "curriculum":
         assert call("curriculum", out) == 0

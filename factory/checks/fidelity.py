@@ -12,7 +12,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.dataset.codec import SCALARS, STORED, find_damage, read_topk
+from factory.dataset.codec import (
+    CANDIDATE_COUNTS,
+    CANDIDATES,
+    SCALARS,
+    STORED,
+    find_candidate_damage,
+    find_damage,
+    read_candidates,
+    read_topk,
+)
 from factory.dataset.columns import TOKEN_IDS, list_lengths
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import of_teacher, read_manifest, read_signals, replace_section, section, teachers_of
@@ -21,7 +30,7 @@ from factory.dataset.signal_columns import PROMPT, decode_states, logprob_column
 from factory.errors import DatasetError, FidelityError
 from factory.hashing import content_hash
 from factory.job.job import Job
-from factory.signals import Array, Logprobs, SignalSpec
+from factory.signals import Array, Candidates, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS, LEAST, Figures, exceeded, worst_of
 from factory.teachers.reference import KeptRow, NotChecked, forward_rows, require_reference
 
@@ -152,12 +161,13 @@ def read_row(out: Path, choice: Choice, signals: SignalSpec) -> KeptRow:
         if logprobs is not None and signals.of_prompt:
             # entry n of both together is predicted at input n, as a forward over all tokens gives them
             logprobs = _join(_read_logprobs(arrays, PROMPT, len(prompt) - 1, signals), logprobs)
+        candidates = _read_candidates(arrays, len(completion)) if signals.candidates else None
         inputs = len(prompt) + len(completion) - 1
         bits, positions = _read_states(out, choice, inputs, signals) if signals.layers else (None, None)
     except ValueError as error:
         told = f"row {choice[1]}: its signals do not fit its tokens ({error})"
         raise DatasetError(f"{_data(out, choice[0])}: {told}; run `factory verify {out}`") from None
-    return KeptRow(choice[1], row["task"].as_py(), prompt, completion, logprobs, bits, positions, images)
+    return KeptRow(choice[1], row["task"].as_py(), prompt, completion, logprobs, bits, positions, images, candidates)
 
 
 def _find(path: Path, name: str, columns: list[str]) -> dict[str, Any]:
@@ -167,6 +177,15 @@ def _find(path: Path, name: str, columns: list[str]) -> dict[str, Any]:
         if name in ids:
             return {column: batch.column(column)[ids.index(name)] for column in columns}
     raise DatasetError(f"{path}: has no row {name}; run `factory verify {path.parent.parent}`")
+
+
+def _read_candidates(arrays: dict[str, Array], tokens: int) -> Candidates:
+    """The candidates of a row. Raises ValueError where they do not fit."""
+    names: list[str] = [name for name in CANDIDATES if name in arrays]
+    flat = {name: (arrays[name], np.array([0, len(arrays[name])])) for name in names}
+    for _, told in find_candidate_damage(flat, np.array([tokens])):
+        raise ValueError(told)
+    return Candidates(flat[CANDIDATE_COUNTS][0], *read_candidates(flat))
 
 
 def _read_logprobs(arrays: dict[str, Array], prefix: str, tokens: int, signals: SignalSpec) -> Logprobs:

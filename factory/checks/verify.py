@@ -5,13 +5,13 @@ files, and only a shard whose bytes are those that were committed is read row by
 that is wrong with a file, not what follows from it. Whether numbers are right, and not only sound, `fidelity` tells.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory.dataset.codec import STORED, Flat, find_damage
+from factory.dataset.codec import CANDIDATES, STORED, Flat, find_candidate_damage, find_damage
 from factory.dataset.columns import MASK, STUDENT_COLUMNS, TOKEN_IDS, list_lengths, read_list
 from factory.dataset.entries import ShardEntry
 from factory.dataset.layouts import Layout, layouts
@@ -166,6 +166,9 @@ def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str
     for prefix, lengths in (("", tokens), (PROMPT, prompt_B - 1)) if signals.of_prompt else (("", tokens),):
         for row, told in find_damage(_flat(batch, prefix), lengths, signals.top_k):
             yield f"{name}: row {batch.column('id')[row]}: {prefix}{told}"
+    if signals.candidates:
+        for row, told in find_candidate_damage(_flat(batch, "", CANDIDATES), tokens):
+            yield f"{name}: row {batch.column('id')[row]}: {told}"
     if signals.students:
         for row in np.flatnonzero(list_lengths(batch.column(STUDENT_COLUMNS["prompt_token_ids"])) == 0):
             yield f"{name}: row {batch.column('id')[int(row)]}: its student's prompt has no ids"
@@ -183,9 +186,9 @@ def _check_alignment(name: str, batch: Any, signals: SignalSpec) -> Iterator[str
         yield f"{name}: row {batch.column('id')[int(row)]}: answer_start {starts[row]} is outside its tokens"
 
 
-def _flat(batch: Any, prefix: str) -> Flat:
+def _flat(batch: Any, prefix: str, stored: Sequence[str] = STORED) -> Flat:
     """The columns of the distributions as they lie: values, and offsets [B + 1]."""
-    return {name: read_list(batch.column(prefix + name)) for name in STORED if prefix + name in batch.schema.names}
+    return {name: read_list(batch.column(prefix + name)) for name in stored if prefix + name in batch.schema.names}
 
 
 def _check_beside(

@@ -33,6 +33,7 @@ def _add_export(commands: Commands) -> None:
     export.add_argument("--stage", metavar="NAME", help="a stage of the curriculum (default: all accepted rows)")
     export.add_argument("--split", default="train", help="of a stage: train, validation or test (default: train)")
     export.add_argument("--teacher", metavar="NAME", help="rows of this teacher, where rows have a column `teacher`")
+    export.add_argument("--prompt", choices=("student", "teacher"), help="whose, with a student.j2 (default: student)")
     export.add_argument("--student", metavar="TOKENIZER", help="refuse what it would not understand")
     export.add_argument("--k", type=positive, metavar="N", help="the N likeliest ids of each position (default: all)")
     export.add_argument("--mass", choices=("renormalised", "tail"), help="kept ids add up to 1, or true, with a tail")

@@ -43,6 +43,12 @@ SCALARS: Final = ("sampled_logprobs", "tail_logprobs", "entropy")
 COLUMNS: Final = ("topk_id_table", "topk_id_places", "topk_first", "topk_steps")
 # every column that a distribution may have, in one profile or the other: readers take those that are there
 STORED: Final = (*SCALARS, "topk_ids", "topk_logprobs", "topk_draws", COUNTS, *COLUMNS)
+# of ids that the data named: how many each token has, and the ids and their logprobs, in either profile
+CANDIDATE_COUNTS: Final = "candidate_counts"
+CANDIDATES: Final = (
+    *("candidate_ids", "candidate_id_table", "candidate_id_places", "candidate_logprobs"),
+    CANDIDATE_COUNTS,
+)
 BOUNDS: Final = {
     "sampled_logprobs": "float16",
     "tail_logprobs": "float16",
@@ -75,7 +81,7 @@ def pack(logprobs: Logprobs) -> Packed:
     held_T = logprobs.kept_TK[:, 0]
     held = logprobs if held_T.all() else logprobs.part(held_T)
     kept_TK = held.kept_TK
-    table_D, places = _pack_ids(held.topk_ids_TK[kept_TK])
+    table_D, places = pack_ids(held.topk_ids_TK[kept_TK])
     # J = k - 1: the first is not on the grid
     places_TJ = to_grid(held.topk_TK[:, 1:])
     first_T = _pack_first(held, places_TJ)
@@ -83,7 +89,7 @@ def pack(logprobs: Logprobs) -> Packed:
     return Packed(table_D, places, first_T, steps_TJ[kept_TK[:, 1:]])
 
 
-def _pack_ids(ids: Array) -> tuple[Array, Array]:
+def pack_ids(ids: Array) -> tuple[Array, Array]:
     """The table and the places. Classes (counts by powers of two) keep frequent ids first, and differences small."""
     # sorted by count alone, ids would jump to and fro; sorted by id alone, places would have large high bytes
     ids_D, places, counts_D = np.unique(ids, return_inverse=True, return_counts=True)
@@ -156,17 +162,36 @@ def find_damage(flat: Flat, tokens_B: Array, k: int) -> Iterator[tuple[int, str]
         yield from _find_damage_of_packed(flat)
 
 
+def find_candidate_damage(flat: Flat, tokens_B: Array) -> Iterator[tuple[int, str]]:
+    """The same of the columns of candidates, which are there."""
+    counts, ends = flat[CANDIDATE_COUNTS]
+    for row in np.flatnonzero(np.diff(ends) != tokens_B).tolist():
+        yield row, f"{CANDIDATE_COUNTS} has {ends[row + 1] - ends[row]} values, expected {tokens_B[row]}"
+    entries_B = _add_up(counts, ends)
+    names = ("candidate_ids", "candidate_id_places", "candidate_logprobs")
+    for name in (name for name in names if name in flat):
+        lengths_B = np.diff(flat[name][1])
+        for row in np.flatnonzero(lengths_B != entries_B).tolist():
+            yield row, f"{name} has {lengths_B[row]} values, expected {entries_B[row]} by {CANDIDATE_COUNTS}"
+    if "candidate_id_table" in flat:
+        yield from _find_damage_of_ids(flat, "candidate_id_table", "candidate_id_places")
+
+
 def _find_damage_of_packed(flat: Flat) -> Iterator[tuple[int, str]]:
-    # decoding indexes with these numbers: a damaged place must not read another row's table, nor wrap around from below
-    table_D, ends = flat["topk_id_table"]
-    ids_D = _read_table(table_D, ends)
-    no_ids = (ids_D < 0) | (ids_D > 2**31 - 1)
-    yield from ((row, "topk_id_table holds what is no id") for row in _rows_of(no_ids, ends))
-    places, offsets = flat["topk_id_places"]
-    outside = (places < 0) | (places >= np.repeat(np.diff(ends), np.diff(offsets)))
-    yield from ((row, "topk_id_places points outside its table") for row in _rows_of(outside, offsets))
+    yield from _find_damage_of_ids(flat, "topk_id_table", "topk_id_places")
     first_T, offsets = flat["topk_first"]
     yield from ((row, "topk_first is below 0") for row in _rows_of(first_T < 0, offsets))
+
+
+def _find_damage_of_ids(flat: Flat, table: str, name: str) -> Iterator[tuple[int, str]]:
+    # decoding indexes with these numbers: a damaged place must not read another row's table, nor wrap around from below
+    table_D, ends = flat[table]
+    ids_D = _read_table(table_D, ends)
+    no_ids = (ids_D < 0) | (ids_D > 2**31 - 1)
+    yield from ((row, f"{table} holds what is no id") for row in _rows_of(no_ids, ends))
+    places, offsets = flat[name]
+    outside = (places < 0) | (places >= np.repeat(np.diff(ends), np.diff(offsets)))
+    yield from ((row, f"{name} points outside its table") for row in _rows_of(outside, offsets))
 
 
 def _add_up(values: Array, offsets: Array) -> Array:
@@ -204,6 +229,28 @@ def read_topk(flat: Flat, k: int) -> dict[str, Array]:
     return {"topk_ids": topk_ids, "topk_logprobs": topk_logprobs} | draws
 
 
+def read_candidates(flat: Flat) -> tuple[Array, Array]:
+    """`candidate_ids` int32 and `candidate_logprobs` float32, flat, of a batch in which `find_candidate_damage` finds
+    nothing; the two have the same offsets, those of the logprobs."""
+    logprobs = flat["candidate_logprobs"][0].astype(np.float32, copy=False)
+    if "candidate_id_table" not in flat:
+        return flat["candidate_ids"][0], logprobs
+    return _look_up(flat, "candidate_id_table", "candidate_id_places"), logprobs
+
+
+def widen_row(values: Array, counts_T: Array, blank: float) -> Array:
+    """One row's flat values as [T, C], C the most that a token of it has."""
+    return _widen(values, counts_T, max(1, int(counts_T.max(initial=0))), blank)
+
+
+def _look_up(flat: Flat, table: str, name: str) -> Array:
+    """The ids that places point at in the rows' own tables."""
+    table_D, ends = flat[table]
+    places, offsets = flat[name]
+    ids: Array = _read_table(table_D, ends).astype(np.int32)[places + np.repeat(ends[:-1], np.diff(offsets))]
+    return ids
+
+
 def _widen(values: Array, counts: Array | None, k: int, blank: float) -> Array:
     """Flat values as [positions, k], of which each position has as many as it counts; a view where all have k."""
     if counts is None:
@@ -215,9 +262,7 @@ def _widen(values: Array, counts: Array | None, k: int, blank: float) -> Array:
 
 def _unpack(flat: Flat, k: int, counts: Array | None) -> tuple[Array, Array]:
     """`topk_ids` int32 and `topk_logprobs` float32 [positions, k] of compact columns."""
-    table_D, ends = flat["topk_id_table"]
-    places, offsets = flat["topk_id_places"]
-    ids = _read_table(table_D, ends).astype(np.int32)[places + np.repeat(ends[:-1], np.diff(offsets))]
+    ids = _look_up(flat, "topk_id_table", "topk_id_places")
     # tokens without any id have no first and no steps: decoded without them, they are put in by the last `_widen`
     held = counts[counts > 0] if counts is not None else None
     first, steps = flat["topk_first"][0], flat["topk_steps"][0]

@@ -28,6 +28,7 @@ FORMAT_VERSION: Final = 1
 # told in the schema only where they are not the default: a dataset that does without them has the bytes it always had
 CHOICES: Final = (
     *("keep", "top_p", "positions", "min_entropy", "hidden_positions", "experts", "attention", "source", "masked"),
+    "candidates",
 )
 NO_SIGNALS: Final = SignalSpec()
 LABELS: Final = ("task", "level", "kind", "stage", "reason", "finish_reason")  # few values: a dictionary pays
@@ -147,6 +148,7 @@ def config_bytes(outcome: Outcome, config: str) -> int:
     size = sum(map(len, outcome.prompt.images)) + 4 * len(generation.text) + 2000 + generation.prompt_token_ids.nbytes
     for logprobs in (generation.logprobs, generation.prompt_logprobs):
         size += sum(array.nbytes for array in logprobs.arrays().values()) if logprobs is not None else 0
+    size += 6 * len(generation.candidates.ids_M) if generation.candidates is not None else 0
     return size
 
 

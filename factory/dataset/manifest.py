@@ -99,7 +99,8 @@ def of_teacher(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     if not name:
         return manifest
     own = {part: manifest.get(section(part, name)) for part in ("teacher", "signals", "fidelity")}
-    job = manifest["job"] | {"teacher": manifest["job"]["teachers"][name]}
+    job = {key: value for key, value in manifest["job"].items() if key != "teachers"}
+    job["teacher"] = manifest["job"]["teachers"][name]
     return manifest | {"job": job} | {part: value for part, value in own.items() if value is not None}
 
 

@@ -11,12 +11,24 @@ was stored.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, repeat, zip_longest
 from typing import Any, Final
 
 import numpy as np
 
-from factory.dataset.codec import COUNTS, SCALARS, STORED, Flat, find_damage, read_topk
+from factory.dataset.codec import (
+    CANDIDATE_COUNTS,
+    CANDIDATES,
+    COUNTS,
+    SCALARS,
+    STORED,
+    Flat,
+    find_candidate_damage,
+    find_damage,
+    read_candidates,
+    read_topk,
+    widen_row,
+)
 from factory.dataset.columns import MASK, TOKEN_IDS, read_list
 from factory.dataset.signal_columns import PROMPT
 from factory.errors import DatasetError
@@ -25,7 +37,7 @@ from factory.signals import Array
 Tensor = Any  # a torch.Tensor: torch is imported only where a tensor is made
 
 STUDENT_IDS: Final = "student_prompt_token_ids"
-ARRAYS: Final = (*TOKEN_IDS, MASK, STUDENT_IDS, *STORED, *(PROMPT + name for name in STORED))
+ARRAYS: Final = (*TOKEN_IDS, MASK, STUDENT_IDS, *STORED, *(PROMPT + name for name in STORED), *CANDIDATES)
 TOPK: Final = ("topk_ids", "topk_logprobs", "topk_draws")
 AGAIN: Final = "the curriculum was made from other rows, `factory curriculum` makes it anew"
 
@@ -49,6 +61,10 @@ class Row:
     sampled_logprobs: Array | None = None  # float32 [T]
     tail_logprobs: Array | None = None  # float32 [T], log of the mass outside the kept ids
     entropy: Array | None = None  # float32 [T], nats
+    candidate_ids: Array | None = (
+        None  # int32 [T, C], ids that the scored data named; -1 where a token has fewer than C
+    )
+    candidate_logprobs: Array | None = None  # float32 [T, C], the teacher's logprobs of them; -inf where there is no id
     prompt: "PromptSignals | None" = None  # the same of the prompt's tokens but the first, where they are kept
     hidden_states: Tensor | None = None  # bfloat16 [N, L, H], the row's own memory
     layers: tuple[int, ...] = ()
@@ -126,15 +142,22 @@ class Row:
 
 
 JOINED: Final = ("hidden_states", "positions", "expert_ids", "expert_weights", "attention")
-ROW_ARRAYS: Final = (*TOKEN_IDS, MASK, STUDENT_IDS, *TOPK, *SCALARS, *JOINED)
+OF_CANDIDATES: Final = ("candidate_ids", "candidate_logprobs")
+ROW_ARRAYS: Final = (*TOKEN_IDS, MASK, STUDENT_IDS, *TOPK, *SCALARS, *OF_CANDIDATES, *JOINED)
 
 
 def given_names(stored: Iterable[str]) -> list[str]:
     """The columns of a file by the names that its rows give them: compact distributions are decoded."""
     names = list(stored)
     plain = [name for name in names if name not in ARRAYS]
-    packed = {"topk_id_places": "topk_ids", "topk_first": "topk_logprobs"}
-    known = {*TOKEN_IDS, MASK, STUDENT_IDS, *(prefix + name for prefix in ("", PROMPT) for name in (*TOPK, *SCALARS))}
+    packed = {"topk_id_places": "topk_ids", "topk_first": "topk_logprobs", "candidate_id_places": "candidate_ids"}
+    known = {
+        *TOKEN_IDS,
+        MASK,
+        STUDENT_IDS,
+        *OF_CANDIDATES,
+        *(prefix + name for prefix in ("", PROMPT) for name in (*TOPK, *SCALARS)),
+    }
     arrays = (
         PROMPT * name.startswith(PROMPT) + packed.get(name.removeprefix(PROMPT), name.removeprefix(PROMPT))
         if name not in (*TOKEN_IDS, MASK, STUDENT_IDS)
@@ -194,6 +217,7 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
         parts[prefix] = _read_logprobs(stored, k) if stored else {}, np.cumsum([0, *lengths]).tolist()
     if MASK in flat and (np.diff(flat[MASK][1]) != tokens).any():
         raise DatasetError(f"{source}: a row's {MASK} is not as long as its completion; damaged")
+    candidates = _cut_candidates(source, flat, tokens, columns)
     given = [name for name in (*TOKEN_IDS, MASK, STUDENT_IDS) if name in flat]
     ids = {name: (flat[name][0], flat[name][1].tolist()) for name in given}
     for i, texts in enumerate(columns):
@@ -203,7 +227,25 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
         }
         arrays: dict[str, Any] = {name: values[ends[i] : ends[i + 1]] for name, (values, ends) in ids.items()}
         prompt = PromptSignals(**cut[PROMPT]) if cut[PROMPT] else None
-        yield Row(texts, **arrays, **cut[""], prompt=prompt)
+        yield Row(texts, **arrays, **cut[""], **next(candidates), prompt=prompt)
+
+
+def _cut_candidates(source: str, flat: Flat, tokens: Array, columns: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What each row of a batch has of candidates; nothing, without end, where the dataset has none."""
+    if CANDIDATE_COUNTS not in flat:
+        return repeat(dict[str, Any]())
+    for bad, told in find_candidate_damage(flat, tokens):
+        raise DatasetError(f"{source}: row {columns[bad]['id']}: {told}; damaged")
+    ids, logprobs = read_candidates(flat)
+    counts, places = flat[CANDIDATE_COUNTS]
+    rows = zip(pairwise(places.tolist()), pairwise(flat["candidate_logprobs"][1].tolist()), strict=True)
+    return (
+        {
+            "candidate_ids": widen_row(ids[first:last], counts[begin:end], -1),
+            "candidate_logprobs": widen_row(logprobs[first:last], counts[begin:end], -np.inf),
+        }
+        for (begin, end), (first, last) in rows
+    )
 
 
 def _read_logprobs(stored: Flat, k: int) -> dict[str, Array]:

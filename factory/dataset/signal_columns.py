@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from factory.dataset.codec import COUNTS, Packed, pack
+from factory.dataset.codec import CANDIDATE_COUNTS, COUNTS, Packed, pack, pack_ids
 from factory.dataset.columns import IDS, Column, array_column, take_values, text_column
 from factory.records import Generation
-from factory.signals import Array, Logprobs, SignalSpec
+from factory.signals import Array, Candidates, Logprobs, SignalSpec
 
 # no name in the default config begins so by chance: `prompt_id` and `prompt_token_ids` are not in codec.STORED
 PROMPT: Final = "prompt_"  # before the names of the columns that belong to the prompt's tokens
@@ -50,7 +50,31 @@ def logprob_columns(signals: SignalSpec) -> tuple[Column, ...]:
     columns = _logprob_columns(signals, "", lambda o: _store(o.generation.logprobs, signals))
     if signals.of_prompt:
         columns += _logprob_columns(signals, PROMPT, lambda o: _store(o.generation.prompt_logprobs, signals))
-    return columns
+    return (*columns, *_candidate_columns(signals)) if signals.candidates else columns
+
+
+def _candidate_columns(signals: SignalSpec) -> tuple[Column, ...]:
+    """What the teacher gives the ids that the data named."""
+
+    def of(outcome: Any) -> Candidates:
+        found: Candidates = outcome.generation.candidates
+        return found
+
+    ids = [array_column("candidate_ids", lambda c: c.ids_M, np.int32, of)]
+    if signals.compact:
+
+        def packed(outcome: Any) -> tuple[Array, Array]:
+            return pack_ids(of(outcome).ids_M)
+
+        ids = [
+            array_column("candidate_id_table", lambda c: c[0], np.int32, packed),
+            array_column("candidate_id_places", lambda c: c[1], np.int32, packed),
+        ]
+    return (
+        *ids,
+        array_column("candidate_logprobs", lambda c: c.logprobs_M, np.float16, of),
+        array_column(CANDIDATE_COUNTS, lambda c: c.counts_T, np.uint16, of),
+    )
 
 
 def _store(logprobs: Logprobs, signals: SignalSpec) -> Stored:

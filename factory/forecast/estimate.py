@@ -3,17 +3,16 @@ the disk can hold it."""
 
 import shutil
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import SPOOL, read_ledger, require_resumable
 from factory.errors import DatasetError, JobError, TeacherError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
+from factory.forecast.samples import CHARACTERS_A_TOKEN, candidate_bytes, image_bytes, prompt_tokens
 from factory.job.job import Job
 from factory.job.paths import real_path
 from factory.job.teacher import TeacherConfig
-from factory.messages import text_of
 from factory.records import Prompt
 from factory.runs.prepare import Prepared, prepare
 from factory.runs.probes import judge_probes, teacher_probes
@@ -22,19 +21,15 @@ from factory.runs.provenance import describe_job
 from factory.runs.room import FILE_BYTES
 from factory.runs.rounds import resume
 from factory.teachers import require_one_prompt_of_pictures
-from factory.teachers.data_urls import most_image_tokens
 from factory.teachers.devices import count_replicas
 from factory.teachers.given_up import list_given_up
 from factory.teachers.models import has_cpu_engine, locate_model, require_sight, require_window, resolve_signals
-from factory.teachers.remote.purse import cost_of, dearest, read_account, usage_path
+from factory.teachers.remote.purse import account_of, cost_of, dearest, read_account, usage_path
 from factory.teachers.remote_signals import tell_remote_signals
 from factory.teachers.spool import SEGMENT_BYTES
 from factory.teachers.student import open_student_encoder
 from factory.teachers.tokens import open_exact
 from factory.usage import Usage
-
-CHARACTERS_A_TOKEN = 3.0  # a cautious guess: English is near 4, JSON near 3
-
 
 SHORT_SHARDS = 32  # one at the end of each round: a goal is come to in fewer
 SELDOM = ("images", "experts", "attention")  # told where a job keeps them
@@ -214,7 +209,7 @@ def _remote_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str
     completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in prepared.plan.blocks)
     attempts = prepared.plan.samples * (1 + job.validation.retries)
     most = dearest(likely.prompt * (1 + job.validation.retries), completion * attempts, price)
-    spent = read_account(usage_path(out), job.teacher.model)[0].cost(price)
+    spent = read_account(usage_path(out), account_of(job))[0].cost(price)
     told = f"  cost: about {cost_of(likely, price):,.4f} {price.currency} for all rows, asked once"
     told += f"; at most {cost_of(most, price):,.4f}, if all retries and max_tokens are used"
     told += f"; {spent:,.4f} of it spent" if spent else ""
@@ -260,11 +255,12 @@ def upper_bound(prepared: Prepared) -> float:
     """Bytes that no run of a job exceeds: every answer at max_tokens, nothing compressed."""
     plan, job = prepared.plan, prepared.job
     states = state_bytes(job)
-    prompt, shown = _prompt_tokens(prepared), _image_bytes(prepared)
+    prompt, shown = prompt_tokens(prepared), image_bytes(prepared)
     most = prepared.most_rows()
     rows = sum(most.values())
     completion = sum(count * prepared.sampling[task].max_tokens for task, count in most.items()) / max(rows, 1)
     row = prompt * (_prompt_bytes(job) + states) + completion * (_logprob_bytes(job) + states) + _attention_bytes(job)
+    row += candidate_bytes(prepared)
     return (row + 6 * CHARACTERS_A_TOKEN * (prompt + completion) + shown) * rows + (
         rows / plan.shard_size(0) + SHORT_SHARDS
     ) * FILE_BYTES
@@ -280,7 +276,7 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
         + prompt * (_prompt_bytes(job) + states)
         + completion * (_logprob_bytes(job) + 4 * CHARACTERS_A_TOKEN + states)
     )
-    row += _image_bytes(prepared)
+    row += image_bytes(prepared) + candidate_bytes(prepared)
     shard = row * plan.shard_size(0) + FILE_BYTES
     # it has no process of its own and so no spool
     if job.teacher.backend == "scripted":
@@ -365,25 +361,6 @@ def state_bytes(job: Job) -> int:
     signals = resolve_signals(job, shape)
     experts = 4 * shape.layers * shape.experts_per_token if signals.experts else 0
     return 2 * shape.hidden_size * len(signals.layers) + experts
-
-
-def _prompt_tokens(prepared: Prepared) -> float:
-    prompts = _some_prompts(prepared)
-    lengths = [sum(len(text_of(m["content"])) for m in prompt.messages) for prompt in prompts]
-    scripted = prepared.job.teacher.backend == "scripted"
-    pictures = 0 if scripted else sum(most_image_tokens(png) for prompt in prompts for png in prompt.images)
-    return (sum(lengths) / (1.0 if scripted else CHARACTERS_A_TOKEN) + pictures) / max(len(lengths), 1)
-
-
-def _image_bytes(prepared: Prepared) -> float:
-    """Bytes of a row's pictures, in the mean."""
-    prompts = _some_prompts(prepared)
-    return sum(len(png) for prompt in prompts for png in prompt.images) / max(len(prompts), 1)
-
-
-def _some_prompts(prepared: Prepared) -> list[Prompt]:
-    prompts = map(prepared.render, islice(prepared.plan.rows(0), 64))
-    return [prompt for prompt in prompts if isinstance(prompt, Prompt)]
 
 
 def _existing(path: Path) -> Path:

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, Literal
 
-from factory.dataset.codec import STORED
+from factory.dataset.codec import CANDIDATES, STORED
 from factory.dataset.entries import ShardEntry, Totals, summarize_shard
 from factory.dataset.history import read_history
 from factory.dataset.ledger import Ledger, read_ledger
@@ -169,7 +169,7 @@ def _expect_rows(prepared: Prepared, sample: Totals) -> int:
 def _group(folder: str, column: str) -> str:
     if folder in FOLDER_GROUPS:
         return FOLDER_GROUPS[folder]
-    if column.removeprefix(PROMPT) in STORED:
+    if column.removeprefix(PROMPT) in STORED or column in CANDIDATES:
         return "logprobs"
     if folder == "data" and column.partition(".")[0] == "images":
         return "images"

@@ -17,7 +17,7 @@ from factory.messages import text_of
 from factory.records import Generation, Outcome, PlannedRow, Prompt, Record, Rejection, Transcript
 from factory.runs.desk import Desk, gates_for
 from factory.runs.prepare import Prepared
-from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
+from factory.signals import Array, Attention, Candidates, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.calls import call_solve, invent_answer, read_scenario
 from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task
@@ -100,7 +100,8 @@ class StandIns:
         completion = (
             ([], list(known.completion_ids)) if known.completion_ids else counter.completion_ids(reasoning, answer)
         )
-        return self._generation(prompt, ids, completion, (reasoning, answer), rng)
+        made = self._generation(prompt, ids, completion, (reasoning, answer), rng)
+        return replace(made, candidates=draw_candidates(rng, known)) if self.signals.candidates else made
 
     def _known(self, task: str, level: str) -> Measured | None:
         """What a pilot measured of a level, or of its task where it had no row of the level."""
@@ -185,6 +186,13 @@ def draw_attention(rng: np.random.Generator, inputs: int, shape: ModelShape, sig
     """Maps whose lower half is noise: real ones compress a little better."""
     maps_LHNN = np.tril(rng.random((len(signals.attention), shape.heads, inputs, inputs), np.float32))
     return Attention(signals.attention, maps_LHNN.astype(np.float16))
+
+
+def draw_candidates(rng: np.random.Generator, known: Transcript) -> Candidates:
+    """Logprobs of the ids that a transcript names: numbers of the size that they have, which hardly compress."""
+    logprobs_M = -rng.exponential(8.0, len(known.candidate_ids))
+    counts_T, ids_M = np.array(known.candidate_counts, np.int32), np.array(known.candidate_ids, np.int32)
+    return Candidates(counts_T, ids_M, logprobs_M.astype(np.float16))
 
 
 def draw_logprobs(rng: np.random.Generator, ids_T: Array, signals: SignalSpec, vocab: int) -> Logprobs:

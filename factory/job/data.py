@@ -10,6 +10,8 @@ TranscriptColumn = Literal[
     "prompt_token_ids",
     "completion_token_ids",
     "completion_mask",
+    "candidate_ids",
+    "candidate_counts",
     "token_ids",
     "token_mask",
     "prompt",

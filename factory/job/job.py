@@ -146,6 +146,11 @@ class Job(Config):
         """The job as one of its teachers has it: that one's table is `teacher`."""
         return self.model_copy(update={"teacher": self.teachers[name]}) if name else self
 
+    @property
+    def turn(self) -> str:
+        """Whose part of a job this is, see `of_teacher`; "" where there is one teacher only, and of a judge."""
+        return next((name for name, one in self.teachers.items() if one is self.teacher), "")
+
     @model_validator(mode="after")
     def _tasks_or_transcripts(self) -> "Job":
         if self.transcripts is None and not self.tasks:

@@ -12,6 +12,7 @@ One row of P = 3 prompt and T = 2 completion tokens, padded to S = 6:
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -46,6 +47,9 @@ def collate(
     - `topk_kept` bool [B, S, k]: which entries hold an id, where positions have fewer than k: the others (id 0, logprob
       -1e4) are to be left out of the student's mass too. `topk_weights` float32 [B, S, k], where ids were drawn: the
       share of the draws, whose mean is the teacher's probability.
+    - `candidate_ids` int64, `candidate_logprobs` float32 and `candidate_kept` bool [B, S, C], where the data that was
+      scored named ids (a student's own, say): the teacher's logprobs of just these. Position s holds those named of the
+      token after s; C is the most that any token here has, and an entry without an id is 0, -1e4 and False.
     - `hidden_states` bfloat16 [B, S, L, H] (padding: 0), `hidden_mask` bool [B, S], where a row has hidden states.
       Position s holds the state taken at token s, the one that predicts the token after s.
 
@@ -59,7 +63,9 @@ def collate(
     _require_alike(rows)
     longest = max((len(row.prompt_token_ids) + len(row.completion_token_ids) for row in rows), default=0)
     shape = (len(rows), longest if max_length is None else min(longest, max_length))
-    padding = {"input_ids": pad_token_id, "labels": -100, "topk_logprobs": LOGPROB_FLOOR}  # all else is 0 or False
+    rows = _widen_candidates(rows)
+    floors = dict.fromkeys(("topk_logprobs", "candidate_logprobs"), LOGPROB_FLOOR)
+    padding = {"input_ids": pad_token_id, "labels": -100} | floors  # all else is 0 or False
     arrays: dict[str, Array] = {"row": places}
     for i, row in enumerate(rows):
         for name, first, values in _place(row, torch):
@@ -75,6 +81,19 @@ def collate(
             arrays[name][i, first:end] = values[: max(0, end - first)]
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: value.view(torch.bfloat16) if name == "hidden_states" else value for name, value in batch.items()}
+
+
+def _widen_candidates(rows: Sequence[Row]) -> list[Row]:
+    """The rows with equally many columns of candidates: how many a token has is the data's own, row by row."""
+    most = max((row.candidate_ids.shape[1] for row in rows if row.candidate_ids is not None), default=0)
+    return [row if row.candidate_ids is None else _widen(row, row.candidate_ids, most) for row in rows]
+
+
+def _widen(row: Row, ids_TC: Array, most: int) -> Row:
+    assert row.candidate_logprobs is not None
+    more = ((0, 0), (0, most - ids_TC.shape[1]))
+    logprobs_TC = np.pad(row.candidate_logprobs, more, constant_values=-np.inf)
+    return replace(row, candidate_ids=np.pad(ids_TC, more, constant_values=-1), candidate_logprobs=logprobs_TC)
 
 
 def _require_alike(rows: Sequence[Row]) -> None:
@@ -149,6 +168,10 @@ def _place(row: Row, torch: Any) -> Iterator[tuple[str, int, Array]]:
         if row.topk_draws is not None:
             draws = np.concatenate([part.topk_draws for part in parts]).astype(np.float32)
             yield "topk_weights", first, draws / np.maximum(draws.sum(1, keepdims=True), 1)
+    if row.candidate_ids is not None and row.candidate_logprobs is not None:
+        yield "candidate_ids", start - 1, np.maximum(row.candidate_ids, 0)
+        yield "candidate_logprobs", start - 1, np.maximum(row.candidate_logprobs, LOGPROB_FLOOR)
+        yield "candidate_kept", start - 1, row.candidate_ids >= 0
     if row.hidden_states is not None:
         positions = np.arange(len(row.hidden_states)) if row.positions is None else row.positions
         # uint16 bits: NumPy has no bfloat16, and the batch is viewed as it at the end

@@ -39,4 +39,4 @@ def _inline(turn: dict[str, Any], markers: Markers) -> dict[str, Any]:
     reasoning, rest = turn.get("reasoning_content"), {k: v for k, v in turn.items() if k != "reasoning_content"}
     if reasoning is None:
         return rest
-    return rest | {"content": f"{markers[0]}{reasoning}{markers[1]}{turn['content']}"}
+    return rest | {"content": f"{markers[0]}{reasoning}{markers[1]}{turn['content'] or ''}"}

@@ -48,12 +48,21 @@ def size_category(rows: int) -> str:
     return next((name for most, name in SIZES if rows < most), "n>1T")
 
 
+def model_of(part: dict[str, Any]) -> str:
+    """What answered, by one teacher's part of a manifest: a model, or no model at all."""
+    teacher, asked = part.get("teacher") or {}, (part.get("job") or {}).get("teacher") or {}
+    # it has a tokenizer from `model`, or the demo teacher's, and answers by the tasks' own code
+    if (teacher.get("backend") or asked.get("backend")) == "scripted":
+        return "scripted"
+    return str(teacher.get("model") or asked.get("model") or "?")
+
+
 def generator(part: dict[str, Any]) -> str:
     """model@revision of one teacher, as far as its manifest tells."""
     teacher = part.get("teacher", {})
     asked = (part.get("job") or {}).get("teacher") or {}
     revision = teacher.get("details", {}).get("revision") or teacher.get("revision") or asked.get("revision")
-    return f"{teacher.get('model', '?')}@{revision}" if revision else str(teacher.get("model", "?"))
+    return f"{model_of(part)}@{revision}" if revision else model_of(part)
 
 
 def generators(manifest: dict[str, Any]) -> dict[str, str]:
@@ -105,7 +114,7 @@ def tell_cleaning(totals: Totals, manifest: dict[str, Any]) -> list[str]:
     sets = (filters.get("contamination") or {}).get("files") or []
     if sets:
         names = ", ".join(f"`{name.rpartition('/')[2]}`" for name in sets)
-        count = removed.get("contamination", 0)
+        count = removed.get("contaminated", 0)
         run = filters["contamination"].get("n", "?")
         lines.append(f"- Decontamination: rows that share {run} words in a row with {names}: {count:,} removed.")
     else:

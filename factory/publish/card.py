@@ -25,9 +25,11 @@ from factory.dataset.manifest import (
 from factory.dataset.merging import SIGNALS as ARRAYS
 from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
+from factory.job.endpoint import REMOTE
 from factory.publish.about import (
     Copy,
     hub_fields,
+    model_of,
     tell_citation,
     tell_cleaning,
     tell_copy,
@@ -111,7 +113,7 @@ def write_card(
     """
     names = teachers_of(manifest)
     parts = [of_teacher(manifest, name) for name in names]
-    models = ", ".join(f"`{part.get('teacher', {}).get('model', '?')}`" for part in parts)
+    models = ", ".join(f"`{model_of(part)}`" for part in parts)
     title = (manifest.get(PUBLISH) or {}).get("title", "Distillation dataset")
     matter = _configs(totals, signals, curriculum, state, aligned, copy)
     lines = ["---", *matter, *_metadata(totals, manifest, signals), "---", "", f"# {title}", ""]
@@ -222,7 +224,7 @@ def _teacher_table(names: list[str], parts: list[dict[str, Any]], totals: Totals
     lines = ["## Teachers", "", "| `teacher` | model | accepted | of |", "|---|---|---:|---:|"]
     for name, part in zip(names, parts, strict=True):
         counts = totals.teachers.get(name, [0, 0, 0])
-        lines.append(f"| {name} | `{part['teacher']['model']}` | {counts[0]:,} | {sum(counts):,} |")
+        lines.append(f"| {name} | `{model_of(part)}` | {counts[0]:,} | {sum(counts):,} |")
     return [*lines, "", "Token ids, logprobs and hidden states are those of a row's own teacher.", ""]
 
 
@@ -301,6 +303,12 @@ def _tell_choice(signals: SignalSpec) -> list[str]:
             "- `topk_counts` says how many ids each token has; the flat lists hold them token after token. Where it is "
             "0, `tail_logprobs` is 0: all mass is outside."
         )
+    if signals.candidates:
+        named = "`candidate_id_table` and `candidate_id_places` (as those of the top k)"
+        lines.append(
+            f"- {named if signals.compact else '`candidate_ids`'} and `candidate_logprobs` hold the teacher's "
+            "log-probabilities of ids that the scored data named, flat; `candidate_counts` says how many a token has."
+        )
     if signals.of_prompt:
         lines.append(
             "- `prompt_topk_ids` and the other columns that begin so are the same of the prompt's tokens but the first."
@@ -354,7 +362,8 @@ def _meaning(teacher: dict[str, Any], signals: SignalSpec, name: str = "") -> li
             f"- Log-probabilities are natural logarithms, of {teacher.get('details', {}).get('distribution', OWN)}.",
             "- `tail_logprobs` is the log of the mass outside the kept ids, `entropy` is in nats.",
         ]
-    if signals.source == "endpoint":
+    # of several teachers some may answer here
+    if signals.source == "endpoint" and teacher.get("backend") in REMOTE:
         lines += _tell_endpoint(signals)
     if signals.layers:
         norm = "after" if signals.final_norm else "before"

@@ -66,7 +66,8 @@ def export(root: Path, out: Path, asked: Asked) -> list[str]:
 
 def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]:
     """The same in a form that need not be one of FORMATS."""
-    source = open_source(root, asked.stage, asked.split)
+    # a draft model goes beside the teacher, on the teacher's own states and prompts
+    source = open_source(root, asked.stage, asked.split, form.arrays != "states" and asked.prompt != "teacher")
     _require_right(source, asked, form)
     plan = {"asked": asdict(asked), "state": source.state}
     if _is_done(out, plan):
@@ -115,6 +116,12 @@ def _require_right(source: Source, asked: Asked, form: Format) -> None:
         raise JobError(
             f"--to {asked.to}: rows of several teachers, whose ids and distributions may be of several tokenizers; "
             "choose one with --teacher"
+        )
+    if asked.prompt and not source.signals.students:
+        raise JobError(f"--prompt {asked.prompt}: no task of {source.root} has a student.j2: all are asked alike")
+    if asked.prompt == "student" and form.arrays == "states":
+        raise JobError(
+            f"--to {asked.to} --prompt student: hidden states are those of the teacher's prompts; leave --prompt out"
         )
     if source.signals.images:  # a student would learn to speak of pictures that it never saw
         raise JobError(
@@ -240,6 +247,7 @@ def _finish(written: Written, form: Format, plan: dict[str, Any]) -> list[str]:
     if form.form == "arrow" and written.files:
         beside |= saved_dataset_files(out, written.files, form.formatted)
     for name, content in beside.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / name, content if isinstance(content, bytes) else content.encode())
     write_atomically(out / "README.md", _readme(written, form, content_hash(plan)).encode())
     done = {"plan": json.loads(canonical_json(plan)), "files": [file.told() for file in written.files]}

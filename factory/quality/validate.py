@@ -104,6 +104,8 @@ def find_damage(
         damage = _damage_of_mask(generation)
     if damage is None and logprobs is not None:
         damage = _damage_of_logprobs(logprobs, len(generation.completion_token_ids), asked, vocab)
+    if damage is None and asked.candidates:
+        damage = _damage_of_candidates(generation, vocab)
     if damage is None and of_prompt is not None:
         damage = _damage_of_logprobs(of_prompt, len(generation.prompt_token_ids) - 1, asked, vocab)
     if damage is None and states is not None:
@@ -131,6 +133,20 @@ def _damage_of_mask(generation: Generation) -> tuple[str, str] | None:
         return "misaligned", f"a mask of {None if mask_T is None else len(mask_T)} entries for {tokens} tokens"
     if mask_T.max() > 1 or not (mask_T[0] and mask_T[-1]):
         return "misaligned", "a mask with other numbers than 0 and 1, or that does not begin and end in a scored token"
+    return None
+
+
+def _damage_of_candidates(generation: Generation, vocab: int) -> tuple[str, str] | None:
+    found, tokens = generation.candidates, len(generation.completion_token_ids)
+    if found is None:
+        return "missing", "the data names candidates, and their log-probabilities did not come"
+    lengths = len(found.ids_M), len(found.logprobs_M), int(found.counts_T.sum())
+    if len(found.counts_T) != tokens or len(set(lengths)) > 1:
+        return "misaligned", f"candidates of {len(found.counts_T)} tokens of {tokens}; ids, logprobs, counts: {lengths}"
+    if not _are_ids(found.ids_M, vocab):
+        return "bad_token_id", f"a candidate is below 0 or outside the vocabulary of {vocab}"
+    if not _are_logprobs(found.logprobs_M):
+        return "nonfinite", "a candidate's log-probability is not a number or is above 0"
     return None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from factory.dataset.manifest import reconcile_manifest, section
 from factory.errors import TeacherError
 from factory.job.gates import StudentConfig
+from factory.job.job import Job
 from factory.job.signals import SignalsConfig
 from factory.quality.filters import RowFilters, apply
 from factory.quality.judge import VERDICT_SCHEMA, judge_id, judge_name
@@ -25,7 +26,7 @@ from factory.runs.prepare import Prepared
 from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import Reporter
 from factory.signals import Array, SignalSpec
-from factory.teachers import Teacher, open_teacher
+from factory.teachers import Teacher, open_teacher, require_way
 from factory.teachers.fit import refuse_for_student
 from factory.teachers.student import Encode, open_student_encoder
 
@@ -132,6 +133,7 @@ def open_desk(
 
     `turn` names the one of several teachers that is asked.
     """
+    require_ways(prepared.job)
     verdicts = {judge_name(task): VERDICT_SCHEMA for task in prepared.judges}
     tasks, own = prepared.tasks.values(), prepared.of_teacher(turn) if turn else prepared
     encode = open_student_encoder(own.job.teacher) if own.has_student else None
@@ -151,6 +153,21 @@ def open_desk(
     # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
     gated = replace(prepared, gates=gates_for(teacher, prepared.gates))
     return Desk(gated, teacher, judge or teacher, turn, signals, encode)
+
+
+def require_ways(job: Job) -> None:
+    """Raise TeacherError where a teacher of the job or its judge has no address, or no key.
+
+    Before the first of them is asked: the others' turns may come hours later.
+    """
+    ways = {f"teachers.{name}: " if name else "": job.of_teacher(name) for name in job.teacher_names}
+    if job.judge is not None and job.judge.teacher is not None:
+        ways["judge."] = job.model_copy(update={"teacher": job.judge.teacher})
+    for whose, own in ways.items():
+        try:
+            require_way(own)
+        except TeacherError as error:
+            raise TeacherError(f"{whose}{error}") from None
 
 
 def _open_judge(

@@ -246,6 +246,7 @@ def _rows_of(plan: Plan, cell: tuple[str, str]) -> Iterator[PlannedRow]:
 def _prepare_scoring(job: Job, workspace: Path, transcripts: Transcripts) -> Prepared:
     """A job that scores transcripts: no task is asked, and a row only has to come with sound signals."""
     evaluation = _open_evaluation(job)
+    job = _with_candidates(job, transcripts)
     return Prepared(
         job=job,
         workspace=workspace,
@@ -261,6 +262,24 @@ def _prepare_scoring(job: Job, workspace: Path, transcripts: Transcripts) -> Pre
         evaluation=evaluation,
         transcripts=transcripts,
     )
+
+
+def _with_candidates(job: Job, transcripts: Transcripts) -> Job:
+    """The job, which says that its data names candidates where it does: its rows have columns for them.
+
+    Raises JobError where nothing of a distribution is kept, and so no candidate's log-probability either.
+    """
+    config = job.transcripts
+    if config is None or not transcripts.names_candidates:
+        return job
+    named = transcripts.columns["candidate_ids"]
+    if not job.signals.top_k:
+        raise JobError(
+            f"signals.top_k is 0, so no logprobs are kept, and {config.path} names candidates ({named}); set top_k = 1 "
+            f"or more, or rename the column"
+        )
+    columns = config.columns | {"candidate_ids": named}
+    return job.model_copy(update={"transcripts": config.model_copy(update={"columns": columns})})
 
 
 def _open_evaluation(job: Job) -> Index | None:

@@ -22,6 +22,7 @@ from factory.dataset.manifest import (
     write_atomically,
 )
 from factory.job.endpoint import forget_manner
+from factory.job.job import Job
 from factory.records import Sampling
 from factory.runs.goals import GOAL_KEYS, budget
 from factory.runs.prepare import Prepared
@@ -104,15 +105,30 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     evaluation = prepared.evaluation.digests if prepared.evaluation is not None else {}
     sections: dict[str, Any] = {"job": job, "tasks": tasks, "sources": sources, "evaluation_files": evaluation}
     meaning = {"distribution": "before temperature and grammar mask", "logarithm": "natural", "entropy": "nats, exact"}
-    if prepared.job.teacher.remote:
-        meaning |= {"distribution": "the endpoint's own, as teacher.details says", "entropy": "nats, a lower bound"}
-        meaning |= {"tail": "one minus the kept ids, an upper bound where that is 1e-6"}
+    meaning |= _meaning_of_endpoints(prepared.job)
     meaning |= {"topk_logprobs": "float16", "hidden_states": "bfloat16", "layers": "0 embeddings, i output of block i"}
     meaning |= BOUNDS if prepared.job.storage.logprobs == "compact" else {}
     meaning |= {"logprobs": prepared.job.storage.logprobs}
     versions = {"format": FORMAT_VERSION, "manifest": MANIFEST_VERSION, "factory": __version__}
     copies = {task.name: {path.name: digest_bytes(path) for path in task.sources} for task in prepared.tasks.values()}
     return sections | {DIGEST: digest_job(sections), "meaning": meaning, "versions": versions, COPIES: copies}
+
+
+def _meaning_of_endpoints(job: Job) -> dict[str, str]:
+    """What the numbers of teachers behind endpoints mean; of several teachers beside those of engines here."""
+    remote = [job.of_teacher(name).teacher.remote for name in job.teacher_names]
+    if not any(remote):
+        return {}
+    tail = {"tail": "one minus the kept ids, an upper bound where that is 1e-6"}
+    if all(remote):
+        told = "teacher.details says" if not job.teachers else "the details of each teacher say"
+        return tail | {"distribution": f"the endpoint's own, as {told}", "entropy": "nats, a lower bound"}
+    own = "of an engine here before temperature and grammar mask, of an endpoint its own, as that teacher's details say"
+    return {
+        "distribution": own,
+        "entropy": "nats; of an engine here exact, of an endpoint a lower bound",
+        "tail": f"of an engine here exact, of an endpoint {tail['tail']}",
+    }
 
 
 def _describe_task(prepared: Prepared, task: Task) -> dict[str, Any]:

@@ -10,13 +10,12 @@ Each row becomes a `Prompt` with its transcript, so that plan, shards and ledger
 of its number and content, so two equal rows are two.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from factory.errors import JobError, one_line
 from factory.hashing import canonical_json, content_hash
@@ -24,6 +23,8 @@ from factory.job.data import TranscriptsConfig
 from factory.job.job import Job
 from factory.messages import Message
 from factory.records import PlannedRow, Prompt, Rejection, Sampling, Transcript
+from factory.tasks.candidates import read_candidates
+from factory.tasks.conversations import MASK, is_empty, kept_calls, plain, read_several, read_tools, read_turns
 from factory.tasks.tables import BadRow
 from factory.tasks.traces import leaves_of, path_to, read_nodes
 from factory.tasks.user_rows import Rows, column_of, load_rows, pick, require_sound
@@ -35,80 +36,12 @@ MASKED_IDS = ("token_ids", "token_mask")
 NODES_OF = ("nodes",)
 PAIR = ("prompt", "completion")
 FORMS = (EXACT_IDS, MASKED_IDS, NODES_OF, PAIR, ("messages",))
-BESIDE = ("completion_mask", "tools", "turn_mask")  # columns that a form may have and needs not
-
-
-class Function(BaseModel):
-    """What is called, and with what: JSON, or an object."""
-
-    model_config = ConfigDict(extra="ignore")
-    name: str = Field(min_length=1)
-    arguments: dict[str, Any] | str = Field(default_factory=dict)
-
-
-class Call(BaseModel):
-    """A call of a tool: OpenAI's form, or its function alone."""
-
-    model_config = ConfigDict(extra="ignore")
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: Function
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_bare(cls, value: Any) -> Any:
-        return (
-            value if not isinstance(value, dict) or "function" in value else {"id": value.get("id"), "function": value}
-        )
-
-    def plain(self) -> dict[str, Any]:
-        """Arguments as an object where they are one: templates print JSON of them."""
-        arguments: Any = self.function.arguments
-        if isinstance(arguments, str):
-            with suppress(ValueError):
-                arguments = json.loads(arguments)
-        named = {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
-        return named | ({} if self.id is None else {"id": self.id})
-
-
-class Turn(BaseModel):
-    """One message; whatever else it carries is not for the teacher. What calls tools may say nothing beside it."""
-
-    model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str
-    reasoning_content: str | None = None
-    tool_calls: list[Call] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _say_nothing(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("content") is None and value.get("tool_calls"):
-            return value | {"content": ""}
-        return value
-
-    @model_validator(mode="after")
-    def _who_calls(self) -> "Turn":
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"a {self.role} turn calls tools; only an assistant does")
-        return self
-
-    def message(self, calls: bool) -> Message:
-        """As the teacher is sent it: all values texts, calls as JSON. `calls`: whether the conversation has any."""
-        told = {"role": self.role, "content": self.content}
-        told |= {} if self.reasoning_content is None else {"reasoning_content": self.reasoning_content}
-        if self.tool_calls:
-            told["tool_calls"] = json.dumps([call.plain() for call in self.tool_calls])
-        named = {"tool_call_id": self.tool_call_id, "name": self.name} if calls and self.role == "tool" else {}
-        return told | {name: value for name, value in named.items() if value is not None}
+CANDIDATES = ("candidate_ids", "candidate_counts")
+BESIDE = ("completion_mask", "tools", "turn_mask", *CANDIDATES)  # columns that a form may have and needs not
 
 
 # as they are: true and "5" are no ids, and ids are stored as int32
 IDS = TypeAdapter(list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]])
-TURNS = TypeAdapter(list[Turn])
-MASK = TypeAdapter(list[Literal[0, 1]])  # true and false too
 
 
 class Transcripts:
@@ -126,9 +59,24 @@ class Transcripts:
                 f"transcripts: {config.path} has none of {forms} (has: {', '.join(rows.column_names)}); "
                 f"say which columns they are with transcripts.columns"
             )
+        self.names_candidates = self._has(CANDIDATES[0])
+        self._require_candidates()
         # a trace's branches share what stands before them, and each is a row
         each = (place for row in range(len(rows)) for place in self._leaves(row))
         self.branches = list(each) if self.form == NODES_OF else None
+
+    def _require_candidates(self) -> None:
+        """Raise JobError where candidates are named of rows that have no ids yet, or counts of none."""
+        ids, counts = (self.columns[name] for name in CANDIDATES)
+        if CANDIDATES[1] in self.config.columns and not self.names_candidates:
+            raise JobError(f"transcripts.columns: candidate_counts {counts!r} belong to candidate_ids; name both")
+        if self.names_candidates and self.form not in (EXACT_IDS, MASKED_IDS):
+            told = " and ".join(self.columns[name] for name in self.form)
+            raise JobError(
+                f"transcripts: column {ids!r} of {self.config.path} names ids for each id of a completion, and rows of "
+                f"{told} have none of their own (allowed: {' and '.join(EXACT_IDS)}, or {' and '.join(MASKED_IDS)}); "
+                f"give the ids too, or rename the column"
+            )
 
     def _leaves(self, row: int) -> list[tuple[int, int]]:
         try:
@@ -174,7 +122,7 @@ class Transcripts:
         kept = {name: pick(fields, name) for name in self.config.keep} | ({} if leaf < 0 else {"branch": leaf})
         try:
             messages, transcript = self._read(fields, leaf)
-            kept |= _kept_calls(messages, transcript)
+            kept |= kept_calls(messages, transcript)
         except (ValueError, TypeError) as error:
             return self._reject(row, kept, _describe(error))
         return self._make(row, kept, messages, transcript)
@@ -209,6 +157,24 @@ class Transcripts:
             raise ValueError('it has several spans that are scored; say transcripts.turns = "masked"')
         return Transcript(tuple(ids[:first]), tuple(ids[first:last]), () if all(inside) else inside)
 
+    def _with_candidates(
+        self, fields: Mapping[str, Any], transcript: Transcript, before: int, tokens: int
+    ) -> Transcript:
+        """The same with the ids that the row names beside its own: an entry for each of `tokens` ids, of which the
+        first stands at `before` in the conversation. What it names of an id that is not scored is left out."""
+        if not self.names_candidates:
+            return transcript
+        value, counts = (self._beside(fields, name) for name in CANDIDATES)
+        if value is None:
+            raise ValueError(f"has no {self.columns[CANDIDATES[0]]}; every row of this data names some")
+        first = len(transcript.prompt_ids) - before
+        scored = range(first, first + len(transcript.completion_ids))
+        try:
+            ids, of_each = read_candidates(value, counts, tokens, scored, transcript.mask)
+        except ValidationError as error:
+            raise ValueError(f"{self.columns[CANDIDATES[0]]}: {_describe(error)}") from None
+        return replace(transcript, candidate_ids=ids, candidate_counts=of_each)
+
     def _read(self, fields: Mapping[str, Any], leaf: int = -1) -> tuple[tuple[Message, ...], Transcript]:
         values = [pick(fields, self.columns[name]) for name in self.form]
         lacking = [self.columns[name] for name, value in zip(self.form, values, strict=True) if value is None]
@@ -222,22 +188,25 @@ class Transcripts:
             ids, mask = ([value for node in path for value in getattr(node, name)] for name in ("token_ids", "mask"))
             return (), self._masked(ids, mask)
         if self.form == MASKED_IDS:
-            return (), self._masked(IDS.validate_python(values[0]), MASK.validate_python(values[1]))
+            ids = IDS.validate_python(values[0])
+            return (), self._with_candidates(fields, self._masked(ids, MASK.validate_python(values[1])), 0, len(ids))
         if self.form == EXACT_IDS:
-            return self._read_ids(fields, *(IDS.validate_python(value) for value in values))
+            before, scored = (IDS.validate_python(value) for value in values)
+            messages, transcript = self._read_ids(fields, before, scored)
+            return messages, self._with_candidates(fields, transcript, len(before), len(scored))
         if self.form == PAIR and all(isinstance(value, str) for value in values):
             if not values[1]:
                 raise ValueError("the completion is empty")
             return ({"role": "user", "content": values[0]},), Transcript(prompt=values[0], completion=values[1])
-        turns = _turns([message for value in values for message in _as_list(value)])
-        tools = _read_tools(self._beside(fields, "tools"))
+        turns = read_turns([message for value in values for message in _as_list(value)])
+        tools = read_tools(self._beside(fields, "tools"))
         if self.config.turns == "masked":
-            return _several(turns, self._beside(fields, "turn_mask"), tools)
+            return read_several(turns, self._beside(fields, "turn_mask"), tools)
         # a completion column has that one turn and no other; messages have the prompt's before it
         last = len(values[-1])
         if not turns or turns[-1]["role"] != "assistant" or (len(values) == 2 and last != 1):
             raise ValueError("the completion must be one assistant turn, the last of the messages")
-        if len(turns) == 1 or _is_empty(turns[-1]):
+        if len(turns) == 1 or is_empty(turns[-1]):
             raise ValueError("nothing stands before the assistant's turn" if len(turns) == 1 else "the turn is empty")
         return tuple(turns[:-1]), Transcript(turn=turns[-1], tools=tools)
 
@@ -248,7 +217,7 @@ class Transcripts:
             raise ValueError(f"{len(prompt_ids)} prompt ids and {len(completion_ids)} completion ids; need both")
         # for people: what the ids stand for, where the data says it in messages beside them
         asked = pick(fields, self.columns["prompt"])
-        messages = tuple(_turns(asked)) if isinstance(asked, list) else ()
+        messages = tuple(read_turns(asked)) if isinstance(asked, list) else ()
         mask = self._beside(fields, "completion_mask")
         if mask is None:
             return messages, Transcript(tuple(prompt_ids), tuple(completion_ids))
@@ -260,7 +229,7 @@ class Transcripts:
         self, row: PlannedRow, kept: dict[str, Any], messages: tuple[Message, ...], transcript: Transcript | None
     ) -> Prompt:
         mark = self.rows.mark(self._place(row.number)[0])
-        scenario = canonical_json(_plain({"row": mark} | kept))
+        scenario = canonical_json(plain({"row": mark} | kept))
         name = content_hash([row.number, messages, scenario, None if transcript is None else _parts(transcript)])
         return Prompt(
             id=name,
@@ -293,76 +262,17 @@ def open_transcripts(job: Job) -> Transcripts | None:
     return transcripts
 
 
-def _turns(value: Any) -> list[Message]:
-    turns = TURNS.validate_python(value)
-    calls = any(turn.tool_calls for turn in turns)
-    return [turn.message(calls) for turn in turns]
-
-
 def _as_list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError("Input should be a valid list")
     return value
 
 
-def _is_empty(turn: Message) -> bool:
-    return not turn["content"].strip() and "tool_calls" not in turn
-
-
-def _read_tools(value: Any) -> str | None:
-    """The tools that a template is shown, as JSON: a list of objects, or the JSON of one. None without any."""
-    if isinstance(value, str):
-        value = json.loads(value) if value.strip() else None
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise ValueError("tools: need a list of objects, or the JSON of one")
-    return json.dumps(_plain(value))
-
-
-def _several(turns: list[Message], mask: Any, tools: str | None) -> tuple[tuple[Message, ...], Transcript]:
-    """A conversation whose assistant turns are scored where a mask says so: a number for each message, or each turn."""
-    own = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-    told = [1] * len(own) if mask is None else MASK.validate_python(mask)
-    if len(told) not in (len(own), len(turns)):
-        raise ValueError(f"a mask of {len(told)} entries for {len(turns)} messages, {len(own)} of them the assistant's")
-    pairs = zip(own, told, strict=True) if len(told) == len(own) else enumerate(told)
-    scored = [place for place, one in pairs if one]
-    wrong = [place + 1 for place in scored if place not in own or _is_empty(turns[place])]
-    if wrong or not scored:
-        told_wrong = (
-            f"message {wrong[0]} is scored, and is empty or not the assistant's" if wrong else "no turn is scored"
-        )
-        raise ValueError(told_wrong)
-    if not scored[0]:
-        raise ValueError("nothing stands before the first turn that is scored")
-    last = scored[-1]
-    return tuple(turns[:last]), Transcript(turn=turns[last], scored=tuple(scored[:-1]), tools=tools)
-
-
-def _kept_calls(messages: tuple[Message, ...], transcript: Transcript) -> dict[str, Any]:
-    """What the column `prompt` has no place for: the whole conversation where tools are in it, and the tools."""
-    whole = [*messages, *([transcript.turn] if transcript.turn else [])]
-    if transcript.tools is None and not any("tool_calls" in message for message in whole):
-        return {}
-    calls = [m | {"tool_calls": json.loads(m["tool_calls"])} if "tool_calls" in m else m for m in whole]
-    return {"messages": calls, "tools": json.loads(transcript.tools or "[]")}
-
-
 def _parts(transcript: Transcript) -> list[Any]:
     # what came later counts only where it is there, so that a row has the id that it always had
     names = ("prompt_ids", "completion_ids", "prompt", "completion", "turn")
-    later = {name: value for name in ("mask", "scored", "tools") if (value := getattr(transcript, name))}
+    later = {name: value for name in ("mask", "scored", "tools", *CANDIDATES) if (value := getattr(transcript, name))}
     return [*(getattr(transcript, name) for name in names), *([later] if later else [])]
-
-
-def _plain(value: Any) -> Any:
-    """Values of a table as JSON has them; what JSON has no form for as text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _describe(error: Exception) -> str:

@@ -64,6 +64,15 @@ def require_engine() -> None:
         )
 
 
+def require_way(job: Job) -> None:
+    """Raise TeacherError where the job's teacher is behind an endpoint whose address or key is missing or is none."""
+    if job.teacher.remote:
+        # inside the function: no client of an endpoint is imported where none is asked
+        from factory.teachers.remote.opening import find_way
+
+        find_way(job)
+
+
 def require_one_prompt_of_pictures(job: Job, tasks: Iterable[Task]) -> None:
     """Raise TeacherError for a task whose student is shown another prompt than the teacher, with pictures in one."""
     both = [task.name for task in tasks if task.shows_images and task.has_student]

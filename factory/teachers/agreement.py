@@ -34,6 +34,8 @@ EXACT: Final[Figures] = {
     "kl_max": 1e-3,
     "logprob_max": 0.05,  # float16 of the compact profile is off by up to 0.03 at -100
     "entropy_max": 0.01,
+    "candidate_mean": 0.01,  # float16 of a number around -60 is off by up to 0.016
+    "candidate_max": 0.05,
     "state_error_mean": 0.005,
     "state_error_max": 0.01,
     "state_cosine_mean": 0.9999,
@@ -44,6 +46,8 @@ ROUNDED: Final[Figures] = {
     "kl_max": 1.0,
     "logprob_max": 2.0,
     "entropy_max": 1.0,
+    "candidate_mean": 0.25,
+    "candidate_max": 4.0,
     "state_error_mean": 0.06,
     "state_error_max": 0.5,
     "state_cosine_mean": 0.998,
@@ -90,6 +94,18 @@ def compare_logprobs(stored: Logprobs, again: Logprobs) -> Figures:
             "entropy_max": entropy_T.max(),
         }
     )
+
+
+def compare_candidates(stored_M: Array, again_M: Array) -> Figures:
+    """Mean and largest difference of the log-probabilities of ids that the data named (nats); none of none.
+
+    They may be ids that the teacher would hardly ever say, where two right engines differ most.
+    """
+    if not len(stored_M):
+        return {}
+    stored, again = (np.maximum(one.astype(np.float64), LOG_FLOOR) for one in (stored_M, again_M))
+    error_M = np.abs(stored - again)
+    return _finite({"candidate_mean": error_M.mean(), "candidate_max": error_M.max()})
 
 
 def compare_states(stored_NH: Array, again_NH: Array) -> Figures:

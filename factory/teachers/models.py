@@ -218,6 +218,9 @@ def resolve_signals(job: Job, shape: ModelShape, tools: bool = False, images: bo
         experts=asked.experts,
         rejected_measures=top_k > 0,
         masked=job.transcripts is not None and job.transcripts.turns == "masked",
+        # of several teachers, one dataset: rows of all have the column in which an endpoint's say what they lack
+        source="endpoint" if any(one.remote for one in job.teachers.values()) else "engine",
+        candidates=job.transcripts is not None and "candidate_ids" in job.transcripts.columns,
         **_resolve_attention(asked.attention, shape),
     )
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from factory.errors import one_line, redact
-from factory.signals import LOGPROB_ARRAYS, Array, Logprobs
-from factory.teachers.agreement import PICTURE, Figures, compare_logprobs, compare_states
+from factory.signals import CANDIDATE_ARRAYS, LOGPROB_ARRAYS, Array, Candidates, Logprobs
+from factory.teachers.agreement import PICTURE, Figures, compare_candidates, compare_logprobs, compare_states
 
 SOFT_CAP = "attn_logit_softcapping"  # the one thing that a model may ask for and SDPA leaves out in silence
 CHUNK_VALUES = 2**24  # logits held at once; a vocabulary of 152k takes 110 positions at a time
@@ -86,15 +86,22 @@ class PlainModel:
         return {name: (v.to(dtype) if v.is_floating_point() else v).to(self.model.device) for name, v in given.items()}
 
     def recompute(
-        self, ids: Array, first: int, topk_ids_TK: Array | None, pixels: dict[str, torch.Tensor] | None = None
-    ) -> tuple[Logprobs | None, Array | None]:
-        """What the model says of `ids`: distributions of those from `first` on, states float32 [N, L, H].
+        self,
+        ids: Array,
+        first: int,
+        topk_ids_TK: Array | None,
+        pixels: dict[str, torch.Tensor] | None = None,
+        candidates: Candidates | None = None,
+    ) -> tuple[Logprobs | None, Array | None, Array]:
+        """What the model says of `ids`: distributions of those from `first` on, states float32 [N, L, H], and
+        log-probabilities [M] of the candidates, which belong to the last ids.
 
         Log-probabilities are taken at the ids given; None stands for what was not asked for. `pixels`: see `look`.
         """
         ids_1S, output, states_NLH = self._run_trunk(ids, pixels)
         logprobs = None if topk_ids_TK is None else self._logprobs(ids_1S, output, first, topk_ids_TK)
-        return logprobs, states_NLH
+        given_M = np.zeros(0, np.float32) if candidates is None else self._candidates(ids_1S, output, candidates)
+        return logprobs, states_NLH, given_M
 
     def recompute_logits(self, ids: Array) -> tuple[torch.Tensor, Array | None]:
         """Of so few ids that this is no matter, the whole logits [N, V] that predict all but the first, and states."""
@@ -152,6 +159,21 @@ class PlainModel:
                 parts.append(reduce_logits(logits_CV.float(), ids_1S[0, at + 1], ids))
         sampled, kept, tail, entropy = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return Logprobs(sampled, topk_ids_TK, kept, tail, entropy)
+
+    def _candidates(self, ids_1S: torch.Tensor, output: Any, named: Candidates) -> Array:
+        """The log-probability of each candidate at its token's position."""
+        size = max(1, CHUNK_VALUES // self.model.get_output_embeddings().weight.shape[0])
+        first, end_T = ids_1S.shape[1] - len(named.counts_T), np.cumsum(named.counts_T)
+        parts = []
+        with self._trunk_done(output):
+            for chunk in np.array_split(np.arange(len(end_T)), -(-len(end_T) // size)):
+                at = torch.tensor(chunk + first - 1, device=ids_1S.device)
+                logits_CV = self.model(ids_1S, logits_to_keep=at, use_cache=False).logits[0].float()
+                begin, end = end_T[chunk[0]] - named.counts_T[chunk[0]], end_T[chunk[-1]]
+                row_M = torch.tensor(np.repeat(chunk - chunk[0], named.counts_T[chunk]), device=logits_CV.device)
+                ids_M = torch.tensor(named.ids_M[begin:end].astype(np.int64), device=logits_CV.device)
+                parts.append(torch.log_softmax(logits_CV, -1)[row_M, ids_M].cpu().numpy())
+        return np.concatenate(parts)
 
     @contextmanager
     def _trunk_done(self, output: Any) -> Iterator[None]:
@@ -278,10 +300,14 @@ def compare_row(model: PlainModel, row: dict[str, Array]) -> dict[str, Any]:
     first = len(ids) - (0 if stored is None else len(stored.sampled_T))
     pictures = [row[name] for name in sorted(row, key=_picture_number) if name.startswith(PICTURE)]
     pixels = model.look(pictures) if pictures else None
-    again, states_NLH = model.recompute(ids, first, None if stored is None else stored.topk_ids_TK, pixels)
+    named = Candidates(*(row[name] for name in CANDIDATE_ARRAYS)) if CANDIDATE_ARRAYS[0] in row else None
+    topk_ids_TK = None if stored is None else stored.topk_ids_TK
+    again, states_NLH, given_M = model.recompute(ids, first, topk_ids_TK, pixels, named)
     figures: dict[str, Any] = {"logprobs": {}, "layers": {}}
     if stored is not None and again is not None:
         figures["logprobs"] = compare_logprobs(stored, again)
+    if named is not None:
+        figures["logprobs"] |= compare_candidates(named.logprobs_M, given_M)
     if states_NLH is not None:
         # the upper 16 bits of a float32 are a bfloat16
         kept_NLH = (row["bits_NLH"].astype(np.uint32) << 16).view(np.float32)

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
-from factory.signals import Array, Logprobs, SignalSpec
+from factory.signals import CANDIDATE_ARRAYS, Array, Candidates, Logprobs, SignalSpec
 from factory.teachers.agreement import BOUNDS, PICTURE
 from factory.teachers.digest import digest_model
 from factory.teachers.models import locate_model
@@ -52,6 +52,8 @@ class KeptRow:
     positions_N: Array | None = None
     # PNG of each picture in its prompt
     images: tuple[bytes, ...] = ()
+    # of ids that the data named, where it did
+    candidates: Candidates | None = None
 
     @property
     def tokens(self) -> int:
@@ -61,6 +63,8 @@ class KeptRow:
         """By name, as the child takes them."""
         arrays = {"prompt_ids": self.prompt_ids, "completion_ids": self.completion_ids}
         arrays |= {} if self.logprobs is None else self.logprobs.arrays()
+        if self.candidates is not None:
+            arrays |= {name: getattr(self.candidates, name) for name in CANDIDATE_ARRAYS}
         arrays |= {f"{PICTURE}{at}": np.frombuffer(png, np.uint8) for at, png in enumerate(self.images)}
         states = {"bits_NLH": self.bits_NLH, "positions_N": self.positions_N}
         return arrays | {name: array for name, array in states.items() if array is not None}

@@ -23,7 +23,7 @@ import numpy as np
 from factory.job.job import Job
 from factory.messages import text_of
 from factory.records import Generation, Prompt, Repetition, TeacherInfo, Transcript
-from factory.signals import Array, Attention, Experts, HiddenStates, Logprobs, SignalSpec
+from factory.signals import Array, Attention, Candidates, Experts, HiddenStates, Logprobs, SignalSpec
 from factory.tasks.calls import call_solve, invent_answer, read_scenario
 from factory.tasks.faults import TaskFault
 from factory.tasks.tasks import Task, held_in
@@ -180,6 +180,9 @@ class ScriptedTeacher:
         if not 0 <= min(prompt_ids.min(), ids_T.min()) <= max(prompt_ids.max(), ids_T.max()) <= STOP:
             detail = f"an id is below 0 or above {STOP}"
             return Generation.failed(prompt.id, prompt.attempt, "bad_token_id", detail, prompt_ids)
+        if max(transcript.candidate_ids, default=0) >= VOCAB:
+            detail = f"a candidate is below 0 or above {VOCAB - 1}"
+            return Generation.failed(prompt.id, prompt.attempt, "bad_token_id", detail, prompt_ids)
         refusal = refuse_for_student(len(prompt_ids), len(ids_T), self._student)
         if refusal:
             return Generation.failed(prompt.id, prompt.attempt, *refusal, prompt_ids)
@@ -192,17 +195,26 @@ class ScriptedTeacher:
         if self.signals.masked:
             mask_T = np.array(transcript.mask, np.uint8) if transcript.mask else np.ones(len(ids_T), np.uint8)
             made = replace(made, completion_mask=mask_T)
-        return self._with_signals(made, rng, PEAK)
+        return self._with_signals(made, rng, PEAK, transcript)
 
-    def _with_signals(self, made: Generation, rng: np.random.Generator, peak: float) -> Generation:
+    def _with_signals(
+        self, made: Generation, rng: np.random.Generator, peak: float, known: Transcript | None = None
+    ) -> Generation:
         """The same with all that the job keeps."""
         prompt_ids, ids_T = made.prompt_token_ids, made.completion_token_ids
         inputs = len(prompt_ids) + len(ids_T) - 1
+        logprobs = candidates = None
+        if self.signals.top_k:
+            which_T = rng.integers(0, BANK, len(ids_T))
+            logprobs = self._draw_logprobs(rng, ids_T, peak, which_T)
+            if known is not None and self.signals.candidates:
+                candidates = self._look_up(known, ids_T, peak, which_T)
         made = replace(
             made,
-            logprobs=self._draw_logprobs(rng, ids_T, peak) if self.signals.top_k else None,
+            logprobs=logprobs,
+            candidates=candidates,
             hidden_states=self._draw_states(rng, inputs) if self.signals.layers else None,
-            prompt_logprobs=self._draw_logprobs(rng, prompt_ids[1:], peak) if self.signals.of_prompt else None,
+            prompt_logprobs=self._draw_prompt_logprobs(rng, prompt_ids[1:], peak) if self.signals.of_prompt else None,
             experts=self._draw_experts(rng, inputs) if self.signals.experts else None,
             attention=self._draw_attention(rng, inputs)
             if self.signals.keeps_attention(made.prompt_id, inputs)
@@ -234,10 +246,21 @@ class ScriptedTeacher:
         task = self.tasks.get(prompt.task)
         return PEAK - PEAK_FALLS * (task.levels.index(prompt.level) if task else 0)
 
-    def _draw_logprobs(self, rng: np.random.Generator, ids_T: Array, peak: float) -> Logprobs:
+    def _draw_prompt_logprobs(self, rng: np.random.Generator, ids_P: Array, peak: float) -> Logprobs:
+        return self._draw_logprobs(rng, ids_P, peak, rng.integers(0, BANK, len(ids_P)))
+
+    def _look_up(self, known: Transcript, ids_T: Array, peak: float, which_T: Array) -> Candidates:
+        """What the same distributions give the ids that a transcript names."""
+        counts_T, ids_M = np.array(known.candidate_counts, np.int32), np.array(known.candidate_ids, np.int32)
+        entry_M = (ids_M - np.repeat(ids_T, counts_T)) % VOCAB
+        logprobs_M = self.banks[peak].logprobs_MV[np.repeat(which_T, counts_T), entry_M]
+        return Candidates(counts_T, ids_M, logprobs_M.astype(np.float16))
+
+    def _draw_logprobs(self, rng: np.random.Generator, ids_T: Array, peak: float, which_T: Array) -> Logprobs:
+        """Of the M distributions those that `which_T` names, turned so that each has its token's id first."""
         if peak not in self.banks:
             self.banks[peak] = _open_bank(peak, self.signals)
-        bank, which_T = self.banks[peak], rng.integers(0, BANK, len(ids_T))
+        bank = self.banks[peak]
         chosen_TK, draws_TK = bank.ids_MK[which_T], None
         if self.signals.keep == "sampled":
             chosen_TK, draws_TK = choose_ids(bank.probs_MV[which_T], self.signals, rng)

@@ -26,7 +26,16 @@ import numpy as np
 
 from factory.messages import ToolCall
 from factory.records import Generation
-from factory.signals import LOGPROB_ARRAYS, Array, Attention, Experts, HiddenStates, Logprobs
+from factory.signals import (
+    CANDIDATE_ARRAYS,
+    LOGPROB_ARRAYS,
+    Array,
+    Attention,
+    Candidates,
+    Experts,
+    HiddenStates,
+    Logprobs,
+)
 from factory.usage import Usage
 
 FRAME = struct.Struct("<4sQI")  # magic, payload bytes, CRC-32 of the payload
@@ -225,6 +234,8 @@ def pack(generation: Generation) -> tuple[bytes, list[memoryview]]:
     if generation.attention is not None:
         arrays["maps_LHNN"] = generation.attention.maps_LHNN
         head["attention"] = generation.attention.blocks
+    if generation.candidates is not None:
+        arrays |= {name: getattr(generation.candidates, name) for name in CANDIDATE_ARRAYS}
     if generation.completion_mask is not None:
         arrays["completion_mask"] = generation.completion_mask
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -257,6 +268,7 @@ def unpack(payload: Array) -> Generation:
         experts=as_experts(head.get("blocks", ()), arrays),
         attention=Attention(tuple(head["attention"]), arrays["maps_LHNN"]) if "attention" in head else None,
         completion_mask=arrays.get("completion_mask"),
+        candidates=Candidates(*(arrays[name] for name in CANDIDATE_ARRAYS)) if CANDIDATE_ARRAYS[0] in arrays else None,
     )
 
 

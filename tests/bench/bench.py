@@ -227,10 +227,10 @@ def installed(package: str) -> str:
 def page(figures: list[Figure], machine: str, rounds: int, minutes: float) -> str:
     """docs/benchmarks.md."""
     again = f"`make bench` repeats it; this run had {rounds} rounds and took {minutes:.0f} minutes."
-    # measured by exports.py, in a run of its own
-    _, exports, measured = PAGE.read_text(encoding="utf-8").partition("\n## Exports\n")
+    # measured by bench_real.py and exports.py, in runs of their own
+    _, others, measured = PAGE.read_text(encoding="utf-8").partition("\n## A real language model\n")
     text = [INTRODUCTION, table(figures), "", verdict(figures), "", machine, "", again, HOW, GIVEN_UP.strip("\n"), ""]
-    return "\n".join([*text, *table_of_kinds(), ON_A_GPU]).rstrip("\n") + "\n" + exports + measured
+    return "\n".join([*text, *table_of_kinds(), ON_A_GPU]).rstrip("\n") + "\n" + others + measured
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def task_prompts(rows: int) -> tuple[list[Prompt], dict[str, Any]]:
 def as_request(prompt: Prompt, fixed_length: bool) -> dict[str, Any]:
     """What the engine's process is sent of a prompt; `fixed_length` generates `max_tokens` whatever is sampled."""
     sampling: dict[str, Any] = asdict(prompt.sampling) | ({"ignore_eos": True} if fixed_length else {})
-    names = ("id", "attempt", "task", "messages", "seed", "keeps")
+    names = ("id", "attempt", "task", "messages", "seed", "keeps", "form", "tools")
     return {name: getattr(prompt, name) for name in names} | {"sampling": sampling, "transcript": None}
 
 

@@ -1,9 +1,12 @@
 """The benchmark's arithmetic: ratios of pairs, medians, bars, the table's text, and the packings it compares with."""
 
+import argparse
+
 import numpy as np
 import pytest
 from bench_figures import Figure, Run, between, ratios_of_cpu, ratios_of_speed, table, tell, verdict
 from bench_others import PACKINGS, as_bfloat16, pack, pack_bits
+from bench_real import with_section
 
 BASE, HALF = Run(seconds=2.0, tokens=100, cpu_s=1.0), Run(seconds=4.0, tokens=100, cpu_s=4.0)
 MET = Figure("model", "tokens/s over bare: k = 20", (0.91, 0.95, 0.93), 0.92, remark="fast")
@@ -76,3 +79,18 @@ def test_packed_sizes_are_those_of_the_description() -> None:
         assert error < 1e-4
         sizes.append((logprob_bytes.shape, id_bytes.shape))
     assert sizes == [((3, 40), (3, 38)), ((3, 14), (3, 38))]
+
+
+def test_a_section_takes_its_own_place_and_no_other() -> None:
+    options = argparse.Namespace(rows=6, speed=False)
+    page = "# Benchmarks\n\ntable\n\n## On a GPU\n\nnone\n\n## Exports\n\nmeasured\n"
+    once = with_section(page, "| first |", options)
+    assert [line for line in once.splitlines() if line.startswith("## ")] == [
+        "## On a GPU",
+        "## A real language model",
+        "## Exports",
+    ]
+    again = with_section(once, "| second |", options)
+    assert "| first |" not in again
+    assert again.replace("| second |", "| first |") == once
+    assert again.endswith("\n## Exports\n\nmeasured\n")

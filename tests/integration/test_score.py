@@ -135,3 +135,41 @@ def test_turns_scored_together_have_the_numbers_of_each_scored_alone(tmp_path: P
     assert row["answer"] == "Gladly."
     assert row["answer_start"] >= starts[-1]
     assert check_dataset(together.out, 1)["verdict"] == "passed"
+
+
+def test_named_ids_have_the_logprobs_of_a_plain_forward(tmp_path: Path, generated: Dataset) -> None:
+    """Ids from all over the vocabulary, none to 9 of a token, of rows of very different lengths that are scored in
+    pieces; what else is kept is as without them, and the self-test looks at them too."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rng, rows = np.random.default_rng(0), []
+    for row in generated.rows():
+        lists = [rng.choice(2048, rng.integers(0, 10), replace=False).tolist() for _ in row["completion_token_ids"]]
+        lists[-1] = [row["completion_token_ids"][-1], 2047]
+        known = {name: row[name] for name in ("id", "prompt_token_ids", "completion_token_ids")}
+        rows.append(known | {"candidate_ids": lists})
+    path = tmp_path / "rows.jsonl"
+    foreign = rows[0] | {"id": "foreign", "candidate_ids": [[2048]] * len(rows[0]["completion_token_ids"])}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, foreign]), encoding="utf-8")
+    scored = score(tmp_path, path, keep=["id"])
+    (refused,) = scored.rows("rejected")
+    assert (refused["reason"], json.loads(refused["scenario"])["id"]) == ("bad_token_id", "foreign")
+    plain = AutoModelForCausalLM.from_pretrained(random_teacher(), dtype=torch.float32)
+    origins = {row["id"]: row for row in generated.rows()}
+    named = {row["id"]: row["candidate_ids"] for row in rows}
+    assert scored.totals.accepted == len(rows)
+    for row in scored.rows():
+        name = json.loads(row["scenario"])["id"]
+        require_same_numbers(row, origins[name])
+        assert row["candidate_ids"] == [one for ids in named[name] for one in ids]
+        assert row["candidate_counts"] == list(map(len, named[name]))
+        ids = torch.tensor([row["prompt_token_ids"] + row["completion_token_ids"]])
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(plain(ids).logits[0, len(row["prompt_token_ids"]) - 1 : -1].double(), -1)
+        at = np.repeat(np.arange(len(logprobs)), row["candidate_counts"])
+        expected = logprobs[at, row["candidate_ids"]].numpy()
+        np.testing.assert_allclose(row["candidate_logprobs"], expected, atol=0.01)  # float16 steps of numbers near 16
+    found = check_dataset(scored.out, 2)
+    assert found["verdict"] == "passed"
+    assert 0 < found["figures"]["candidate_max"] < 0.01

@@ -49,8 +49,11 @@ def prompts(count: int, sampling: Sampling, samples: int = 1, task: str = "addin
 
 
 @contextmanager
-def start(folder: Path, signals: dict[str, Any], settings: dict[str, Any], **teacher: Any) -> Iterator[Engine]:
-    """An engine in this process; `settings` go to vLLM as they are, past what a job may say."""
+def start(
+    folder: Path, signals: dict[str, Any], settings: dict[str, Any], named: bool = False, **teacher: Any
+) -> Iterator[Engine]:
+    """An engine in this process; `settings` go to vLLM as they are, past what a job may say. `named`: rows to be scored
+    name candidates."""
     known = {"model": random_teacher(), "dtype": "float32", "max_num_seqs": 8, "max_model_len": 512}
     job = Job.model_validate(
         {
@@ -62,6 +65,7 @@ def start(folder: Path, signals: dict[str, Any], settings: dict[str, Any], **tea
     )
     setup, _ = make_setup(job, {"adding": SCHEMA}, [], folder)
     setup["settings"] |= settings
+    setup["signals"] |= {"candidates": named}
     # what a replica adds for itself
     setup |= {"replica": 0, "cores": []}
     setup["probes"] = [{"task": "adding", "messages": prompts(1, Sampling())[0]["messages"], "tools": ""}]

@@ -109,6 +109,36 @@ def test_a_step_ahead_survives_a_cache_that_is_too_small(
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_scored_ids_and_their_candidates_are_right(
+    tmp_path: Path, plain: Plain, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Rows of 25 to 97 ids, each scored from its fifth on, with none to 6 candidates a token."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1" if kind == "v2" else "0")
+    rng, asked = np.random.default_rng(3), []
+    for prompt, length in zip(prompts(4, SURE), (20, 44, 68, 92), strict=True):
+        counts = rng.integers(0, 7, length)
+        ids = [rng.choice(2048, count, replace=False).tolist() for count in counts]
+        known = {"prompt_ids": [5, 6, 7, 8, 9], "completion_ids": rng.integers(0, 2048, length).tolist()}
+        known |= {"candidate_ids": [one for few in ids for one in few], "candidate_counts": counts.tolist()}
+        texts = dict.fromkeys(("prompt", "completion", "turn", "tools")) | {"mask": (), "scored": ()}
+        asked.append(prompt | {"transcript": known | texts, "form": "text"})
+    with start(tmp_path / kind, {"top_k": 5}, CHUNKED if kind == "v2" else {}, named=True) as engine:
+        assert engine.info()["settings"]["model_runner"] == kind
+        rows = answer(engine, asked)
+    for prompt in asked:
+        made, known = rows[prompt["id"]], prompt["transcript"]
+        plain.check(made)
+        assert made.candidates is not None
+        assert made.candidates.ids_M.tolist() == known["candidate_ids"]
+        ids = torch.tensor([known["prompt_ids"] + known["completion_ids"]])
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(plain.model(ids).logits[0, 4:-1].double(), -1)
+        at = np.repeat(np.arange(len(logprobs)), known["candidate_counts"])
+        expected = logprobs[at, known["candidate_ids"]].numpy()
+        np.testing.assert_allclose(made.candidates.logprobs_M.astype(np.float64), expected, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
 def test_samples_share_the_prefill_of_their_prompt(
     tmp_path: Path, plain: Plain, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

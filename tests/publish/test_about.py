@@ -28,7 +28,7 @@ def test_the_hub_s_own_reader_takes_its_metadata() -> None:
         "tasks": {"adding": {"version": "2", "gate": "check", "sampling": {"temperature": 0.7, "max_tokens": 120}}},
     }
     totals = make_totals()
-    totals.reasons["filter/contamination"] = 3
+    totals.reasons["filter/contaminated"] = 3
     card = DatasetCard(write_card(totals, manifest, SIGNALS, state="5" * 24))
     assert isinstance(card.data, DatasetCardData)
     assert card.data.license == "cc-by-4.0"
@@ -42,7 +42,7 @@ def test_the_hub_s_own_reader_takes_its_metadata() -> None:
         "Terms of the teacher's outputs: Apache-2.0, as the model's own weights",
         "| adding | 2 | check | 0.7 |",
         "share 9 words in a row with `gsm.jsonl`: 3 removed",
-        "Rows that a filter removed: contamination 3.",
+        "Rows that a filter removed: contaminated 3.",
         "- Small numbers only.",
         "> Sums: answers of org/Big-8B@0a1b",
     ):

@@ -1,8 +1,6 @@
 """Exports of tasks with tools and of free texts: nothing that a row says is lost on the way to a trainer."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,14 @@ import pytest
 import tool_task
 from conftest import write_task
 from dataset_support import read_table
-from export_support import PAIRS, WRONG, MakeJob, export_to, make_dataset, read_export
+from export_support import PAIRS, WRONG, MakeJob, export_to, make_dataset, read_export, rewards
 
 from factory.errors import JobError
+from factory.job.job import Job
 from factory.publish.aligning import align
 from factory.publish.vocabulary import student_vocabulary
+from factory.runs.run import run
+from factory.tasks.tasks import builtin_root
 from factory.teachers.demo import FOLDER
 
 ERRANDS: dict[str, Any] = {"tasks": [{"name": "errands", "count": 12}]}
@@ -134,17 +135,66 @@ def test_the_reward_of_a_free_text_checks_the_text(workspace: Path, make_job: Ma
     (row, *_) = read_export(workspace / "x")
     scenario = json.loads(row["reward_model"]["ground_truth"])
     right = f"Hello {scenario['name']}, you look {scenario['mood']} today."
-    (workspace / "x/schemas").symlink_to(workspace / "schemas")
-    script = (
-        "import json, sys; from reward import compute_score as score; row = json.loads(sys.argv[1])\n"
-        "print([score(row['data_source'], text, row['reward_model']['ground_truth']) for text in sys.argv[2:]])"
-    )
-    texts = [f"Hm.</think>\n\n{right}\n", right, "Hello you.", "Hi", right + "x" * 500]
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(row), *texts],
-        cwd=workspace / "x",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    texts = [f"Hm.</think>\n\n{right}\n", right, "Hello you.", "Hi", right + "x" * 500, f"{right} <think>"]
+    assert rewards(workspace / "x", row, texts) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["scheduling", "questions", "stories", "emotional_support"])
+def test_the_reward_of_a_built_in_task_runs_with_its_parts(name: str, tmp_path: Path) -> None:
+    job = {"out": "out", "teacher": {"backend": "scripted"}, "tasks": [{"name": name, "count": 3}]}
+    run(Job.model_validate(job), builtin_root(), tmp_path / "out")
+    export_to(tmp_path / "out", tmp_path / "x", "verl-rl")
+    asked = {row["extra_info"]["index"]: row for row in read_export(tmp_path / "x")}
+    for kept in read_table(tmp_path / "out", "data"):
+        assert rewards(tmp_path / "x", asked[kept["prompt_id"]], [kept["text"], "No."]) == [1.0, 0.0]
+
+
+REPAIRED: dict[str, Any] = {"teacher": WRONG, "validation": {"retries": 2, "retry": "repair"}}
+
+
+def test_a_repaired_answers_request_is_the_students_own(tmp_path: Path, make_job: MakeJob) -> None:
+    write_task(tmp_path, student_j2="{{ scenario.a }} plus {{ scenario.b }}?")
+    write_task(tmp_path, "second")
+    tasks = [{"name": "adding", "count": 12}, {"name": "second", "count": 12}]
+    root = make_dataset(tmp_path, make_job, **{**REPAIRED, "tasks": tasks})
+    rows = [row for name in ("data", "rejected") for row in read_table(root, name)]
+    assert {row["task"] for row in rows if row["repaired"]} == {"adding", "second"}
+    export_to(root, tmp_path / "x", "verl-rl")
+    for row in read_export(tmp_path / "x"):
+        roles = [turn["role"] for turn in row["prompt"]]
+        assert roles == (["user"] if row["data_source"] == "adding" else ["system", "user"])
+
+
+@pytest.mark.parametrize("sections", [{}, PAIRS | {"teacher": WRONG}])
+def test_a_student_is_trained_on_its_own_prompt(sections: dict[str, Any], tmp_path: Path, make_job: MakeJob) -> None:
+    """The teacher was told the answer, or shown an example; a student that is told it too learns to copy."""
+    hint = "Add {{ scenario.a }} and {{ scenario.b }}. It is {{ scenario.a + scenario.b }}."
+    write_task(tmp_path, user_j2=hint, user_short_j2=hint, student_j2="{{ scenario.a }} plus {{ scenario.b }}?")
+    write_task(tmp_path, "second")
+    tasks = [{"name": "adding", "count": 9}, {"name": "second", "count": 4}]
+    root = make_dataset(tmp_path, make_job, **{**sections, "tasks": tasks})
+    kept = {name: read_table(root, name) for name in ("data", "rejected", "preferences") if (root / name).exists()}
+    ids = [(row["student_prompt_token_ids"], row["completion_token_ids"]) for row in kept["data"]]
+    export_to(root, tmp_path / "ids", "trl-sft")
+    assert [row["input_ids"] for row in read_export(tmp_path / "ids")] == [[*asked, *said] for asked, said in ids]
+    export_to(root, tmp_path / "kd", "axolotl-kd")
+    assert [row["input_ids"] for row in read_export(tmp_path / "kd")] == [[*asked, *said] for asked, said in ids]
+    export_to(root, tmp_path / "messages", "messages")
+    told = [row["messages"][:-1] for row in read_export(tmp_path / "messages")]
+    assert told == [row["student_prompt"] for row in kept["data"]]
+    export_to(root, tmp_path / "teacher", "messages", prompt="teacher")
+    told = [row["messages"][:-1] for row in read_export(tmp_path / "teacher")]
+    assert told == [row["prompt"] for row in kept["data"]]
+    if sections:
+        export_to(root, tmp_path / "dpo", "dpo")
+        told = [row["prompt"] for row in read_export(tmp_path / "dpo")]
+        assert told == [row["student_prompt"] for row in kept["preferences"]]
+        for to in ("kto", "verl-rl"):
+            export_to(root, tmp_path / to, to)
+            assert not any("It is" in str(row["prompt"]) for row in read_export(tmp_path / to))
+
+
+def test_whose_prompt_is_asked_where_there_is_but_one_is_refused(workspace: Path, make_job: MakeJob) -> None:
+    root = make_dataset(workspace, make_job)
+    with pytest.raises(JobError, match=r"--prompt student: no task of .* has a student\.j2: all are asked alike"):
+        export_to(root, workspace / "x", "messages", prompt="student")

@@ -1,8 +1,7 @@
 """What each trainer reads of an export: its own checks and its own loss, written from what its reader does."""
 
 import json
-import subprocess
-import sys
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from export_support import (
     kl_zero,
     make_dataset,
     read_export,
+    rewards,
     softmax_student,
 )
 
@@ -262,17 +262,20 @@ def test_verl_is_given_each_prompt_once_and_a_reward_that_knows_right_from_wrong
     assert rows[0]["reward_model"]["style"] == "rule"
     scenario = json.loads(rows[0]["reward_model"]["ground_truth"])
     right = json.dumps({"total": scenario["a"] + scenario["b"], "words": "x"})
-    script = (
-        "import json, sys; from reward import compute_score as score; row = json.loads(sys.argv[1])\n"
-        "print([score(row['data_source'], text, row['reward_model']['ground_truth']) for text in sys.argv[2:]])"
-    )
-    (workspace / "x/schemas").symlink_to(workspace / "schemas")
-    texts = [f"Two and two.</think>{right}", right.replace("x", "y"), '{"total": 999, "words": ""}', "no JSON"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(rows[0]), *texts],
-        cwd=workspace / "x", capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert json.loads(done.stdout) == [1.0, 1.0, 0.0, 0.0]
+    texts = [
+        f"Two and two.</think>{right}",
+        right.replace("x", "y"),
+        f"{right}<|end|>",
+        f"Hm.</think>\n```json\n{right}\n```",
+        '{"total": 999, "words": ""}',
+        "no JSON",
+        right.replace('"words"', '"total": 1, "words"'),
+        right.replace(f"{scenario['a'] + scenario['b']}", f'"{scenario["a"] + scenario["b"]}"'),
+    ]
+    # the folder may be moved, and its workspace be gone
+    (workspace / "x").rename(workspace / "moved")
+    shutil.rmtree(workspace / "schemas")
+    assert rewards(workspace / "moved", rows[0], texts) == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("layers", [[1, 2, 3, -1], [-1, 3, 1, 2]])

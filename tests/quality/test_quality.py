@@ -134,6 +134,8 @@ def test_every_planted_fault_is_found_and_named_and_hardly_a_clean_row_is_touche
     assert not missed
     assert touched <= 0.01 * clean, f"{touched} of {clean}"
     assert found["contaminated"] > 0.8 * PLANTED
+    removed = Counter(f"{row['stage']}/{row['reason']}" for row in rejected.values())["filter/contaminated"]
+    assert f"with `exam.jsonl`: {removed:,} removed" in (out / "README.md").read_text(encoding="utf-8")
     assert min(found[name] for name in FAULTS) > 20
     paired = [
         document

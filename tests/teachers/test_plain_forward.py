@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from factory.signals import Candidates  # noqa: E402
 from factory.teachers.plain_forward import PlainModel, choose_attention, load_config, override  # noqa: E402
 
 SIZES: dict[str, Any] = {
@@ -111,3 +112,19 @@ def test_an_override_of_a_part_goes_into_that_part() -> None:
     config = transformers.Gemma3Config()
     override(config, {"text_config": {"attn_logit_softcapping": 9.0}})
     assert config.get_text_config().attn_logit_softcapping == 9.0
+
+
+def test_candidates_are_looked_up_at_their_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks too, of which some hold no candidate at all."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    ids, counts = np.arange(3, 27), np.array([0, 2, 0, 0, 0, 0, 3, 1])
+    named = Candidates(counts, np.array([5, 127, 0, 9, 8, 7], np.int32), np.zeros(6, np.float16))
+    monkeypatch.setattr("factory.teachers.plain_forward.CHUNK_VALUES", 3 * SIZES["vocab_size"])
+    with torch.inference_mode():
+        _, _, found = PlainModel(request(tmp_path)).recompute(ids, len(ids) - 8, None, candidates=named)
+        logits = model.eval()(torch.tensor(ids)[None]).logits[0, -9:-1]
+    expected = torch.log_softmax(logits, -1)[np.repeat(np.arange(8), counts), named.ids_M]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)

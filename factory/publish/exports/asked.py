@@ -14,6 +14,7 @@ class Asked:
     stage: str | None = None
     split: str = "train"
     teacher: str | None = None
+    prompt: Literal["student", "teacher"] | None = None  # whose, where a task shows them different ones
     student: str | None = None  # a tokenizer's folder or hub id
     k: int | None = None
     mass: Mass | None = None
@@ -28,7 +29,7 @@ class Asked:
         return [option for name, option in OPTIONS.items() if getattr(self, name) not in (None, False)]
 
 
-# beside these, every format knows --stage, --split and --teacher
+# beside these, every format knows --stage, --split, --teacher and --prompt
 OPTIONS: Final = {
     "student": "--student",
     "k": "--k",

@@ -7,16 +7,18 @@ Parts follow from ledger and curriculum alone, so an export that is cut off goes
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from factory.dataset.aligned import rows_state
+from factory.dataset.codec import CANDIDATES
+from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals
 from factory.dataset.picking import take_table
-from factory.dataset.rows import ARRAYS, Row, StateBits, join_bits, read_rows
+from factory.dataset.rows import ARRAYS, STUDENT_IDS, Row, StateBits, join_bits, read_rows
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
 from factory.dataset.stages import AGAIN, dataset_state, read_summary
@@ -24,6 +26,7 @@ from factory.errors import DatasetError, JobError, nearest
 from factory.publish.vocabulary import teacher_vocabulary
 from factory.signals import SignalSpec
 
+STUDENT_PROMPT: Final = STUDENT_COLUMNS["prompt"]
 PART_BYTES: Final = 256 * 1024 * 1024
 BATCH_ROWS: Final = 64  # states and distributions of a whole row group at once would fill memory
 STAGE_ROWS: Final = 1024  # a stage's next row is anywhere: the more at once, the fewer row groups are read again
@@ -58,6 +61,8 @@ class Source:
     signals: SignalSpec
     stage: str | None
     split: str
+    # rows come with the student's prompt, and its ids, where they have another one for it
+    as_students: bool = False
 
     @property
     def details(self) -> dict[str, Any]:
@@ -132,7 +137,7 @@ class Source:
         for shard in part.shards:
             for config in configs:
                 path = self._sound(shard, FOLDERS[config])
-                batches = _cut(read_batches(path, _present(path, columns, arrays)))
+                batches = _cut(read_batches(path, self._present(path, columns, arrays)))
                 if arrays == "states":
                     states = _cut(read_batches(self._sound(shard, "hidden_states")))
                     joined = join_bits(str(self.root), self._rows(batches, columns), states)
@@ -142,7 +147,20 @@ class Source:
 
     def _rows(self, batches: Iterator[Any], columns: tuple[str, ...]) -> Iterator[Row]:
         top_k = self.signals.top_k or None
-        return (row for batch in batches for row in read_rows(str(self.root), batch, top_k))
+        rows = (row for batch in batches for row in read_rows(str(self.root), batch, top_k))
+        return map(_as_student, rows) if self.as_students else rows
+
+    def _present(self, path: Path, columns: tuple[str, ...], arrays: str) -> list[str]:
+        """The columns of a file that a format reads."""
+        wanted = {"id", *columns}
+        if arrays != "none":
+            wanted |= {"prompt_token_ids", "completion_token_ids"}
+        if self.as_students:
+            wanted |= {STUDENT_PROMPT, *([STUDENT_IDS] if arrays != "none" else [])}
+        if arrays == "logprobs":
+            # the prompt's distributions and candidates are no format's target: they would be read for nothing
+            wanted |= {name for name in ARRAYS if not name.startswith(PROMPT) and name not in CANDIDATES}
+        return [name for name in read_schema(path) if name in wanted]
 
     def _sound(self, shard: int, folder: str) -> Path:
         """The path of a shard's file, its bytes as the ledger has them. Raises DatasetError."""
@@ -174,7 +192,7 @@ class Source:
             paths = [self.root / shard_path(folder, shard) for shard in shards.tolist()]
             return _cut(iter(take_table(paths, rows, wanted).to_batches()))
 
-        present = _present(self.root / shard_path("data", int(shards[0])), columns, arrays)
+        present = self._present(self.root / shard_path("data", int(shards[0])), columns, arrays)
         found = self._rows(taken("data", present), columns)
         if arrays == "states":
             joined = join_bits(str(self.root), found, taken("hidden_states", None))
@@ -183,29 +201,29 @@ class Source:
             yield from (Given(row) for row in found)
 
 
-def open_source(root: Path, stage: str | None, split: str) -> Source:
-    """A dataset with at least one accepted row. Raises DatasetError or JobError."""
+def open_source(root: Path, stage: str | None, split: str, as_students: bool = False) -> Source:
+    """A dataset with at least one accepted row; `as_students` where it has other prompts for them. Raises DatasetError
+    or JobError."""
     manifest, ledger = read_manifest(root), read_ledger(root)
     if not ledger.totals.accepted:
         raise DatasetError(f"{root}: no accepted row, so nothing to export; `factory status` says why")
     if stage is None and split != "train":
         raise JobError(f"--split {split}: only stages have splits, the dataset itself has train; name one with --stage")
-    source = Source(root, ledger, manifest, read_signals(manifest) or SignalSpec(), stage, split)
+    signals = read_signals(manifest) or SignalSpec()
+    source = Source(root, ledger, manifest, signals, stage, split, as_students and signals.students)
     if stage:
         source.parts()  # raises where there is no such stage, before anything is written
     return source
 
 
-def _present(path: Path, columns: tuple[str, ...], arrays: str) -> list[str]:
-    """The columns of a file that a format reads."""
-    stored = list(read_schema(path))
-    wanted = {"id", *columns}
-    if arrays != "none":
-        wanted |= {"prompt_token_ids", "completion_token_ids"}
-    if arrays == "logprobs":
-        # the prompt's distributions are nobody's target: they would be read for nothing
-        wanted |= {name for name in ARRAYS if not name.startswith(PROMPT)}
-    return [name for name in stored if name in wanted]
+def _as_student(row: Row) -> Row:
+    """A row as its student is asked: texts and ids."""
+    asked, teachers = row.columns[STUDENT_PROMPT], row.columns.get("prompt")
+    row = row.as_student()
+    if asked is None or asked == teachers:
+        return row
+    # ids that are the same, or not read, leave the texts to us; what a repair adds is the teacher's alone
+    return replace(row, columns=row.columns | {"prompt": asked, "repaired": False})
 
 
 def _cut(batches: Iterator[Any]) -> Iterator[Any]:

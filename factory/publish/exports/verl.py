@@ -3,38 +3,30 @@
 Prompts of rejected rows are among them: what a teacher fails at is what reinforcement learning is for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from factory.dataset.tables import Field
 from factory.publish.exports import chat
 from factory.publish.exports.asked import Asked
-from factory.publish.exports.format import Format, Left, Values
+from factory.publish.exports.format import Format, Left, Values, Written
 from factory.publish.exports.source import Given, Source
 
-REWARD = '''"""A reward for verl: 1 where a task's own check finds nothing. Reads the folder of the tasks' schemas."""
+REWARD = '''"""A reward for verl: 1 where the task's own check finds nothing, in an answer read as the factory reads it.
 
-import importlib.util
+Needs `pip install distillation-factory` where verl runs. `tasks/` holds the tasks that made the rows.
+"""
+
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from factory.quality.reward import score
 
-SCHEMAS = Path("schemas")  # of the workspace that made the dataset
+TASKS = Path(__file__).parent / "tasks"
+END = {end!r}  # before it stands the reasoning
+ENDINGS = {endings!r}  # of a turn, where it is decoded with its special tokens
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    path = SCHEMAS / f"{data_source}.py"
-    spec = importlib.util.spec_from_file_location(data_source, path)
-    schema = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(schema)
-    text = solution_str.rpartition("</think>")[2].strip()
-    adapter = TypeAdapter(schema.Answer)
-    try:
-        # an answer that is no model is free text, and stands there as it is
-        is_model = hasattr(schema.Answer, "model_fields")
-        answer = adapter.validate_json(text) if is_model else adapter.validate_python(text)
-    except ValueError:
-        return 0.0
-    return 0.0 if schema.check(schema.Scenario.model_validate_json(ground_truth), answer) else 1.0
+    return score(TASKS, data_source, solution_str, ground_truth, END, ENDINGS)
 '''
 YAML = """# the part of a verl configuration that reads these files
 data:
@@ -85,6 +77,16 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
     }
 
 
+def _beside(written: Written) -> Mapping[str, str | bytes]:
+    end, endings = (written.source.markers or ("", ""))[1], written.source.endings or ()
+    files: dict[str, str | bytes] = {"reward.py": REWARD.format(end=end, endings=tuple(endings)), "data.yaml": YAML}
+    for path in sorted((written.source.root / "templates").glob("*/*")):
+        is_code = path.suffix == ".py" or path.name.endswith(".words.toml")
+        folder = "schemas" if is_code else f"prompts/{path.parent.name}"
+        files[f"tasks/{folder}/{path.name}"] = path.read_bytes()
+    return files
+
+
 FORMAT = Format(
     name="verl-rl",
     trainer="verl (PPO, GRPO and others)",
@@ -96,7 +98,7 @@ FORMAT = Format(
     columns=("prompt", "prompt_id", "sample", "task", "level", "scenario", "repaired", "kind", "stage"),
     arrays="none",
     writes_ids=False,
-    beside=lambda written: {"reward.py": REWARD, "data.yaml": YAML},
+    beside=_beside,
     usage=lambda written: (
         "python -m verl.trainer.main_ppo data.train_files=$PWD/data/*.parquet "
         "custom_reward_function.path=reward.py    # and your own model and trainer settings"

@@ -5,7 +5,9 @@ from typing import Any, Final
 from factory.checks.fidelity import SECTION, describe
 from factory.dataset.history import count_runs, read_history
 from factory.dataset.ledger import Ledger
+from factory.dataset.manifest import of_teacher, teachers_of
 from factory.dataset.stages import current_summary, describe_range
+from factory.publish.about import model_of
 from factory.publish.report.store import Store
 
 # the order in which a row meets them; `signals` is looked at where the gate is
@@ -25,17 +27,24 @@ ASKED: Final = {
 
 def describe_head(ledger: Ledger, manifest: dict[str, Any]) -> dict[str, Any]:
     """Who answered, how many rows there are, what they took, and whether their signals were checked."""
-    totals, teacher, job = ledger.totals, manifest.get("teacher") or {}, manifest.get("job") or {}
+    totals, job = ledger.totals, manifest.get("job") or {}
     samples = job.get("samples") or {}
-    told = job.get("teacher") or {}
-    checked = manifest.get(SECTION)
+    parts = {name: of_teacher(manifest, name) for name in teachers_of(manifest)}
+    asked = {name: (part.get("job") or {}).get("teacher") or {} for name, part in parts.items()}
+    teachers = {name: part.get("teacher") or {} for name, part in parts.items()}
+    first = next(iter(parts))
+    told = asked[first]
     runs = describe_runs(ledger)
     return {
         "name": ledger.out.resolve().name,
-        "model": teacher.get("model") or told.get("model") or "unknown",
-        "revision": told.get("revision"),
-        "backend": teacher.get("backend") or told.get("backend"),
-        "details": {name: value for name, value in sorted((teacher.get("details") or {}).items())},
+        "model": _join({name: model_of(part) for name, part in parts.items()}),
+        "revision": told.get("revision") if len(parts) == 1 else None,  # `model` of several names each with its own
+        "backend": _join({name: teachers[name].get("backend") or asked[name].get("backend") or "" for name in parts}),
+        "details": {
+            f"{name} {key}".strip(): value
+            for name, teacher in teachers.items()
+            for key, value in sorted((teacher.get("details") or {}).items())
+        },
         "judge": (manifest.get("judge") or {}).get("model"),
         "tasks": {name: said.get("version") for name, said in sorted((manifest.get("tasks") or {}).items())},
         "planned": totals.planned,
@@ -49,9 +58,9 @@ def describe_head(ledger: Ledger, manifest: dict[str, Any]) -> dict[str, Any]:
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
         "bytes": totals.bytes,
-        "fidelity": {"verdict": checked.get("verdict"), "told": describe(checked)} if checked else None,
+        "fidelity": _judge_fidelity({name: part[SECTION] for name, part in parts.items() if part.get(SECTION)}),
         "license": (job.get("publish") or {}).get("license"),
-        "signals": manifest.get("signals") or {},
+        "signals": parts[first].get("signals") or {"top_k": 0, "layers": []},  # all keep the same
         "hours": sum(run["seconds"] for run in runs["ended"]) / 3600 * max(1, told.get("tensor_parallel_size") or 1),
         "open_runs": runs["open"],
         "thinking_tokens": {
@@ -60,6 +69,22 @@ def describe_head(ledger: Ledger, manifest: dict[str, Any]) -> dict[str, Any]:
         },
         "student_tokens": (job.get("student") or {}).get("max_tokens"),
     }
+
+
+def _join(told: dict[str, str]) -> str:
+    """What each of several teachers is, by its name; of one, that alone."""
+    return ", ".join(f"{name}: {value}" if name else value for name, value in told.items())
+
+
+def _judge_fidelity(checked: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """One verdict over all teachers that were checked: the worst."""
+    if not checked:
+        return None
+    verdicts = [str(part.get("verdict")) for part in checked.values()]
+    worst = next((name for name in ("failed", "passed") if name in verdicts), verdicts[0])
+    if worst == "passed" and set(verdicts) != {"passed"}:
+        worst = next(name for name in verdicts if name != "passed")
+    return {"verdict": worst, "told": _join({name: describe(part) for name, part in checked.items()})}
 
 
 def describe_flow(store: Store) -> dict[str, Any]:

@@ -25,16 +25,23 @@ OPENINGS: Final = 5
 WORDS: Final = 3
 SHOWN: Final = 60  # characters of a value
 # a turn that calls a tool may have no text
-PROMPT: Final = f"[left(coalesce(m.content, ''), {CHARACTERS}) FOR m IN prompt] AS prompt"
-COLUMNS: Final = f"""id, prompt_id, task, level, {PROMPT}, left(reasoning, 200) AS reasoning,
+SAID: Final = "coalesce(m.content, '')"
+# of a dataset with pictures, whose contents are lists of parts
+PARTS: Final = "array_to_string([coalesce(p.text, '[image]') FOR p IN m.content], chr(10))"
+COLUMNS: Final = f"""id, prompt_id, task, level, left(reasoning, 200) AS reasoning,
     left(answer, {CHARACTERS}) AS answer, left(scenario, {CHARACTERS}) AS scenario"""
+
+
+def _columns(store: Store) -> str:
+    parts = "content: list" in store.known["data"]["prompt"]
+    return f"{COLUMNS}, [left({PARTS if parts else SAID}, {CHARACTERS}) FOR m IN prompt] AS prompt"
 
 
 def describe_coverage(store: Store) -> dict[str, Any]:
     """Rows by phrasing and level, scenario values, first words, duplicates; of the part's accepted rows."""
     if not store.part or not store.ledger.totals.accepted:
         return {"rows": 0, "read": 0}
-    rows = store.rows(f"SELECT {COLUMNS} FROM accepted_part ORDER BY hash(id) LIMIT {TEXTS}")
+    rows = store.rows(f"SELECT {_columns(store)} FROM accepted_part ORDER BY hash(id) LIMIT {TEXTS}")
     same = store.one(
         "SELECT count(*) AS rows, count(DISTINCT hash(task, prompt[-1].content, answer)) AS distinct FROM accepted_part"
     )

@@ -3,12 +3,28 @@
 The runner knows requests by name and moves them about; slots do not move, so what is kept is addressed by slot.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from factory.teachers.engine.pages import Array, StepRows
 from factory.teachers.engine.runner import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Ids that are given log-probabilities too: the candidates of one scored request."""
+
+    # int64 [M], token after token
+    ids_M: Array
+    # int64 [T + 1]: those of completion token t are entries ends_T[t] to ends_T[t + 1] - 1
+    ends_T: Array
+
+
+def named_of(ids: Sequence[int], counts: Sequence[int]) -> Named:
+    """Flat ids, and how many of them each completion token has."""
+    return Named(np.array(ids, np.int64), np.cumsum([0, *counts], dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +41,8 @@ class Asked:
     attends: bool = False
     # whether anything is: not of a judge's answers, which become no rows
     keeps: bool = True
+    # of a scored completion the ids that are given log-probabilities beside what else is kept
+    named: Named | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +67,12 @@ class Batch:
     attends_B: Array
     # bool: of which anything is kept at all: all but a judge's, and, where only prefills are scored, those
     keeps_B: Array
+    # whose ids are given log-probabilities too, by request
+    named: list[Named | None]
 
 
 NO_NUMBERS = np.zeros(0, np.int64)
-NO_BATCH = Batch([], NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, np.zeros(0, np.bool_), np.zeros(0, np.bool_))
+NO_BATCH = Batch([], NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, np.zeros(0, np.bool_), np.zeros(0, np.bool_), [])
 
 
 class Roster:
@@ -86,6 +106,7 @@ class Roster:
                 last_id_B=np.array([-1 if one.last_id is None else one.last_id for one in known], np.int64),
                 attends_B=np.array([one.attends for one in known], np.bool_),
                 keeps_B=np.array([one.keeps and (self.decoding or one.last_id is not None) for one in known], np.bool_),
+                named=[one.named for one in known],
             )
         return self.batch
 

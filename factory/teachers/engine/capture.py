@@ -45,7 +45,8 @@ from vllm.distributed.parallel_state import get_tp_group
 
 from factory.signals import SignalSpec
 from factory.teachers.engine.attention import AttentionKeeper
-from factory.teachers.engine.batch import Asked, Batch, Roster
+from factory.teachers.engine.batch import Asked, Batch, Roster, named_of
+from factory.teachers.engine.candidates import CandidateKeeper
 from factory.teachers.engine.copies import open_copies, to_device
 from factory.teachers.engine.distribution import Distribution, Workspace, fractions, row_width, split_rows
 from factory.teachers.engine.handing_out import hand_out_states, handed_out
@@ -80,6 +81,7 @@ class Capture:
         self.states: StateKeeper | None = None
         self.experts: ExpertKeeper | None = None
         self.attention: AttentionKeeper | None = None
+        self.candidates = CandidateKeeper() if signals.candidates and keeps else None
         self.step: Reduced | None = None
         self.probe: ResidualProbe | None = None
         # a runner may make a step's logits before it is done with the forward: distributions that wait for their tokens
@@ -191,6 +193,9 @@ class Capture:
                 target = to_device(target_N[part], logits.device)
                 reduced = self._reduce(logits, seed_N[part], index_N[part], self.of_given)
                 self._write(reduced, slot_N[part], kept_N[part], target, np.ones(len(part), np.bool_))
+                if self.candidates is not None:
+                    of_part = request_N[part], slot_N[part], index_N[part]
+                    self.candidates.keep(reduced, batch.named, *of_part, self.copies)
 
     def learn(self) -> None:
         """Have the forwards from here on tell what each kept layer's block hands on."""
@@ -223,9 +228,15 @@ class Capture:
             return {}
         # P - 1 of the prompt and T of the completion are as many as there were inputs
         count = inputs if self.signals.of_prompt else tokens
+        named = None if asked is None or self.candidates is None else asked.named
         of_inputs = [keeper for keeper in (self.states, self.experts, self.attention) if keeper is not None]
-        self.copies.finish(slot, {self.rows: count} | {part: inputs for keeper in of_inputs for part in keeper.pages})
+        lengths = {self.rows: count} | {part: inputs for keeper in of_inputs for part in keeper.pages}
+        if self.candidates is not None and named is not None:
+            lengths[self.candidates.pages] = len(named.ids_M)
+        self.copies.finish(slot, lengths)
         arrays: dict[str, Array] = {}
+        if self.candidates is not None and named is not None:
+            arrays |= self.candidates.take(slot, named)
         if self.signals.top_k:
             arrays |= split_rows(self.rows.take(slot, count), self.signals.top_k)
         arrays |= {} if self.states is None else self.states.take(slot, inputs)
@@ -241,7 +252,7 @@ class Capture:
         if slot is None:
             return
         self.copies.forget(slot)
-        for kept in (self.rows, self.states, self.experts, self.attention):
+        for kept in (self.rows, self.states, self.experts, self.attention, self.candidates):
             if kept is not None:
                 kept.drop(slot)
 
@@ -275,10 +286,21 @@ class CaptureExtension:
             return []
         return self.factory_capture.learned()
 
-    def factory_begin(self, name: str, prompt: int, seed: int, last_id: int | None, attends: bool, keeps: bool) -> None:
-        """What is asked of a request: see `Asked`; to be told before its first step."""
+    def factory_begin(
+        self,
+        name: str,
+        prompt: int,
+        seed: int,
+        last_id: int | None,
+        attends: bool,
+        keeps: bool,
+        candidates: tuple[list[int], list[int]] | None = None,
+    ) -> None:
+        """What is asked of a request: see `Asked`; to be told before its first step. `candidates`: flat ids, and how
+        many of them each completion token has."""
         if self.factory_capture:
-            self.factory_capture.begin(name, Asked(prompt, seed, last_id, attends, keeps))
+            named = None if candidates is None else named_of(*candidates)
+            self.factory_capture.begin(name, Asked(prompt, seed, last_id, attends, keeps, named))
 
     def factory_take(self, name: str, tokens: int, inputs: int) -> dict[str, Array]:
         """Arrays of a finished request; an empty dict from a worker that does not keep any."""

@@ -101,6 +101,14 @@ class Distribution:
         self.kept_BK, order_BK = kept_BK.sort(dim=1, descending=True, stable=True)
         self.ids_BK, self.draws_BK = ids_BK.gather(1, order_BK), draws_BK.gather(1, order_BK)
 
+    @property
+    def device(self) -> torch.device:
+        return self.scores_BV.device
+
+    def at(self, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """[M] float32: the log-probability of an id at a row, of any id of the vocabulary."""
+        return self.scores_BV[row_M, ids_M] - self.log_total_B[row_M]
+
     def rows(self, sampled_B: torch.Tensor) -> Array:
         """What is packed, on the host."""
         packed: Array = self.pack(sampled_B).cpu().numpy()

@@ -14,7 +14,7 @@ import numpy as np
 from factory.errors import one_line
 from factory.messages import ToolCall, text_of
 from factory.records import Generation
-from factory.signals import Array, Attention, HiddenStates, Logprobs, SignalSpec
+from factory.signals import Array, Attention, Candidates, HiddenStates, Logprobs, SignalSpec
 from factory.teachers.chosen import keep_chosen
 from factory.teachers.engine.build import (
     Unfit,
@@ -28,6 +28,7 @@ from factory.teachers.engine.build import (
     tokenizer_hash,
 )
 from factory.teachers.engine.calls import CallReader
+from factory.teachers.engine.candidates import as_float16
 from factory.teachers.engine.flat import TOLD, read_flat, require_enough
 from factory.teachers.engine.grammars import watch_grammars
 from factory.teachers.engine.handing_out import KEY
@@ -167,6 +168,8 @@ class Engine:
                 row = Request(
                     prompt, ids, "scored", completion_ids, "stop", reasons=self.markers is not None, mask=mask
                 )
+                if not self._are_known(prompt["transcript"]["candidate_ids"]):
+                    return self._unknown_ids(prompt, "a candidate")
                 return self._score(row)
             encoded = self.encoder.encode_prompt(prompt["messages"], prompt["tools"])
         except TemplateRefusal as error:
@@ -192,8 +195,8 @@ class Engine:
         """Whether all ids are the model's: one that is not would end the engine's process."""
         return not ids or 0 <= min(ids) <= max(ids) < self.vocab
 
-    def _unknown_ids(self, prompt: dict[str, Any]) -> Generation:
-        detail = f"an id is below 0 or above {self.vocab - 1}, the model's last; was another tokenizer used?"
+    def _unknown_ids(self, prompt: dict[str, Any], which: str = "an id") -> Generation:
+        detail = f"{which} is below 0 or above {self.vocab - 1}, the model's last; was another tokenizer used?"
         return failed(prompt, [], "bad_token_id", detail)
 
     def _score(self, row: Request) -> Generation | None:
@@ -232,7 +235,8 @@ class Engine:
         attends = keeps and self.signals.keeps_attention(prompt["id"], length)
         if scored or self.signals.keep == "sampled" or attends or not keeps:
             last_id = int(request.completion_ids[-1]) if scored else None
-            self._tell_worker("factory_begin", inner, length, prompt["seed"], last_id, attends, keeps)
+            told = inner, length, prompt["seed"], last_id, attends, keeps, request.candidates
+            self._tell_worker("factory_begin", *told)
         self.requests[request.name] = replace(request, inner=inner)
         self.reserve.take(request.name, len(request.inputs) + int(params.max_tokens) if prompt["keeps"] else 0)
         return None
@@ -307,6 +311,7 @@ class Engine:
             experts=as_experts(arrays["blocks"].tolist(), arrays) if "blocks" in arrays else None,
             attention=Attention(self.signals.attention, arrays["maps_LHNN"]) if "maps_LHNN" in arrays else None,
             completion_mask=_mask_of(request, len(ids_T)) if self.signals.masked else None,
+            candidates=_candidates_of(request, arrays),
         )
 
     def _split(self, request: Request, ids_T: Array) -> SplitCompletion:
@@ -333,6 +338,13 @@ class Engine:
         answers = self._tell_worker("factory_take", inner, tokens, inputs) if self.signals.any else []
         # of several workers only the first keeps anything
         return next((answer for answer in answers if answer), {})
+
+
+def _candidates_of(request: Request, arrays: dict[str, Any]) -> Candidates | None:
+    if request.candidates is None or "candidates_M" not in arrays:
+        return None
+    ids, counts = request.candidates
+    return Candidates(np.array(counts, np.int32), np.array(ids, np.int32), as_float16(arrays["candidates_M"]))
 
 
 def _mask_of(request: Request, tokens: int) -> Array:

@@ -106,6 +106,15 @@ class FusedDistribution:
         """Logits of some ids less the row's largest."""
         return (self.logits_BV.gather(1, ids_BC).float() - self.largest_B1).clamp_min_(LOWEST)
 
+    @property
+    def device(self) -> torch.device:
+        return self.logits_BV.device
+
+    def at(self, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """[M] float32: the log-probability of an id at a row, of any id of the vocabulary."""
+        below_M = self.logits_BV[row_M, ids_M].float() - self.largest_B1[row_M, 0]
+        return below_M.clamp_min_(LOWEST) - self.log_total_B[row_M]
+
     def rows(self, sampled_B: torch.Tensor) -> Array:
         """What is packed, on the host."""
         packed: Array = self.pack(sampled_B).cpu().numpy()

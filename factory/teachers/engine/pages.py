@@ -52,12 +52,12 @@ class Pages:
         page_B, offset_B = positions_B // PAGE, positions_B % PAGE
         self._grow_table(int(slots_B.max()) + 1, int(page_B.max()) + 1)
         place_B = self.table[slots_B, page_B]
-        # a new page for one in PAGE positions at most, so a loop in Python is not felt
-        if place_B.min() < 0:
-            for index in np.flatnonzero(place_B < 0):
-                # several positions of this very write may lie in one new page
-                if self.table[slots_B[index], page_B[index]] < 0:
-                    self.table[slots_B[index], page_B[index]] = self._allocate()
+        new_B = place_B < 0
+        if new_B.any():
+            # several positions of this very write may lie in one new page, which is made once; a new page for one in
+            # PAGE positions at most, so a loop in Python is not felt
+            for cell in np.unique(slots_B[new_B] * self.table.shape[1] + page_B[new_B]).tolist():
+                self.table.reshape(-1)[cell] = self._allocate()
             place_B = self.table[slots_B, page_B]
         self.data.reshape(-1, self.width)[place_B * PAGE + offset_B] = values_BW
 

@@ -60,6 +60,12 @@ class Request:
         return self.prompt_ids + (self.completion_ids[:-1] if self.part == "scored" else self.completion_ids)
 
     @property
+    def candidates(self) -> tuple[list[int], list[int]] | None:
+        """Of a transcript that names some: ids, and how many each id of the completion has."""
+        known = self.prompt["transcript"]
+        return (known["candidate_ids"], known["candidate_counts"]) if known and known["candidate_counts"] else None
+
+    @property
     def given(self) -> dict[str, Any]:
         """What the engine is given: the ids that go in and, beside them, the pictures."""
         return (self.vision or {}) | {"prompt_token_ids": self.inputs}

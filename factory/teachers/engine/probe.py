@@ -19,7 +19,16 @@ import numpy as np
 import torch
 
 from factory.signals import Array, Logprobs, SignalSpec
-from factory.teachers.agreement import BOUNDS, LEAST, Figures, compare_logprobs, compare_states, divergence, exceeded
+from factory.teachers.agreement import (
+    BOUNDS,
+    LEAST,
+    Figures,
+    compare_candidates,
+    compare_logprobs,
+    compare_states,
+    divergence,
+    exceeded,
+)
 from factory.teachers.engine.build import Unfit, first_line
 from factory.teachers.plain_forward import NotChecked, PlainModel, load_config, reduce_logits
 from factory.teachers.spool import as_logprobs
@@ -30,6 +39,7 @@ MOST_GIB: Final = 16.0
 TEXT: Final = "The quick brown fox jumps over the lazy dog, and 12 times 7 is 84. "
 
 TellWorker = Callable[..., list[Any]]
+Named = tuple[list[int], list[int]]  # candidates, flat, and how many each token has
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ def probe_engine(llm: Any, tell_worker: TellWorker, signals: SignalSpec, name: s
     """Raise Unfit where the engine fails, or what the job keeps would not be the model's own."""
     try:
         unsure = _learn(llm, tell_worker, signals, expected.ids)
-        arrays = score(llm, tell_worker, "probe", expected.ids)
+        arrays = score(llm, tell_worker, "probe", expected.ids, _name_some(signals, expected.ids))
     except Exception as error:  # of many types; the first forward of all fails again in every new process
         told = f"the engine fails on a text of {len(expected.ids)} tokens: {first_line(error)}"
         raise Unfit(f"teacher.model {name!r}: {told}; see engine.log") from error
@@ -129,14 +139,23 @@ def _learn(llm: Any, tell_worker: TellWorker, signals: SignalSpec, ids: list[int
     return unsure
 
 
-def score(llm: Any, tell_worker: TellWorker, name: str, ids: list[int]) -> dict[str, Array]:
-    """The arrays of one scored request: all but the first of the ids are its completion."""
+def _name_some(signals: SignalSpec, ids: list[int]) -> Named | None:
+    """Candidates for each id but the first, where a job keeps any: itself and up to two that come next."""
+    if not signals.candidates:
+        return None
+    rest = ids[1:]
+    lists = [list(dict.fromkeys((rest + rest)[at : at + 1 + at % 3])) for at in range(len(rest))]
+    return [one for few in lists for one in few], list(map(len, lists))
+
+
+def score(llm: Any, tell_worker: TellWorker, name: str, ids: list[int], named: Named | None = None) -> dict[str, Array]:
+    """The arrays of one scored request: all but the first of the ids are its completion; `named` are its candidates."""
     from vllm import SamplingParams
 
     # of a cached prefix nothing would be computed
     params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=True)
     inner = llm.llm_engine.add_request(name, {"prompt_token_ids": ids[:-1]}, params)
-    tell_worker("factory_begin", inner, 1, 0, ids[-1], False, True)
+    tell_worker("factory_begin", inner, 1, 0, ids[-1], False, True, named)
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
     answers = tell_worker("factory_take", inner, len(ids) - 1, len(ids) - 1)
@@ -157,6 +176,12 @@ def compare(
         again = (sampled.numpy(), stored.topk_ids_TK, kept.numpy(), tail.numpy(), entropy.numpy())
         chosen = _best(divergence(stored, Logprobs(*again)), half)
         logprobs = compare_logprobs(stored.part(chosen), Logprobs(*again).part(chosen))
+    named = _name_some(signals, expected.ids)
+    if named is not None and "candidates_M" in arrays and expected.logits_NV is not None:
+        row_M, ids_M = np.repeat(np.arange(len(named[1])), named[1]), named[0]
+        again_M = torch.log_softmax(expected.logits_NV, -1)[row_M, ids_M].numpy()
+        chosen = _best(np.abs(arrays["candidates_M"] - again_M), half)
+        logprobs |= compare_candidates(arrays["candidates_M"][chosen], again_M[chosen])
     if "bits_NLH" in arrays and expected.states_NLH is not None:
         # the upper 16 bits of a float32 are a bfloat16
         stored_NLH = (arrays["bits_NLH"].astype(np.uint32) << 16).view(np.float32)

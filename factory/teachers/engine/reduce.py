@@ -12,6 +12,12 @@ from factory.teachers.engine.distribution import Distribution, Workspace
 class Reduced(Protocol):
     """One step's logits, reduced."""
 
+    @property
+    def device(self) -> torch.device: ...
+
+    def at(self, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """[M] float32: the log-probability of an id at a row, of any id of the vocabulary."""
+
     def pack(self, sampled_B: torch.Tensor) -> torch.Tensor:
         """[B, W] float32 with the log-probability of these tokens; `distribution.split_rows` tells what is where."""
 

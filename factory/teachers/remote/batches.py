@@ -11,7 +11,6 @@ import asyncio
 import json
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Final, Protocol
 from factory.errors import TeacherError
 from factory.job.teacher import TeacherConfig
 from factory.records import Generation, Prompt
+from factory.teachers.remote.inbox import Inbox
 from factory.teachers.remote.loop import PARKED, STRANGERS, bound_of, failed, read_reply, tell_spent
 from factory.teachers.remote.purse import Purse
 from factory.teachers.remote.transport import Closed, Endpoint, Refused, Throttled, WayFault
@@ -68,60 +68,49 @@ class BatchAsking:
         answers_as: str,
         finish: Callable[[Generation], None],
         path: Path,
+        account: str,
     ) -> None:
         self.teacher, self.wire, self.files, self.purse, self.finish = teacher, wire, files, purse, finish
-        self.open_endpoint, self.answers_as, self.path = open_endpoint, answers_as, path
+        self.open_endpoint, self.answers_as, self.path, self.account = open_endpoint, answers_as, path, account
         self.waiting: dict[str, Prompt] = {}
-        self.batches = list(read_batches(path, teacher.model))
+        self.batches = list(read_batches(path, account))
         for batch in self.batches:
             purse.reopen(batch.rows.values())
         self.strangers = 0
-        self._incoming: deque[Prompt] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._changed = asyncio.Event()
-        self._flushed = self._stopping = False
+        self.inbox = Inbox()
+        self._flushed = False
         # while the answers of a file are given out one by one
         self.handing_out = False
 
     def put(self, prompt: Prompt) -> None:
         """Ask this too, with the next file."""
-        self._incoming.append(prompt)
+        # no look at the endpoint's batches for each prompt: `flush` wakes
+        self.inbox.put(prompt, wake=False)
 
     def flush(self) -> None:
         """Nothing more is put before something comes back: what waits goes out."""
         self._flushed = True
-        self._wake()
+        self.inbox.wake()
 
     def stop(self) -> None:
         """End `run`; batches go on at the endpoint, and a later run takes their answers."""
-        self._stopping = True
-        self._wake()
+        self.inbox.stop()
 
     async def run(self) -> None:
         """Ask until stopped. Raises TeacherError where the endpoint is gone or the money is spent."""
-        self._loop, self.endpoint = asyncio.get_running_loop(), self.open_endpoint()
+        self.inbox.open()
+        self.endpoint = self.open_endpoint()
         try:
             await self._adopt()
-            while not self._stopping:
-                self._changed.clear()
-                while self._incoming:
-                    prompt = self._incoming.popleft()
-                    self.waiting[key_of(prompt)] = prompt
+            while not self.inbox.stopping:
+                self.waiting |= {key_of(prompt): prompt for prompt in self.inbox.take()}
                 await self._look()
                 if self._flushed:
                     self._flushed = False
                     await self._send()
-                pause = self.teacher.endpoint.poll_s if self.batches else None
-                try:
-                    await asyncio.wait_for(self._changed.wait(), pause)
-                except TimeoutError:
-                    continue
+                await self.inbox.wait(self.teacher.endpoint.poll_s if self.batches else None)
         finally:
             await self.endpoint.close()
-
-    def _wake(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._changed.set)
 
     async def _adopt(self) -> None:
         """Batches that were meant when a run was killed: sent by then, or never."""
@@ -147,7 +136,7 @@ class BatchAsking:
             if self.waiting.keys() - under_way and not self.batches:
                 raise TeacherError(tell_spent(self.purse))
             return
-        self._write({"meant": batch.name, "model": self.teacher.model, "rows": batch.rows})
+        self._write({"meant": batch.name, "model": self.account, "rows": batch.rows})
         self.batches.append(batch)
         batch.id = await self._patiently(lambda: self.files.send(self.endpoint, batch.name, lines))
         self._write({"sent": batch.name, "id": batch.id})
@@ -220,8 +209,8 @@ def key_of(prompt: Prompt) -> str:
     return f"{prompt.id}:{prompt.attempt}"
 
 
-def read_batches(path: Path, model: str) -> Iterator[Batch]:
-    """The batches of a model that were begun and not ended."""
+def read_batches(path: Path, account: str) -> Iterator[Batch]:
+    """The batches of one account that were begun and not ended."""
     found: dict[str, Batch] = {}
     for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
@@ -229,7 +218,7 @@ def read_batches(path: Path, model: str) -> Iterator[Batch]:
         except ValueError:  # torn by a kill
             continue
         if "meant" in line:
-            found |= {line["meant"]: Batch(line["meant"], line["rows"])} if line["model"] == model else {}
+            found |= {line["meant"]: Batch(line["meant"], line["rows"])} if line["model"] == account else {}
         elif "sent" in line:
             if line["sent"] in found:
                 found[line["sent"]].id = line["id"]

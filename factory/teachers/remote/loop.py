@@ -22,6 +22,7 @@ from factory.job.teacher import TeacherConfig
 from factory.messages import text_of
 from factory.records import Generation, Prompt
 from factory.teachers.data_urls import most_image_tokens
+from factory.teachers.remote.inbox import Inbox
 from factory.teachers.remote.pace import NEVER, Pace, Started
 from factory.teachers.remote.purse import Purse
 from factory.teachers.remote.read import BadAnswer
@@ -75,51 +76,37 @@ class Asking:
         self.last_fault = ""
         self.strangers = 0
         self.fatal: BaseException | None = None
-        self._incoming: deque[Prompt] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._changed = asyncio.Event()
-        self._stopping = False
+        self.inbox = Inbox()
 
     # a file's answers come all at once; here each by itself
     handing_out = False
 
     def put(self, prompt: Prompt) -> None:
         """Ask this too."""
-        self._incoming.append(prompt)
-        self._wake()
+        self.inbox.put(prompt)
 
     def flush(self) -> None:
         """Nothing more is put before something comes back. Requests go out one by one here: none waits for others."""
 
     def stop(self) -> None:
         """End `run`; what is under way is given up."""
-        self._stopping = True
-        self._wake()
+        self.inbox.stop()
 
     async def run(self) -> None:
         """Ask until stopped. Raises TeacherError where the endpoint is gone or the money is spent."""
-        self._loop, self.endpoint = asyncio.get_running_loop(), self.open_endpoint()
+        self.inbox.open()
+        self.endpoint = self.open_endpoint()
         try:
-            while not self._stopping:
-                self._changed.clear()
-                while self._incoming:
-                    self.waiting.append(self._incoming.popleft())
+            while not self.inbox.stopping:
+                self.waiting.extend(self.inbox.take())
                 pause = self._start_what_may()
                 self._require_alive()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), None if pause == NEVER else max(pause, 0.001))
-                except TimeoutError:
-                    continue
+                await self.inbox.wait(None if pause == NEVER else max(pause, 0.001))
         finally:
             for task in self.tasks:
                 task.cancel()
             await asyncio.gather(*self.tasks, return_exceptions=True)
             await self.endpoint.close()
-
-    def _wake(self) -> None:
-        # a loop that has not begun takes what is there when it does
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._changed.set)
 
     def _start_what_may(self) -> float:
         """Start all that pace and purse allow; seconds until the next may start."""
@@ -147,7 +134,7 @@ class Asking:
         self.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.fatal = self.fatal or task.exception()
-        self._changed.set()
+        self.inbox.changed.set()
 
     def _require_alive(self) -> None:
         if self.fatal is not None:
@@ -258,7 +245,7 @@ class Asking:
     def _fault(self, told: str) -> None:
         self.last_fault = told
         self.failing_since = self.clock() if self.failing_since is None else self.failing_since
-        self._changed.set()
+        self.inbox.changed.set()
 
 
 def failed(prompt: Prompt, reason: str, detail: str) -> Generation:

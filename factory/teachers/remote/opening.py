@@ -18,7 +18,7 @@ from factory.teachers.remote.gemini import GeminiWire
 from factory.teachers.remote.loop import Asking
 from factory.teachers.remote.openai import OpenAIWire
 from factory.teachers.remote.probe import SAMPLE, Models, Prober, read_gemini_model, read_models, require_count
-from factory.teachers.remote.purse import Purse, usage_path
+from factory.teachers.remote.purse import Purse, account_of, usage_path
 from factory.teachers.remote.read import text_markers
 from factory.teachers.remote.schemas import CannotSay, Dialect, compile_schema
 from factory.teachers.remote.spelling import open_spelling
@@ -64,7 +64,8 @@ def start_remote(
     """
     signals, way = resolve_remote_signals(job, images), find_way(job)
     teacher = job.teacher
-    purse = Purse(usage_path(out), teacher.model, teacher.price, teacher.max_cost)
+    account = account_of(job)
+    purse = Purse(usage_path(out), account, teacher.price, teacher.max_cost)
     tell("endpoint", f"endpoint {way.url}: asking what {teacher.model} can do", model=teacher.model, url=way.url)
     try:
         _require_askable(job, probes)
@@ -79,7 +80,7 @@ def start_remote(
             return Asking(teacher, wire, way.open, purse, details["answers_as"], finish)
         files = GeminiFiles(teacher.model) if teacher.backend == "gemini" else OpenAIFiles()
         path = usage_path(out).with_name(usage_path(out).name.replace("usage", "batches"))
-        return BatchAsking(teacher, wire, files, way.open, purse, details["answers_as"], finish, path)
+        return BatchAsking(teacher, wire, files, way.open, purse, details["answers_as"], finish, path, account)
 
     remote = RemoteTeacher(job, signals, info, out, purse, make)
     try:

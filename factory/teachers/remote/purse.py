@@ -8,7 +8,7 @@
 Lines are appended before anything else is done with an answer, so a run that is killed has counted all it has seen. A
 request without an end (killed, timed out, cut off) may have been charged: it counts with the most it can cost, and is
 told apart. Lines hold tokens and no money, so a price that was mistyped may be corrected between two runs. Teachers of
-one dataset that take turns write into one file, each with its model's name.
+one dataset that take turns write into one file, each under the name of its account (`model`).
 """
 
 import json
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.job.endpoint import PriceConfig
+from factory.job.job import Job
 from factory.usage import Usage
 
 USAGE: Final = "usage.jsonl"
@@ -32,6 +33,14 @@ def usage_path(folder: Path) -> Path:
     A hidden folder (`.judge`) goes when the dataset is complete; what was spent is to stay.
     """
     return folder.parent / f"usage{folder.name}.jsonl" if folder.name.startswith(".") else folder / USAGE
+
+
+def account_of(job: Job) -> str:
+    """What the account of a job's teacher is called: as its model, and by its own name too where another teacher of the
+    job has a model of that name, behind whichever endpoint."""
+    model, turn = job.teacher.model, job.turn
+    same = [one for one in job.teachers.values() if one.remote and one.model == model]
+    return f"{model} ({turn})" if turn and len(same) > 1 else model
 
 
 @dataclass(slots=True)

@@ -126,3 +126,18 @@ def test_the_kernel_compiles_for_two_generations_of_gpus(tmp_path: Path) -> None
     told = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
     assert told.returncode == 0, told.stderr[-2000:]
     assert len(told.stdout.splitlines()) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_id_is_looked_up_as_the_plain_reduction_does(dtype: torch.dtype) -> None:
+    """After a sampler has written into the logits, and in the last block, which is not whole."""
+    logits = draw_logits(8, 4, 4096 + 7).to(dtype)
+    logits[1, 9] = -torch.inf
+    exact = torch.log_softmax(logits.double(), -1)
+    plain = Distribution(logits, PLAIN, Workspace())
+    fused = FusedDistribution(logits, PLAIN, Workspace())
+    logits.fill_(7.0)
+    row, ids = (torch.tensor(values, device=DEVICE) for values in ([0, 3, 3, 2, 1], [0, 4102, 4096, 77, 9]))
+    np.testing.assert_allclose(fused.at(row, ids)[:4].cpu(), exact[row, ids][:4].cpu(), atol=1e-5)
+    np.testing.assert_allclose(fused.at(row, ids).cpu(), plain.at(row, ids).cpu(), atol=1e-5)
+    assert fused.at(row, ids)[4] <= -1e29

@@ -1,6 +1,7 @@
 """The start-up probe without an engine: which ids it takes, what it expects, and what it says of a difference."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ transformers = pytest.importorskip("transformers")
 
 from factory.signals import SignalSpec  # noqa: E402
 from factory.teachers.engine.build import Unfit  # noqa: E402
-from factory.teachers.engine.probe import TOKENS, Expected, choose_ids, compare, expect, require_agreement  # noqa: E402
+from factory.teachers.engine.probe import (  # noqa: E402
+    TOKENS,
+    Expected,
+    _name_some,
+    choose_ids,
+    compare,
+    expect,
+    require_agreement,
+)
 
 TEACHER: dict[str, Any] = {"revision": None, "trust_remote_code": False, "quantization": None, "engine": {}}
 SPEC = SignalSpec(top_k=4, layers=(1, 2))
@@ -137,3 +146,20 @@ def test_auto_is_what_the_engine_makes_of_it(model: Path, tmp_path: Path) -> Non
         (tmp_path / name).write_bytes((model / name).read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(half))
     assert expected_of(tmp_path, dtype="auto").dtype == "float16"
+
+
+def test_candidates_are_compared_where_a_job_keeps_them(model: Path) -> None:
+    expected, keeps = expected_of(model), replace(SPEC, candidates=True)
+    named = _name_some(keeps, IDS)
+    assert named is not None
+    assert len(named[1]) == len(IDS) - 1
+    assert set(named[1]) == {1, 2, 3}
+    assert _name_some(SPEC, IDS) is None
+    assert expected.logits_NV is not None
+    right = torch.log_softmax(expected.logits_NV, -1)[np.repeat(np.arange(len(named[1])), named[1]), named[0]].numpy()
+    figures, _ = compare(expected, keeps, {"candidates_M": right})
+    assert figures == {"candidate_mean": 0.0, "candidate_max": 0.0}
+    # those of the token before: what a capture that is off by one would give
+    figures, _ = compare(expected, keeps, {"candidates_M": np.roll(right, 1)})
+    with pytest.raises(Unfit, match=r"its logits in vLLM are not those of transformers \(candidate_mean"):
+        require_agreement("m", figures, {}, "float32")
