@@ -46,15 +46,15 @@ class Recipe:
     for most of the run, and with it at the end. Learning rate: warm-up, constant, linear decay to zero.
     """
 
-    steps: int = 6000
+    steps: int = 1500
     model: Mapping[str, Any] = field(default_factory=lambda: dict(MODEL))
     tokenizer_examples: int = 300  # of each task and level
     step_examples: int = 24
-    easy_only: float = 0.02  # this first part of the run sees easy examples only
+    easy_only: float = 0.0799  # this first part of the run sees easy examples only
     level_weights: tuple[float, float, float] = (0.40, 0.47, 0.13)
-    with_system: float = 0.96  # from this part of the run on, examples carry their system turn
+    with_system: float = 0.94  # from this part of the run on, examples carry their system turn
     warmup_steps: int = 60
-    decay: float = 0.9  # the learning rate falls from this part of the run on
+    decay: float = 0.88  # the learning rate falls from this part of the run on
     learning_rate: float = 3e-3
     validation_steps: int = 200
     validation_examples: int = 12  # of each task and level
