@@ -67,7 +67,8 @@ def export(root: Path, out: Path, asked: Asked) -> list[str]:
 def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]:
     """The same in a form that need not be one of FORMATS."""
     # a draft model goes beside the teacher, on the teacher's own states and prompts
-    source = open_source(root, asked.stage, asked.split, form.arrays != "states" and asked.prompt != "teacher")
+    as_students = form.arrays != "states" and asked.prompt != "teacher"
+    source = open_source(root, asked.stage, asked.split, as_students, asked.teacher)
     _require_right(source, asked, form)
     plan = {"asked": asdict(asked), "state": source.state}
     if _is_done(out, plan):

@@ -76,9 +76,10 @@ def _assistant(said: dict[str, Any], source: Source, asked: Asked, default: str)
         return made
     if not inside(asked, default):
         return made | {"reasoning_content": reasoning}
-    start, end = source.markers
-    thought = "" if reasoning is None else f"{start}\n{reasoning.strip()}\n{end}\n\n"
-    return made | {"content": thought + made["content"]}
+    if reasoning is None:
+        return made
+    (start, end), (lead, trail, gap) = source.markers, source.spelling
+    return made | {"content": f"{start}{lead}{reasoning.strip()}{trail}{end}{gap}{made['content']}"}
 
 
 def _content(said: dict[str, Any], source: Source, asked: Asked, default: str) -> dict[str, Any]:
