@@ -1,4 +1,4 @@
-"""Commands that take a job: plan, run, score."""
+"""Commands that take a job: plan, run, score; and merge, which joins what was made of one in parts."""
 
 import argparse
 import sys
@@ -39,7 +39,18 @@ def add(commands: Commands) -> None:
         command.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
         command.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
         command.add_argument("--no-disk-check", action="store_true", help="start even where the disk looks too small")
+        command.add_argument(
+            "--part",
+            metavar="I/N",
+            help="make the Ith of N parts of the plan, in OUT-part-I-of-N, for factory merge",
+        )
         command.set_defaults(command=_run, scores=command is score)
+
+    merge = commands.add_parser("merge", help="join the parts of a plan to the dataset that one run makes")
+    merge.add_argument("out", type=Path, help="a new directory")
+    merge.add_argument("parts", type=Path, nargs="+", metavar="PART", help="the directories of all parts, in any order")
+    merge.add_argument("--copy", action="store_true", help="copy files where they could be hard links")
+    merge.set_defaults(command=_merge)
 
 
 def allow_outside(command: Parser) -> None:
@@ -85,6 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
         raise JobError(f"{options.job}: has {why}; use factory {other}")
     prepared = prepare(job, options.workspace)
+    prepared, out = _take_part(options, prepared, out)
     traces = getattr(options, "traces", None)
     if traces is not None:
         _require_traces(prepared)
@@ -99,6 +111,30 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     say(f"error: no row of {totals.planned:,} was accepted; {describe_nothing(out, totals)}", sys.stderr)
     return 1
+
+
+def _take_part(options: argparse.Namespace, prepared: "Prepared", out: Path) -> tuple["Prepared", Path]:
+    """The part of the job that is asked for, and its directory; the whole job where none is."""
+    from factory.runs.parts import part_path, read_part, take_part
+
+    if options.part is None:
+        return prepared, out
+    try:
+        part = read_part(options.part)
+    except ValueError as error:
+        raise JobError(f"--part: {error}") from None
+    if getattr(options, "traces", None) is not None:
+        raise JobError("--traces: a part has only some of the rows; merge the parts, then score into the whole with it")
+    return take_part(prepared, part), options.out or part_path(out, part)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from factory.publish.show import describe_totals
+    from factory.runs.merge import merge
+
+    totals = merge(options.out, options.parts, copy=options.copy)
+    print_lines(describe_totals(options.out, totals))
+    return 0
 
 
 def _require_traces(prepared: "Prepared") -> Path:

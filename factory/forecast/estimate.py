@@ -298,7 +298,7 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
     # twice, for what a bound leaves out (frames, the spool); to look closer means to write and weigh a sample
     prepared = resume(prepared, out)
     parts = parts_of(prepared)
-    if 2 * sum(map(upper_bound, parts)) + 4 * SEGMENT_BYTES <= free:
+    if 2 * prepared.share * sum(map(upper_bound, parts)) + 4 * SEGMENT_BYTES <= free:
         return None
     forecasts = [make_forecast(part, out) for part in parts]
     left, work = _left(parts, forecasts, out), _most_work(parts, forecasts, out)
@@ -320,13 +320,13 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
 
 def _left(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:
     """Bytes that are still to be written."""
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].share == 1:
         return forecasts[0].left
     try:
         there = read_ledger(out).totals.bytes
     except DatasetError:
         there = 0
-    return max(0.0, sum(forecast.bytes for forecast in forecasts) - there)
+    return max(0.0, parts[0].share * sum(forecast.bytes for forecast in forecasts) - there)
 
 
 def _most_work(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:

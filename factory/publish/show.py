@@ -38,6 +38,9 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     share = f" ({totals.accepted / totals.done:.0%})" if totals.done and not chosen else ""
     left = f"{totals.left:,} rows left" if totals.left else "rows are wanting"
     state = "complete" if totals.complete else f"{left}; the same `factory run` goes on"
+    if totals.part and not totals.left:
+        state = "complete; `factory merge` joins the parts"
+    state = f"part {totals.part}: {state}" if totals.part else state
     lines = [
         f"{out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"

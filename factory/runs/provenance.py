@@ -25,6 +25,7 @@ from factory.job.endpoint import forget_manner
 from factory.job.job import Job
 from factory.records import Sampling
 from factory.runs.goals import GOAL_KEYS, budget
+from factory.runs.parts import describe_part
 from factory.runs.prepare import Prepared
 from factory.tasks.digests import digest_bytes
 from factory.tasks.tasks import Task
@@ -61,7 +62,8 @@ def describe_plan(prepared: Prepared, manifest: dict[str, Any]) -> dict[str, Any
         if "accepted" in goal
     }
     told |= {"goals": wanted} if wanted else {}
-    return told | ({ROUNDS: plan.records()} if len(plan.rounds) > 1 or prepared.job.teachers else {})
+    told |= {ROUNDS: plan.records()} if len(plan.rounds) > 1 or prepared.job.teachers else {}
+    return describe_part(prepared, told)
 
 
 def describe_job(prepared: Prepared) -> dict[str, Any]:

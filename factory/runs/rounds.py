@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.ledger import LEDGER, Ledger, is_unspent, scan_ledger
+from factory.dataset.ledger import LEDGER, Ledger, is_unspent, planned_shards, scan_ledger
 from factory.dataset.manifest import read_manifest, replace_section, section
 from factory.errors import DatasetError
 from factory.runs.goals import Cell, Goals, budget, read_goal, read_goals
@@ -75,7 +75,9 @@ def next_turn(prepared: Prepared, ledger: Ledger) -> str | None:
     if shard is not None:
         return prepared.plan.round_of(shard).teacher
     manifest = read_manifest(ledger.out)
-    names = dict.fromkeys(one.teacher for one in prepared.plan.rounds)
+    # a part may hold no shard of some
+    own = map(prepared.plan.round_of, planned_shards(ledger.plan)) if prepared.part else prepared.plan.rounds
+    names = dict.fromkeys(one.teacher for one in own)
     return next((name for name in names if section("teacher", name) not in manifest), None)
 
 

@@ -1,4 +1,4 @@
-"""A job, from plan to dataset: the one place that sees every stage. Follow one record through `_produce`.
+"""A job, from plan to dataset: the one place that sees every stage. Follow one record through `produce`.
 
     plan -> render -> teacher -> parse -> validate -> filter -> judge -> choose among samples -> shard -> ledger
     prepare           desk                                             finish                   here
@@ -9,17 +9,19 @@ one accepted record, one rejection or one error, and the ledger refuses a shard 
 
 import shutil
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from factory.checks.fidelity import check_run, require_passed
 from factory.checks.repair import repair
-from factory.dataset.entries import Totals, summarize_shard
+from factory.dataset.entries import ShardEntry, Totals, summarize_shard
 from factory.dataset.history import begin_run, end_run
-from factory.dataset.ledger import SPOOL, Ledger, hold, open_ledger, require_manifest
+from factory.dataset.late import write_late
+from factory.dataset.ledger import SPOOL, Ledger, hold, open_ledger, planned_shards, require_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
 from factory.errors import DatasetError
@@ -28,7 +30,8 @@ from factory.publish.card import save_card
 from factory.quality.parse import count_tokens
 from factory.records import Outcome, PlannedRow, Prompt, Rejection
 from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk
-from factory.runs.finish import Draft, finish_shards
+from factory.runs.finish import Draft, Finished, finish_alone, finish_shards
+from factory.runs.parts import require_same_part
 from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import Progress, Reporter, chooses_later
 from factory.runs.provenance import describe_job, describe_plan, keep_provenance
@@ -56,6 +59,7 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
         try:
             # what is there was planned for the job as it was begun, which may have asked for less
             prepared = resume(prepared, out)
+            require_same_part(prepared, out)
             manifest = describe_job(prepared)
             plan = describe_plan(prepared, manifest)
             # checked before anything is opened: a folder that is not this job's is never touched
@@ -153,19 +157,40 @@ def _make_round(desk: Desk, ledger: Ledger, progress: Progress) -> None:
     """Commit shard after shard of what is planned for this teacher, until no row of it is left."""
     prepared, out = desk.prepared, ledger.out
     room = Room(out, prepared.plan.shard_size(0))
-    for shard, outcomes, pairs in finish_shards(prepared, ledger, _produce(desk, room, ledger, progress)):
+    # of several teachers each is new
+    known = count_accepted(prepared.plan, ledger, desk.turn)
+    watch = Watch(task for (task, _), rows in known.items() if rows)
+    shards = produce(desk, room, pending_of(prepared, ledger, desk.turn), watch, progress)
+    for finished in finish_alone(prepared, shards) if prepared.part else finish_shards(prepared, ledger, shards):
         # files first, then the line in the ledger: what the ledger names is whole on the disk
-        room.require(shard, outcomes)
-        files = write_shard(out, shard, outcomes, desk.signals, pairs)
-        entry = summarize_shard(shard, outcomes, files, prepared.scrubbed(shard))
+        entry = store_shard(desk, out, room, finished)
         ledger.commit(entry)
         # only now may the spool forget them: a kill before the commit finds every answer again
-        for outcome in outcomes:
+        for outcome in finished.outcomes:
             desk.release(outcome.prompt)
         save_card(ledger, current_summary(ledger))
         progress.commit(entry.planned, entry.accepted)
         progress.reporter.tell("shard", **entry.counts())
+    watch.tell_failed(partial(_count_rows, prepared, ledger, desk.turn), progress.reporter.tell)
     room.require_none_left(sum(map(prepared.plan.shard_size, pending_of(prepared, ledger, desk.turn))))
+
+
+def store_shard(desk: Desk, out: Path, room: Room, finished: Finished) -> ShardEntry:
+    """Write a shard's files; its line for the ledger."""
+    shard, outcomes, pairs = finished.shard, finished.outcomes, finished.pairs
+    room.require(shard, outcomes)
+    files = write_shard(out, shard, outcomes, desk.signals, pairs)
+    if finished.late is not None:
+        files.append(write_late(out, shard, outcomes, pairs, finished.late, desk.signals))
+    return summarize_shard(shard, outcomes, files, desk.prepared.scrubbed(shard))
+
+
+def _count_rows(prepared: Prepared, ledger: Ledger, turn: str) -> Counter[str]:
+    """The rows of each task that a teacher has in this directory."""
+    if prepared.part is None:
+        return Counter(prepared.plan.of_teacher(turn).rows_of_tasks())
+    own = (shard for shard in planned_shards(ledger.plan) if prepared.plan.round_of(shard).teacher == turn)
+    return Counter(row.task for shard in own for row in prepared.plan.rows(shard))
 
 
 def _settle(ledger: Ledger) -> None:
@@ -176,15 +201,14 @@ def _settle(ledger: Ledger) -> None:
         shutil.rmtree(ledger.out / name, ignore_errors=True)
 
 
-def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iterator[tuple[int, list[Outcome]]]:
+def produce(
+    desk: Desk, room: Room, shards: Iterable[int], watch: Watch, progress: Progress
+) -> Iterator[tuple[int, list[Outcome]]]:
     """Whole shards, each as soon as its last row is decided."""
     prepared = desk.prepared
-    rows = (row for shard in pending_of(prepared, ledger, desk.turn) for row in prepared.plan.rows(shard))
+    rows = (row for shard in shards for row in prepared.plan.rows(shard))
     drafts: dict[int, Draft] = {}
     held: deque[tuple[int, list[Outcome]]] = deque()
-    # of several teachers each is new
-    known = count_accepted(prepared.plan, ledger, desk.turn)
-    watch = Watch(task for (task, _), rows in known.items() if rows)
     while True:
         decided: list[Outcome] = []
         # while the disk is short nothing more is asked, until what is asked is committed
@@ -200,7 +224,6 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         generations = [] if decided else desk.collect()
         # nothing asked, nothing under way: all rows are decided, or the disk is short and all that was asked is in
         if not decided and not generations:
-            watch.tell_failed(prepared.plan.of_teacher(desk.turn).rows_of_tasks(), progress.reporter.tell)
             yield from held
             return
         for generation in generations:
@@ -211,7 +234,7 @@ def _produce(desk: Desk, room: Room, ledger: Ledger, progress: Progress) -> Iter
         for outcome in decided:
             progress.finish_row(not isinstance(outcome, Rejection))
             room.saw(outcome)
-            watch.saw(outcome, ledger.totals.done)
+            watch.saw(outcome, progress.committed)
             shard = outcome.prompt.shard
             draft = drafts.setdefault(shard, Draft([None] * prepared.plan.shard_size(shard)))
             # shards are whole in any order; only duplicates need them in theirs, see `_in_order`
