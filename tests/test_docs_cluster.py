@@ -1,11 +1,17 @@
 """What the documentation shows for clusters works as it is written."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -41,3 +47,30 @@ def test_the_slurm_script_is_short_passes_its_part_on_and_comes_back_when_it_is_
         assert told == ["run job.toml --part 3/32", "ended", "requeue 77_3"]
     finally:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def kuberay_job() -> Any:
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", OPERATIONS, re.S) if "kind: RayJob" in block)
+    return yaml.safe_load(text)
+
+
+# names and types of ray.io/v1 RayJob, of KubeRay's own CRD (helm-chart/kuberay-operator/crds, 2026-08), as far as the
+# job of the documentation goes into it; unknown keys are errors, as they are to the server
+SCHEMA = json.loads((Path(__file__).parent / "kuberay_rayjob_v1.json").read_text(encoding="utf-8"))
+
+
+def test_the_kuberay_job_fits_the_operators_schema() -> None:
+    jsonschema.Draft202012Validator(SCHEMA).validate(kuberay_job())
+
+
+@pytest.mark.parametrize(
+    "at", [("spec",), ("spec", "rayClusterSpec"), ("spec", "rayClusterSpec", "workerGroupSpecs", 0)]
+)
+def test_the_schema_tells_a_key_that_is_none(at: tuple[Any, ...]) -> None:
+    job = kuberay_job()
+    part = job
+    for key in at:
+        part = part[key]
+    part["replica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="replica"):
+        jsonschema.Draft202012Validator(SCHEMA).validate(job)

@@ -10,6 +10,7 @@ from factory.errors import JobError
 from factory.terminal import say
 
 if TYPE_CHECKING:
+    from factory.dataset.entries import Totals
     from factory.runs.prepare import Prepared
 
 
@@ -24,6 +25,8 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="run N rows of each task with the teacher, measure, and discard them",
     )
+    plan.add_argument("--gpus", type=positive, metavar="N", help="with --tps: wall time, disk and driver on N GPUs")
+    plan.add_argument("--tps", type=positive, metavar="R", help="completion tokens a second of each GPU")
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
@@ -43,6 +46,10 @@ def add(commands: Commands) -> None:
             "--part",
             metavar="I/N",
             help="make the Ith of N parts of the plan, in OUT-part-I-of-N, for factory merge",
+        )
+        command.add_argument("--ray", metavar="ADDRESS", help="make it on a Ray cluster; local starts one here")
+        command.add_argument(
+            "--metrics", type=positive, metavar="PORT", help="with --ray: for Prometheus, on this port"
         )
         command.set_defaults(command=_run, scores=command is score)
 
@@ -78,9 +85,13 @@ def read_job(options: argparse.Namespace) -> tuple[Any, Path]:
 
 def _plan(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import estimate
+    from factory.forecast.scale import Fleet
 
+    if (options.gpus is None) != (options.tps is None):
+        raise JobError("--gpus and --tps belong together: how many there are, and how fast each is; give both")
+    fleet = Fleet(options.gpus, options.tps) if options.gpus is not None else None
     job, out = read_job(options)
-    print_lines(estimate(job, options.workspace, out, options.pilot))
+    print_lines(estimate(job, options.workspace, out, options.pilot, fleet))
     return 0
 
 
@@ -88,7 +99,6 @@ def _run(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import require_room
     from factory.publish.show import describe_nothing, describe_totals
     from factory.runs.prepare import prepare
-    from factory.runs.run import run_prepared
 
     job, out = read_job(options)
     # which command it is stands in the job too; both must say the same, before an engine is started for nothing
@@ -103,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
     warning = None if options.no_disk_check else require_room(prepared, out)
     if warning:
         say(warning, sys.stderr)
-    totals = run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
+    totals = _make(options, prepared, out)
     print_lines(describe_totals(out, totals))
     if traces is not None:
         _write_traces(prepared, out, traces)
@@ -111,6 +121,19 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     say(f"error: no row of {totals.planned:,} was accepted; {describe_nothing(out, totals)}", sys.stderr)
     return 1
+
+
+def _make(options: argparse.Namespace, prepared: "Prepared", out: Path) -> "Totals":
+    """Run a job, here or on a cluster."""
+    if options.ray is not None:
+        from factory.runs.cluster import run_on_cluster
+
+        return run_on_cluster(prepared, out, options.ray, options.repair, options.log_json, options.metrics)
+    if options.metrics is not None:
+        raise JobError("--metrics is of a run on a cluster; give --ray too, or leave it out")
+    from factory.runs.run import run_prepared
+
+    return run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
 
 
 def _take_part(options: argparse.Namespace, prepared: "Prepared", out: Path) -> tuple["Prepared", Path]:

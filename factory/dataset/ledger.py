@@ -44,6 +44,7 @@ from factory.hashing import canonical_json
 
 # the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
 LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
+WORKERS = ".workers"  # folders of a cluster's workers, each with a spool of its own, while they are at work
 
 
 class Ledger:
@@ -182,9 +183,14 @@ def require_manifest(out: Path) -> None:
 def is_unspent(out: Path) -> bool:
     """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
     # answers on the spool were paid for, though no shard is committed yet
-    if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):
+    if not (out / LEDGER).exists() or _has_answers(out):
         return False
     return not read_ledger(out).entries
+
+
+def _has_answers(out: Path) -> bool:
+    spools = (out / SPOOL, *(out / WORKERS).glob(f"*/{SPOOL}"))
+    return any(path.stat().st_size for spool in spools for path in spool.glob("*"))
 
 
 def _require_vacant(out: Path) -> None:

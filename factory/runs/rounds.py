@@ -34,9 +34,17 @@ def resume(prepared: Prepared, out: Path) -> Prepared:
     if any(last[name].keys() != now[name].keys() for name in now):
         return prepared  # told with all else that differs
     _require_growth(prepared, out, last)
-    planner = Planner(prepared.job, prepared.tasks, prepared.sources)
     if not records:
+        planner = Planner(prepared.job, prepared.tasks, prepared.sources)
         return replace(prepared, plan=planner.first(begun), begun=begun)
+    return replay(prepared, begun, records)
+
+
+def replay(prepared: Prepared, begun: Goals | None, records: list[dict[str, Any]]) -> Prepared:
+    """The job with the plan that was told so: what a dataset was begun for, and its rounds."""
+    if prepared.transcripts is not None:
+        return prepared
+    planner = Planner(prepared.job, prepared.tasks, prepared.sources)
     plan = Plan(prepared.job.seed, prepared.job.shard_rows, prepared.job.samples.n, ())
     for record in records:
         plan = planner.add(plan, record["prompts"], record["goals"], record.get("teacher", ""))

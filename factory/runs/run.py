@@ -10,8 +10,8 @@ one accepted record, one rejection or one error, and the ledger refuses a shard 
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from factory.checks.repair import repair
 from factory.dataset.entries import ShardEntry, Totals, summarize_shard
 from factory.dataset.history import begin_run, end_run
 from factory.dataset.late import write_late
-from factory.dataset.ledger import SPOOL, Ledger, hold, open_ledger, planned_shards, require_manifest
+from factory.dataset.ledger import SPOOL, WORKERS, Ledger, hold, open_ledger, planned_shards, require_manifest
+from factory.dataset.manifest import reconcile_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
 from factory.errors import DatasetError
@@ -32,6 +33,7 @@ from factory.records import Outcome, PlannedRow, Prompt, Rejection
 from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk
 from factory.runs.finish import Draft, Finished, finish_alone, finish_shards
 from factory.runs.parts import require_same_part
+from factory.runs.plan import Rows
 from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import Progress, Reporter, chooses_later
 from factory.runs.provenance import describe_job, describe_plan, keep_provenance
@@ -39,6 +41,8 @@ from factory.runs.room import Room
 from factory.runs.rounds import catch_up, count_accepted, next_turn, pending_of, plan_on, resume
 from factory.runs.watch import Watch
 
+# what makes all that is left: the job, its manifest, the ledger, where to tell of it
+Make = Callable[[Prepared, dict[str, Any], Ledger, Reporter], None]
 MOST_HELD = 16  # whole shards that wait while a task is in doubt, for one that has few rows may be so for long
 
 
@@ -47,10 +51,13 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
     return run_prepared(prepare(job, workspace), out, mend, log_json)
 
 
-def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bool = False) -> Totals:
-    """Make the job's dataset in `out`, going on from what is committed there. Returns the totals of the whole dataset.
+def run_prepared(
+    prepared: Prepared, out: Path, mend: bool = False, log_json: bool = False, make: Make | None = None
+) -> Totals:
+    """Make the job's dataset in `out`, going on from what is committed there. Returns the dataset's totals.
 
-    `mend` first gives up every shard that is damaged, so that it is made again, and no other.
+    `make` makes what is left, where not this process does. `mend` first gives up every shard that is damaged, so that
+    it is made again, and no other.
     Raises FidelityError where the whole dataset's signals do not pass their check, another FactoryError for anything
     that is the user's to mend; nothing that was committed is touched.
     """
@@ -74,7 +81,7 @@ def run_prepared(prepared: Prepared, out: Path, mend: bool = False, log_json: bo
             planned, done = ledger.totals.planned, ledger.totals.done
             reporter.tell("started", out=str(out), digest=manifest["digest"], planned=planned, committed=done)
             if next_turn(prepared, ledger) is not None:
-                _run_teachers(prepared, manifest, ledger, reporter)
+                (make or _run_teachers)(prepared, manifest, ledger, reporter)
             # no teacher lives here any more, so the plain forward has the memory for itself
             _settle(ledger)
             _check_fidelity(ledger, prepared.job, reporter)
@@ -101,30 +108,15 @@ def _check_fidelity(ledger: Ledger, job: Job, reporter: Reporter) -> None:
         require_passed(ledger.out)
 
 
-def _run_teachers(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
-    """Ask, decide and commit what is left, between two lines of runs.jsonl; several teachers take turns."""
+@contextmanager
+def told_in_history(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Two lines in runs.jsonl around what is done inside; the second has the figures that are given meanwhile."""
     # before anything is spent: a run that is killed outright leaves this line and no other
     began = begin_run(ledger.out, ledger.totals.done)
     figures: dict[str, Any] = {}
     outcome = "failed"
     try:
-        with ExitStack() as whole:
-            progress: Progress | None = None
-            while (turn := next_turn(prepared, ledger)) is not None:
-                with ExitStack() as stack:
-                    begin = time.monotonic()
-                    desk = open_desk(prepared, manifest, ledger.out, stack, reporter, turn)
-                    seconds = time.monotonic() - begin
-                    figures["startup_seconds"] = round(figures.get("startup_seconds", 0) + seconds, 3)
-                    # rows are counted from when the first teacher is ready, and not while the next one starts
-                    if progress is None:
-                        progress = whole.enter_context(_open_progress(prepared, ledger, reporter))
-                    else:
-                        progress.wait(seconds)
-                    try:
-                        prepared = _make_rows(desk, ledger, progress)
-                    finally:
-                        figures |= progress.summary()
+        yield figures
         outcome = "complete"
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         outcome = "stopped"
@@ -133,11 +125,36 @@ def _run_teachers(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, 
         end_run(ledger.out, began, outcome, figures)
 
 
-def _open_progress(prepared: Prepared, ledger: Ledger, reporter: Reporter) -> Progress:
+def _run_teachers(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
+    """Ask, decide and commit what is left; several teachers take turns."""
+    with told_in_history(ledger) as figures, ExitStack() as whole:
+        progress: Progress | None = None
+        while (turn := next_turn(prepared, ledger)) is not None:
+            with ExitStack() as stack:
+                begin = time.monotonic()
+                desk = open_desk(prepared, ledger.out, stack, reporter, turn)
+                reconcile_manifest(ledger.out, manifest | desk.described)
+                seconds = time.monotonic() - begin
+                figures["startup_seconds"] = round(figures.get("startup_seconds", 0) + seconds, 3)
+                # rows are counted from when the first teacher is ready, and not while the next one starts
+                if progress is None:
+                    progress = whole.enter_context(open_progress(prepared, ledger, reporter))
+                else:
+                    progress.wait(seconds)
+                try:
+                    prepared = _make_rows(desk, ledger, progress)
+                finally:
+                    figures |= progress.summary()
+
+
+def open_progress(
+    prepared: Prepared, ledger: Ledger, reporter: Reporter, crew: Callable[[], dict[str, Any]] = dict
+) -> Progress:
+    """Progress from where the ledger stands; `crew` tells of the workers of a cluster."""
     totals, later = ledger.totals, chooses_later(prepared.job)
     goals = totals.goals if len(totals.goals) == len(prepared.tasks) else {}
     wanted = sum(goal["accepted"] for goal in goals.values())
-    return Progress(totals.planned, totals.done, totals.accepted, reporter, later, wanted)
+    return Progress(totals.planned, totals.done, totals.accepted, reporter, later, wanted, crew=crew)
 
 
 def _make_rows(desk: Desk, ledger: Ledger, progress: Progress) -> Prepared:
@@ -197,7 +214,7 @@ def _settle(ledger: Ledger) -> None:
     """Give a complete dataset its final form; an earlier run may have been killed after its last commit."""
     ledger.finish()
     save_card(ledger, current_summary(ledger))
-    for name in (SPOOL, JUDGE_FOLDER):
+    for name in (SPOOL, JUDGE_FOLDER, WORKERS):
         shutil.rmtree(ledger.out / name, ignore_errors=True)
 
 
@@ -205,8 +222,7 @@ def produce(
     desk: Desk, room: Room, shards: Iterable[int], watch: Watch, progress: Progress
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """Whole shards, each as soon as its last row is decided."""
-    prepared = desk.prepared
-    rows = (row for shard in shards for row in prepared.plan.rows(shard))
+    prepared, rows = desk.prepared, Rows(desk.prepared.plan, iter(shards))
     drafts: dict[int, Draft] = {}
     held: deque[tuple[int, list[Outcome]]] = deque()
     while True:

@@ -1,0 +1,150 @@
+"""A job on a Ray cluster of several nodes: the bytes of one machine, whatever dies meanwhile."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_task
+from dataset_support import FACTORY, read_ledger_lines, read_tree, write_job
+
+from factory.checks.verify import verify
+from factory.dataset.history import read_history
+from factory.job.job import load_job
+from factory.runs.run import run
+
+pytest.importorskip("ray")
+VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
+STORE = 80 * 1024 * 1024
+# so slow that there is something to kill
+SLOW = "scripted = { wrong = 0.2, tokens_per_second = 400 }"
+
+
+@contextmanager
+def start_cluster(nodes: int) -> Iterator[tuple[Any, list[Any]]]:
+    """Nodes of one CPU each on this machine, the first of which is the head."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from ray.cluster_utils import Cluster
+
+    # the head has no CPU: it stays, whatever is killed
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield cluster, [cluster.add_node(num_cpus=1, object_store_memory=STORE, wait=False) for _ in range(nodes)]
+    finally:
+        cluster.shutdown()
+
+
+class Driver:
+    """A `factory run --ray` process, and the events that it tells."""
+
+    def __init__(self, folder: Path, address: str, *more: object) -> None:
+        command = [*FACTORY, "run", "job.toml", "--ray", address, "--log-json", *map(str, more)]
+        self.out, self.log = folder / "out", folder / f"events-{time.monotonic_ns()}.jsonl"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+        return [event for event in found if event["event"] == name]
+
+    def wait_for(self, name: str, count: int) -> dict[str, Any]:
+        """Wait until an event was told of so often; the last of them."""
+        while len(found := self.events(name)) < count:
+            assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
+            time.sleep(0.02)
+        return found[-1]
+
+    def end(self, code: int = 0) -> None:
+        assert self.process.wait(timeout=300) == code, self.log.read_text(encoding="utf-8")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        self.process.wait(timeout=60)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    ["[samples]\nn = 2", pytest.param("[samples]\nn = 2\n[filters]\nduplicates = true", marks=pytest.mark.long)],
+    ids=["each by itself", "duplicates"],
+)
+def test_a_worker_a_node_and_the_driver_die_and_the_bytes_are_those_of_one_machine(
+    tmp_path: Path, sections: str
+) -> None:
+    write_task(tmp_path)
+    write_job(tmp_path, count=45, shard_rows=4, teacher=SLOW, sections=sections)
+    with start_cluster(2) as (cluster, nodes):
+        first = Driver(tmp_path, cluster.address)
+        worker = first.wait_for("worker", 2)
+        first.wait_for("shard", 1)
+        os.kill(worker["process"], signal.SIGKILL)
+        assert first.wait_for("worker_lost", 1)["worker"] == worker["worker"]
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        first.wait_for("worker_lost", 2)
+        first.wait_for("shard", 6)
+        first.kill()
+        assert len(read_ledger_lines(first.out)) < 23
+        second = Driver(tmp_path, cluster.address)
+        second.end()
+        assert second.events("started")[0]["committed"] >= 6 * 4
+    run(load_job(tmp_path / "job.toml"), tmp_path, tmp_path / "alone")
+    assert read_tree(tmp_path / "out", but=VARIABLE) == read_tree(tmp_path / "alone", but=VARIABLE)
+    assert list(verify(tmp_path / "out")) == []
+    history = read_history(tmp_path / "out")
+    assert [line["event"] for line in history if line["event"] != "worker"] == ["started", "started", "ended"]
+    # a node may be taken for alive a moment longer, and get a worker more
+    assert sum(line.get("outcome") == "lost" for line in history) >= 2
+
+
+@pytest.mark.long
+def test_sigterm_parks_in_order_and_the_same_command_goes_on_with_other_workers(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    write_job(tmp_path, count=90, shard_rows=4, teacher=SLOW, sections="[samples]\nn = 2")
+    with start_cluster(2) as (cluster, _):
+        first = Driver(tmp_path, cluster.address)
+        first.wait_for("shard", 3)
+        first.process.send_signal(signal.SIGTERM)
+        first.end(143)
+        assert "stopped by SIGTERM" in first.log.read_text(encoding="utf-8")
+        second = Driver(tmp_path, cluster.address)
+        beside = Driver(tmp_path, cluster.address)
+        second.wait_for("worker", 1)
+        beside.end(2)
+        assert f"a run is at work here already (process {second.process.pid})" in beside.log.read_text(encoding="utf-8")
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        second.wait_for("worker", 3)
+        second.end()
+    run(load_job(tmp_path / "job.toml"), tmp_path, tmp_path / "alone")
+    assert read_tree(tmp_path / "out", but=VARIABLE) == read_tree(tmp_path / "alone", but=VARIABLE)
+    outcomes = [line["outcome"] for line in read_history(tmp_path / "out") if line["event"] in ("worker", "ended")]
+    assert outcomes == ["stopped", "parked", "parked", "parked", "complete"] or sorted(outcomes) == sorted(
+        ["parked", "parked", "stopped", "parked", "parked", "parked", "complete"]
+    )
+
+
+@pytest.mark.long
+def test_a_cluster_of_this_machine_alone_tells_prometheus_and_status(tmp_path: Path) -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    write_task(tmp_path)
+    write_job(tmp_path, count=60, shard_rows=4, teacher=SLOW)
+    driver = Driver(tmp_path, "local", "--metrics", port)
+    driver.wait_for("shard", 2)
+    told = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    assert "factory_rows_planned 60.0" in told
+    assert float(told.split("\nfactory_rows_committed_total ")[1].split()[0]) >= 8
+    status = subprocess.run([*FACTORY, "status", "out"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "  cluster at " in status.stdout
+    driver.end()
+    assert not (tmp_path / "out/.workers").exists()
