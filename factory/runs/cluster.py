@@ -12,7 +12,6 @@ its leases; what it delivers later is not taken. This process may be killed too:
 import json
 import secrets
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +22,12 @@ from factory.dataset.manifest import list_changes, reconcile_manifest, section, 
 from factory.dataset.stages import current_summary
 from factory.errors import FactoryError, JobError, TeacherError, one_line
 from factory.hashing import canonical_json
-from factory.job.job import Job
 from factory.publish.card import save_card
 from factory.runs.delivery import Delivery
+from factory.runs.hands import Hand, find_needs, require_job
 from factory.runs.leases import Leases
 from factory.runs.metrics import serve_metrics
-from factory.runs.nodes import Needs, Nodes, WorkerLost, connect
+from factory.runs.nodes import Nodes, WorkerLost, connect
 from factory.runs.prepare import Prepared
 from factory.runs.progress import Progress, Reporter
 from factory.runs.rounds import count_accepted, next_turn, pending_of, plan_on
@@ -40,25 +39,6 @@ LOOK_S = 2.0  # between two looks at which nodes there are
 TELL_S = 10.0  # between two writings of what `status` shows, and of the card where that takes no time
 CARD_SHARE = 50  # the card takes at most one part in so many
 TOKEN: Final = f"{WORKERS}/token"
-
-
-@dataclass(slots=True)
-class Hand:
-    """One worker, as the driver sees it: what it was asked last (`stage`) and the call that will answer (`call`)."""
-
-    name: str
-    node: str
-    actor: Any
-    stage: str = "greet"
-    call: Any = None
-    host: str = ""
-    process: int = 0
-    # shards that it has made and that are committed since it was last told of any
-    committed: list[int] = field(default_factory=list)
-    shards: int = 0
-    rows: int = 0
-    tokens: int = 0
-    started: float = field(default_factory=time.monotonic)
 
 
 def run_on_cluster(
@@ -77,31 +57,6 @@ def run_on_cluster(
         return run_prepared(prepared, out, mend, log_json, make)
 
 
-def require_job(prepared: Prepared) -> None:
-    """Raise JobError where a job is not for a cluster."""
-    job = prepared.job
-    if prepared.part is not None:
-        raise JobError("--ray and --part: a cluster makes the whole plan; leave one of them out")
-    teachers = {"teacher": job.teacher} | {f"teachers.{name}": teacher for name, teacher in job.teachers.items()}
-    if job.judge is not None and job.judge.teacher is not None:
-        teachers["judge.teacher"] = job.judge.teacher
-    for key, teacher in teachers.items():
-        if teacher.remote:
-            raise JobError(
-                f"--ray: {key}.backend {teacher.backend!r}: an endpoint is asked by one machine, which keeps its pace "
-                f"and its account; leave --ray out"
-            )
-
-
-def find_needs(job: Job, totals: dict[str, float]) -> Needs:
-    """What a worker takes: what the job says, else what its engines want where there are GPUs."""
-    teacher, config = job.teacher, job.cluster
-    replicas = teacher.replicas if isinstance(teacher.replicas, int) else 1
-    engines = teacher.tensor_parallel_size * replicas
-    wanted = engines if totals["GPU"] and teacher.backend == "vllm" else 0
-    return Needs(config.cpus_per_worker, wanted if config.gpus_per_worker is None else config.gpus_per_worker)
-
-
 class Driver:
     """Makes what is left of one dataset."""
 
@@ -117,7 +72,7 @@ class Driver:
         self.orphans: list[str] = []
         self.bad_nodes: set[str] = set()
         self.leases = Leases(())
-        self.turn = ""
+        self.turn, self.turn_began = "", time.monotonic()
         self.described: dict[str, Any] = {}
         self.versions: dict[str, str] = {}
         self.restarts = self.deaths = 0
@@ -164,9 +119,12 @@ class Driver:
 
     def _make_turn(self, prepared: Prepared, turn: str) -> Prepared:
         """Make all rows of one of several teachers, round after round; the job with what is planned then."""
-        self.turn, self.described = turn, {}
+        self.turn, self.described, self.turn_began = turn, {}, time.monotonic()
+        self.prepared = prepared
         for hand in self.hands.values():
-            self._ask(hand, "open")
+            # of those that answer to something else, see `_hear`
+            if hand.call is None:
+                self._ask(hand, "open")
         while True:
             self.prepared = prepared
             self._make_round()
@@ -178,9 +136,6 @@ class Driver:
                 self.reporter.tell("round", planned=totals.planned, accepted=totals.accepted)
             if not self.ledger.totals.left or next_turn(prepared, self.ledger) != turn:
                 return prepared
-            for hand in self.hands.values():
-                if hand.stage == "idle":
-                    self._ask(hand, "plan")
 
     def _make_round(self) -> None:
         """Commit every shard that is planned for this teacher now."""
@@ -239,6 +194,7 @@ class Driver:
             "plan": (self.prepared.begun, plan),
         }
         hand.stage, hand.call = stage, self.nodes.call(hand.actor, stage, *given[stage])
+        hand.turn, hand.rounds = self.turn, len(self.prepared.plan.rounds)
 
     def _trusted(self) -> list[str]:
         known = count_accepted(self.prepared.plan, self.ledger, self.turn)
@@ -251,6 +207,9 @@ class Driver:
         lead = 1 + -(-depth // max(1, plan.shard_prompts * plan.samples))
         for hand in self.hands.values():
             if hand.stage != "idle":
+                continue
+            if hand.rounds < len(plan.rounds):
+                self._ask(hand, "plan")
                 continue
             fair = max(1, len(self.leases.waiting) // (2 * len(self.hands)))
             taken = self.leases.take(hand.name, min(lead, fair))
@@ -281,6 +240,8 @@ class Driver:
             return
         if hand.stage == "greet":
             self._welcome(hand, answer)
+        elif hand.turn != self.turn:
+            self._ask(hand, "open")  # the turn that it was opened for has passed
         elif hand.stage == "open":
             self._describe(hand, answer)
         else:
@@ -321,7 +282,8 @@ class Driver:
             if not self.described:
                 reconcile_manifest(self.ledger.out, self.manifest | described)
                 described = json.loads(canonical_json(described))  # as it is read back: tuples are lists
-                self.progress.wait(time.monotonic() - self.progress.started)
+                # rows are counted from when the first teacher is ready, and not while the next one starts
+                self.progress.wait(time.monotonic() - self.turn_began)
             elif changes := list_changes(self.described, described):
                 raise JobError(f"node {hand.host}: its teacher is another than elsewhere: {changes[0]}")
         except JobError as error:

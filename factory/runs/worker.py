@@ -119,6 +119,8 @@ class Worker:
         """Start the teacher of a turn; what it says of itself, for the manifest. So many rows are committed."""
         self.close()
         self.home.mkdir(parents=True, exist_ok=True)
+        # on a processor several workers may share a node's cores, which vLLM would give to each of them
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self.watch = Watch(trusted)
         self.desk = open_desk(self._planned(begun, records), self.home, self.stack, Reporter(), turn)
         self.progress = Progress(0, committed, 0, _quiet())

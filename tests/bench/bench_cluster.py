@@ -1,19 +1,29 @@
 """What a cluster's driver costs: its own code over workers that do nothing, so that a thousand fit into one process.
 
-    python tests/bench/bench_cluster.py [--shards N] [--lines N]
+    python tests/bench/bench_cluster.py [--shards N] [--lines N] [--ray W ...]
 
 The driver, the leases, the delivery and the ledger are the real ones; a worker answers at once with the entry of a
 shard whose files are empty. Processor time is the driver's alone: what the stand-ins take is not counted, and Ray's
-calls are not there. A ledger of many lines is made as one of so many shards would be. For docs/scale.md.
+calls are not there. A ledger of many lines is made as one of so many shards would be.
+
+With `--ray` a real cluster of this machine instead: so many workers, whose teacher sleeps as long as its tokens would
+take; rows a second from when all are at work until the last shards. For docs/scale.md.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from cluster_support import start_cluster
+from conftest import write_task
 
 from factory.dataset.entries import ShardEntry
 from factory.dataset.ledger import Ledger, read_ledger, write_ledger
@@ -160,11 +170,64 @@ def weigh_ledger(out: Path, lines: int) -> dict[str, float]:
     return took
 
 
+SLOW = """
+out = "out"
+shard_rows = 8
+[teacher]
+backend = "scripted"
+in_flight = 8
+scripted = {{ tokens_per_second = 400 }}
+[cluster]
+workers = {workers}
+[signals]
+top_k = 4
+[[tasks]]
+name = "adding"
+count = {rows}
+"""
+
+
+def race(folder: Path, workers: int, rows: int) -> dict[str, float]:
+    """Rows a second of so many workers on a real cluster."""
+    write_task(folder)
+    (folder / "job.toml").write_text(SLOW.format(workers=workers, rows=rows), encoding="utf-8")
+    times: list[float] = []
+    with start_cluster(1, cpus=workers) as (cluster, _):
+        command = [sys.executable, "-m", "factory.cli", "run", "job.toml", "--ray", cluster.address, "--log-json"]
+        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+        assert process.stderr is not None
+        ready = 0
+        for line in process.stderr:
+            ready += '"event": "worker"' in line
+            if '"event": "shard"' in line and ready == workers:
+                times.append(time.monotonic())
+        process.wait()
+    # the last shards are shared out: not all workers have one
+    steady = times[: len(times) - 4 * workers]
+    rate = 8 * (len(steady) - 1) / (steady[-1] - steady[0])
+    return {"workers": workers, "rows": rate, "shards": float(len(steady))}
+
+
+def race_all(numbers: Sequence[int]) -> None:
+    print("| workers | rows/s | of linear |\n|---:|---:|---:|")
+    first = 0.0
+    for workers in numbers:
+        with tempfile.TemporaryDirectory() as folder:
+            told = race(Path(folder), workers, workers * 400)
+        each = told["rows"] / workers
+        first = first or each
+        print(f"| {workers} | {told['rows']:.2f} | {each / first:.3f} |", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=2000)
     parser.add_argument("--lines", type=int, default=200_000)
+    parser.add_argument("--ray", type=int, nargs="*", default=[], metavar="W", help="workers of a real cluster")
     options = parser.parse_args(arguments)
+    if options.ray:
+        race_all(options.ray)
+        return
     print("| workers | shards | driver, processor ms a shard | wall ms a shard |\n|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for workers in (8, 100, 1000):

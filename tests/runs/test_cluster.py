@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_support import STORE, start_cluster
 from conftest import write_task
 from dataset_support import FACTORY, read_ledger_lines, read_tree, write_job
 
@@ -21,24 +20,8 @@ from factory.runs.run import run
 
 pytest.importorskip("ray")
 VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
-STORE = 80 * 1024 * 1024
 # so slow that there is something to kill
 SLOW = "scripted = { wrong = 0.2, tokens_per_second = 400 }"
-
-
-@contextmanager
-def start_cluster(nodes: int) -> Iterator[tuple[Any, list[Any]]]:
-    """Nodes of one CPU each on this machine, the first of which is the head."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ray.cluster_utils import Cluster
-
-    # the head has no CPU: it stays, whatever is killed
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        yield cluster, [cluster.add_node(num_cpus=1, object_store_memory=STORE, wait=False) for _ in range(nodes)]
-    finally:
-        cluster.shutdown()
 
 
 class Driver:

@@ -15,7 +15,7 @@ from factory.dataset.history import read_history
 from factory.dataset.ledger import read_ledger
 from factory.errors import FactoryError, JobError, TeacherError
 from factory.job.job import Job
-from factory.runs.cluster import find_needs, require_job
+from factory.runs.hands import find_needs, require_job
 from factory.runs.leases import Leases
 from factory.runs.nodes import WorkerLost
 from factory.runs.parts import Part, take_part
@@ -182,7 +182,7 @@ def test_a_node_that_is_not_fit_is_told_of_before_anything_is_asked(
 
 
 def test_a_node_that_joins_later_and_is_not_fit_is_left_alone(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = as_job(TWICE)
     nodes = InlineNodes({"a": 1})
@@ -200,17 +200,32 @@ def test_a_node_that_joins_later_and_is_not_fit_is_left_alone(
             nodes.has["late"] = 1
 
     nodes.before = join
-    import factory.runs.cluster as module
-
-    look, module.LOOK_S = module.LOOK_S, 0.0
-    try:
-        run_inline(prepare(job, workspace), workspace / "out", nodes)
-    finally:
-        module.LOOK_S = look
+    monkeypatch.setattr("factory.runs.cluster.LOOK_S", 0.0)
+    run_inline(prepare(job, workspace), workspace / "out", nodes)
     told = capsys.readouterr().err
     assert told.count("does not see") == 1
     assert "its workers are not used" in told
     assert read_ledger(workspace / "out").totals.complete
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_workers_join_and_die_between_rounds_and_turns(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Whoever comes late is told of the plan and of whose turn it is as they are by then."""
+    job = as_job(MORE["wanted of two"] | {"cluster": {"max_restarts": 50}})
+    run(job, workspace, workspace / "alone")
+    monkeypatch.setattr("factory.runs.cluster.LOOK_S", 0.0)
+
+    def come_and_go(call: Call) -> None:
+        if call.method == "step" and nodes.random.random() < 0.3:
+            nodes.has[f"n{len(nodes.has)}"] = 1
+            raise WorkerLost("killed")
+
+    nodes = InlineNodes({"a": 1}, come_and_go, seed)
+    run_inline(prepare(job, workspace), workspace / "out", nodes)
+    assert len(nodes.started) > 5
+    assert read_tree(workspace / "out", but=VARIABLE) == read_tree(workspace / "alone", but=VARIABLE)
 
 
 def test_workers_that_die_one_after_another_end_the_run(workspace: Path) -> None:
