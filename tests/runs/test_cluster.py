@@ -1,15 +1,12 @@
 """A job on a Ray cluster of several nodes: the bytes of one machine, whatever dies meanwhile."""
 
-import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cluster_support import STORE, start_cluster
+from cluster_support import STORE, Driver, start_cluster
 from conftest import write_task
 from dataset_support import FACTORY, read_ledger_lines, read_tree, write_job
 
@@ -22,35 +19,6 @@ pytest.importorskip("ray")
 VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
 # so slow that there is something to kill
 SLOW = "scripted = { wrong = 0.2, tokens_per_second = 400 }"
-
-
-class Driver:
-    """A `factory run --ray` process, and the events that it tells."""
-
-    def __init__(self, folder: Path, address: str, *more: object) -> None:
-        command = [*FACTORY, "run", "job.toml", "--ray", address, "--log-json", *map(str, more)]
-        self.out, self.log = folder / "out", folder / f"events-{time.monotonic_ns()}.jsonl"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
-        found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
-        return [event for event in found if event["event"] == name]
-
-    def wait_for(self, name: str, count: int) -> dict[str, Any]:
-        """Wait until an event was told of so often; the last of them."""
-        while len(found := self.events(name)) < count:
-            assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
-            time.sleep(0.02)
-        return found[-1]
-
-    def end(self, code: int = 0) -> None:
-        assert self.process.wait(timeout=300) == code, self.log.read_text(encoding="utf-8")
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self.process.send_signal(number)
-        self.process.wait(timeout=60)
 
 
 @pytest.mark.parametrize(
