@@ -1,5 +1,6 @@
 """A job on a Ray cluster of several nodes: the bytes of one machine, whatever dies meanwhile."""
 
+import json
 import os
 import signal
 import subprocess
@@ -97,5 +98,7 @@ def test_a_cluster_of_this_machine_alone_tells_prometheus_and_status(tmp_path: P
     assert float(told.split("\nfactory_rows_committed_total ")[1].split()[0]) >= 8
     status = subprocess.run([*FACTORY, "status", "out"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "  cluster at " in status.stdout
+    status = subprocess.run([*FACTORY, "status", "out", "--json"], cwd=tmp_path, capture_output=True, check=True)
+    assert json.loads(status.stdout)["cluster"]["workers"] >= 1
     driver.end()
     assert not (tmp_path / "out/.workers").exists()
