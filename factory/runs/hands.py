@@ -50,8 +50,10 @@ def require_job(prepared: Prepared) -> None:
 
 def find_needs(job: Job, totals: dict[str, float]) -> Needs:
     """What a worker takes: what the job says, else what its engines want where there are GPUs."""
-    teacher, config = job.teacher, job.cluster
-    replicas = teacher.replicas if isinstance(teacher.replicas, int) else 1
-    engines = teacher.tensor_parallel_size * replicas
-    wanted = engines if totals["GPU"] and teacher.backend == "vllm" else 0
+    config, wanted = job.cluster, 0
+    # of several, who take turns in one worker, the largest
+    for teacher in (job.of_teacher(name).teacher for name in job.teacher_names):
+        engines = teacher.replicas if isinstance(teacher.replicas, int) else 1
+        if totals["GPU"] and teacher.backend == "vllm":
+            wanted = max(wanted, engines * teacher.tensor_parallel_size)
     return Needs(config.cpus_per_worker, wanted if config.gpus_per_worker is None else config.gpus_per_worker)

@@ -282,6 +282,12 @@ def test_a_worker_takes_the_gpus_of_its_engines(
     assert find_needs(as_job({"teacher": teacher, "cluster": cluster}), totals).gpus == gpus
 
 
+def test_of_several_teachers_the_largest_says_what_a_worker_takes() -> None:
+    teachers = {"big": {"backend": "vllm", "tensor_parallel_size": 4}, "small": {"backend": "vllm"}}
+    tasks = [{"name": "adding", "count": 4, "teacher": {"big": 1, "small": 1}}]
+    assert find_needs(as_job({"teachers": teachers, "tasks": tasks}), {"GPU": 8, "CPU": 8}).gpus == 4
+
+
 def test_what_is_not_for_a_cluster_is_refused(workspace: Path) -> None:
     prepared = prepare(as_job(TWICE), workspace)
     with pytest.raises(JobError, match="--ray and --part"):
