@@ -19,7 +19,7 @@ from factory.runs.run import run
 pytest.importorskip("ray")
 VARIABLE = ("runs.jsonl", ".lock")  # the files that may differ between two equal datasets
 # so slow that there is something to kill
-SLOW = "scripted = { wrong = 0.2, tokens_per_second = 400 }"
+SLOW = "scripted = { wrong = 0.2, tokens_per_second = 120 }"
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,22 @@ def test_a_worker_a_node_and_the_driver_die_and_the_bytes_are_those_of_one_machi
     tmp_path: Path, sections: str
 ) -> None:
     write_task(tmp_path)
-    write_job(tmp_path, count=45, shard_rows=4, teacher=SLOW, sections=sections)
+    write_job(tmp_path, count=36, shard_rows=4, teacher=SLOW, sections=sections)
     with start_cluster(2) as (cluster, nodes):
         first = Driver(tmp_path, cluster.address)
-        worker = first.wait_for("worker", 2)
+        # not for the second, which may come when the first has made all
+        worker = first.wait_for("worker", 1)
         first.wait_for("shard", 1)
         os.kill(worker["process"], signal.SIGKILL)
         assert first.wait_for("worker_lost", 1)["worker"] == worker["worker"]
         cluster.remove_node(nodes[0], allow_graceful=False)
         first.wait_for("worker_lost", 2)
-        first.wait_for("shard", 6)
+        first.wait_for("shard", 3)
         first.kill()
-        assert len(read_ledger_lines(first.out)) < 23
+        assert len(read_ledger_lines(first.out)) < 1 + 18
         second = Driver(tmp_path, cluster.address)
         second.end()
-        assert second.events("started")[0]["committed"] >= 6 * 4
+        assert second.events("started")[0]["committed"] >= 3 * 4
     run(load_job(tmp_path / "job.toml"), tmp_path, tmp_path / "alone")
     assert read_tree(tmp_path / "out", but=VARIABLE) == read_tree(tmp_path / "alone", but=VARIABLE)
     assert list(verify(tmp_path / "out")) == []
