@@ -77,6 +77,7 @@ architectures: $(READY)
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py
 	$(BIN)/python tests/chaos/chaos_endpoint.py
+	$(BIN)/python tests/chaos/chaos_cluster.py
 
 # speed beside a bare engine, bytes and reading, as one table in docs/benchmarks.md; about half an hour, on a quiet machine
 bench: $(READY)

@@ -15,13 +15,14 @@ What a kill leaves behind, by when it comes:
 
 `sum` in a line is its own checksum, `files` holds those of the shard's files: what is damaged can be told line by line,
 and given up by itself. A finished job's lines are put in shard order. A job that wants so many accepted rows plans on
-when all that is planned is committed, and so does one that grows: line 1 is replaced then, the others stay.
+when all that is planned is committed, and so does one that grows: line 1 is replaced then, the others stay. Line 1 of a
+part of a plan has `part`, [2, 8] for the second of eight: every eighth shard is its own, `planned` counts their rows.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,7 @@ from factory.hashing import canonical_json
 
 # the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
 LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
+WORKERS = ".workers"  # folders of a cluster's workers, each with a spool of its own, while they are at work
 
 
 class Ledger:
@@ -59,7 +61,7 @@ class Ledger:
 
     def pending(self) -> Iterator[int]:
         """Numbers of the shards that are not committed yet, in order."""
-        return (shard for shard in range(self.plan["shards"]) if shard not in self.entries)
+        return (shard for shard in planned_shards(self.plan) if shard not in self.entries)
 
     def teacher_of(self, shard: int) -> str:
         """Who answered a shard's rows, by name; "" where a dataset has one teacher only."""
@@ -97,6 +99,12 @@ class Ledger:
             self.plan = self.plan | {"ended": True}
             self.totals.plan(self.plan)
         write_ledger(self.out, self.plan, self.entries)
+
+
+def planned_shards(plan: Mapping[str, Any]) -> range:
+    """The numbers of the shards of a directory: all of the plan, or every nth where it is made in parts."""
+    number, of = plan.get("part", (1, 1))
+    return range(number - 1, plan["shards"], of)
 
 
 def write_ledger(out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]) -> None:
@@ -175,9 +183,14 @@ def require_manifest(out: Path) -> None:
 def is_unspent(out: Path) -> bool:
     """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
     # answers on the spool were paid for, though no shard is committed yet
-    if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):
+    if not (out / LEDGER).exists() or _has_answers(out):
         return False
     return not read_ledger(out).entries
+
+
+def _has_answers(out: Path) -> bool:
+    spools = (out / SPOOL, *(out / WORKERS).glob(f"*/{SPOOL}"))
+    return any(path.stat().st_size for spool in spools for path in spool.glob("*"))
 
 
 def _require_vacant(out: Path) -> None:
@@ -239,13 +252,15 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
 def _require_new(
     path: Path, number: int, shard: int, entries: dict[int, ShardEntry], plan: dict[str, Any] | None
 ) -> None:
-    if shard in entries or (plan is not None and shard not in range(plan["shards"])):
+    if shard in entries or (plan is not None and shard not in planned_shards(plan)):
         raise DatasetError(f"{path}:{number}: damaged: shard {shard} is there twice or was never planned")
 
 
 def _parse_plan(path: Path, line: bytes) -> dict[str, Any]:
     plan = _parse_line(path, 1, line)
-    if not all(type(plan.get(key)) is int for key in ("planned", "shards")):
+    part = plan.get("part", [1, 1])
+    whole = [plan.get("planned"), plan.get("shards"), *(part if isinstance(part, list) and len(part) == 2 else [None])]
+    if not all(type(number) is int for number in whole) or not 1 <= part[0] <= part[1]:
         raise DatasetError(f"{path}:1: damaged: not a plan")
     return plan
 

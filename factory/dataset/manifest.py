@@ -28,6 +28,7 @@ DIGEST = "digest"  # one name for the job, see `digest_job`
 MOST_CHANGES = 20
 SHOWN_CHARACTERS = 80
 HASH = re.compile(r"[0-9a-f]{24,64}")  # of a file: that it differs says all
+ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]+:/+")  # of two letters at least: one is a drive
 WILD: Final = re.compile(r"[\[\]*?{}]")
 
 
@@ -36,6 +37,11 @@ def require_plain_path(out: Path) -> None:
 
     They would load no row of it, or in silence those of a directory beside it.
     """
+    if found := ADDRESS.match(str(out)):
+        told = f"is an address ({found[0]}), and a dataset is written to a directory"
+        raise DatasetError(
+            f"{out}: {told}; mount the store and give its path, or write to a disk and copy it afterwards"
+        )
     path = os.path.realpath(out)  # Path.resolve raises at a link that leads to itself
     if wild := WILD.search(path):
         told = f"its path {path} has a {wild[0]!r}, which readers of datasets take for a wildcard"

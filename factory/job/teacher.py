@@ -34,14 +34,20 @@ class ScriptedFaults(Config):
     refusal: Fraction = 0.0
     loop: Fraction = 0.0
     pii: Fraction = 0.0
+    # as if it took time: it sleeps for so long as so many completion tokens a second take; 0: it does not
+    tokens_per_second: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "ScriptedFaults":
         # shares such as 0.1 and 0.7 add up to a little more than they say
-        total = sum(self.model_dump().values())
+        total = sum(self.shares().values())
         if total > 1 + 1e-9:
             raise ValueError(f"the shares add up to {total:g}, more than 1")
         return self
+
+    def shares(self) -> dict[str, float]:
+        """The share of each fault by its name."""
+        return self.model_dump(exclude={"tokens_per_second"})
 
 
 class Markers(Config):

@@ -59,6 +59,8 @@ class Prepared:
     begun: Goals | None = None
     # Whose part of the job this is, where it has several teachers.
     turn: str = ""
+    # Number and count, where this is one of several parts of the plan.
+    part: tuple[int, int] | None = None
 
     def render(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row, or its rejection where it cannot be made or can lead to no row."""
@@ -128,6 +130,11 @@ class Prepared:
             group=name,
             teacher=row.teacher,
         )
+
+    @property
+    def share(self) -> float:
+        """Which share of the plan's shards is to be made here."""
+        return 1.0 if self.part is None else 1 / self.part[1]
 
     @property
     def has_student(self) -> bool:
