@@ -63,7 +63,7 @@ def topk_tail(logits: Tensor, t: Targets) -> Tensor:
 
 
 def topk_renormalised(logits: Tensor, t: Targets) -> Tensor:
-    """sum_k p' log(p'/q'), both renormalised over the k ids (axolotl, DistillKit): q may leave them unpunished."""
+    """sum_k p' log(p'/q'), both renormalised over the k ids, as axolotl does: q may leave them unpunished."""
     log_p = t.logprobs.masked_fill(~t.kept, LOGPROB_FLOOR).log_softmax(-1)
     log_q = logits.gather(-1, t.ids).masked_fill(~t.kept, LOGPROB_FLOOR).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
