@@ -202,7 +202,7 @@ def score(transcripts: Path, teacher: str, out: Path, top_k: int = 20) -> Any:
     job = {"teacher": {"model": teacher}, "signals": {"top_k": top_k}, "transcripts": {"path": str(transcripts)}}
     path = transcripts.with_suffix(".toml")
     path.write_text(tomli_w.dumps({"out": str(out), **job}), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "factory.cli", "score", str(path)], check=True)
+    subprocess.run([sys.executable, "-m", "factory.cli", "score", str(path), "--allow-outside"], check=True)
     return load_rows(out)
 
 

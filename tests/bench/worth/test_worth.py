@@ -3,8 +3,10 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,7 +14,7 @@ from worth import cells, describe, require_same, write_page
 from worth_arms import ARMS, cut_student, train
 from worth_data import copy_tasks, draw_ids, scaled_job, soften_teacher, without_taught
 from worth_figures import curves, gain, passes, read_results, replaced, span, table, tell_passes, text_rows
-from worth_measure import calibration_error, compare
+from worth_measure import calibration_error, compare, log_probabilities
 from worth_settings import HERE, read_settings
 
 from factory.curriculum.config import load_config
@@ -52,6 +54,14 @@ def test_a_student_begins_with_the_teachers_own_blocks(soft: Path) -> None:
     whole = cut_student(teacher, range(1, 7))
     ids = torch.tensor([[5, 90, 17, 400, 33]])
     torch.testing.assert_close(whole(ids).logits, teacher(ids).logits)
+
+
+def test_what_a_model_says_of_a_row_stands_at_its_completion_tokens(soft: Path) -> None:
+    model = open_model(soft)
+    row = SimpleNamespace(prompt_token_ids=np.array([5, 90, 17]), completion_token_ids=np.array([400, 33]))
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 90, 17, 400, 33]])).logits[0]
+    torch.testing.assert_close(log_probabilities(model, row), logits[2:4].log_softmax(-1))
 
 
 def test_the_workspace_has_the_tasks_without_their_system_turn(tmp_path: Path) -> None:

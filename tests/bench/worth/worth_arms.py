@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from worth_data import draw_ids, without_taught
-from worth_measure import measure
+from worth_measure import log_probabilities, measure
 from worth_settings import ROOT, Settings
 
 from factory.load import load_rows
@@ -89,6 +89,11 @@ class Bench:
     def held_out(self) -> list[Any]:
         return without_taught(list(load_rows(self.work / "held_out")), self.data)
 
+    @cached_property
+    def said(self) -> list[Any]:
+        """What the teacher says of the held-out rows: 0.6 GB, and two thirds of the time of measuring a student."""
+        return [log_probabilities(self.teacher, row) for row in self.held_out]
+
     def choose(self, cell: Cell) -> list[str] | None:
         """The ids of the rows that a cell learns from; None where there are too few."""
         ids = self.data["id"]
@@ -125,7 +130,7 @@ class Bench:
         torch.manual_seed(cell.seed)
         self._train(student, arm, cell, ids)
         seconds = {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-        found = measure(student, self.teacher, self.held_out)
+        found = measure(student, self.held_out, self.said)
         folder = self.work / "students" / cell.name
         # as it runs in an engine; what is measured here is the student before rounding
         student.to(torch.bfloat16).save_pretrained(folder)

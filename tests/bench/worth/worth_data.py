@@ -5,7 +5,6 @@ soften_teacher -> copy_tasks -> factory run data.toml -> factory score draws.tom
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import tomli_w
 from safetensors.torch import load_file, save_file
 from worth_settings import HERE, ROOT
 
+from factory.errors import JobError
 from factory.job.config import read_toml
 from factory.load import load_rows
 from factory.tasks.tasks import builtin_root
@@ -77,15 +77,13 @@ def scaled_job(name: str, work: Path, share: float = 1.0) -> dict[str, Any]:
     return job
 
 
-def factory(*arguments: object, threads: int | None = None) -> None:
-    """The program itself, as a user starts it; what it tells is kept for when it fails."""
+def factory(*arguments: object) -> None:
+    """The program itself, as a user starts it. Raises JobError with its last word where it fails."""
     command = [sys.executable, "-m", "factory.cli", *map(str, arguments)]
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(
-            f"factory {' '.join(map(str, arguments))}: exit code {done.returncode}\n{done.stderr[-2000:]}"
-        )
+        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise JobError(f"factory {' '.join(map(str, arguments))}: ended with {done.returncode}: {last}")
 
 
 def run_job(verb: str, job: dict[str, Any], work: Path) -> Path:
@@ -94,7 +92,7 @@ def run_job(verb: str, job: dict[str, Any], work: Path) -> Path:
     path = work / "jobs" / f"{out.name}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tomli_w.dumps(job), encoding="utf-8")
-    factory("--workspace", work / "workspace", verb, path)
+    factory("--workspace", work / "workspace", verb, path, "--allow-outside")
     return out
 
 

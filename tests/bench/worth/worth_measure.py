@@ -15,10 +15,11 @@ BINS = 15
 
 def log_probabilities(model: Any, row: Any) -> Tensor:
     """What a model says at every completion token of a row, float32 [T, V]."""
-    prompt = len(row.prompt_token_ids)
+    tokens = len(row.completion_token_ids)
     ids = torch.tensor([[*row.prompt_token_ids.tolist(), *row.completion_token_ids.tolist()]])
     with torch.no_grad():
-        return model(ids, use_cache=False).logits[0, prompt - 1 : -1].float().log_softmax(-1)
+        # the last position predicts what comes after the row
+        return model(ids, use_cache=False, logits_to_keep=tokens + 1).logits[0, :-1].float().log_softmax(-1)
 
 
 def compare(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -51,10 +52,9 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     return float(gaps.abs().sum() / len(confidence))
 
 
-def measure(student: Any, teacher: Any, rows: Sequence[Any]) -> dict[str, float]:
-    """`compare` over these rows."""
-    pairs = ((log_probabilities(teacher, row), log_probabilities(student, row)) for row in rows)
-    return compare(pairs)
+def measure(student: Any, rows: Sequence[Any], said: Sequence[Tensor]) -> dict[str, float]:
+    """`compare` over these rows; `said` is what the teacher says of each."""
+    return compare((log_p, log_probabilities(student, row)) for row, log_p in zip(rows, said, strict=True))
 
 
 def count_passes(out: Path) -> dict[str, list[int]]:
