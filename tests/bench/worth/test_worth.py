@@ -170,6 +170,7 @@ def work(tmp_path: Path) -> Path:
     found = [result("text", rows, seed, kl + seed / 100) for rows, kl in CURVE.items() for seed in (0, 1)]
     found += [result("topk_tail", 250, seed, 0.7 + seed / 100) for seed in (0, 1)]
     found += [result("topk_tail", 1000, 0, 0.3), result("drawn", 250, 0, 0.95)]
+    found += [result("topk_tail", 4000, 0, 0.2)]
     for folder in ("results", "passes"):
         (tmp_path / folder).mkdir()
     for one in found:
@@ -190,6 +191,12 @@ def test_an_arm_is_compared_with_text_seed_by_seed_and_in_rows(work: Path) -> No
     assert replaced(results, "topk_tail", 1000) == (4.0, True)
     assert replaced(results, "drawn", 250) == (0.0, False)
     assert passes(results["topk_tail", 250]) == (4, 20)
+    # of a seed without a whole curve of text nothing is read off
+    (work / "results" / "text-4000-1.json").unlink()
+    assert replaced(read_results(work), "topk_tail", 250) == (pytest.approx(2.0), False)
+    (work / "results" / "text-4000-0.json").unlink()
+    (work / "results" / "text-1000-0.json").unlink()
+    assert replaced(read_results(work), "topk_tail", 1000) is None
 
 
 def test_the_table_has_a_line_for_each_arm_and_number_of_rows_and_says_what_was_not_measured(work: Path) -> None:
@@ -201,6 +208,7 @@ def test_the_table_has_a_line_for_each_arm_and_number_of_rows_and_says_what_was_
     assert "- top-20, the tail as one bucket, 250 rows: each worth 2.0 rows of text alone" in text
     assert "- top-20, the tail as one bucket, 1,000 rows: each worth more than 4.0 rows of text alone" in text
     assert "- 12 random draws, 250 rows: worth less than the fewest rows of text" in text
+    assert "- top-20, the tail as one bucket, 4,000 rows: better than as many rows of text; more" in text
     assert tell_passes(0, 0) == ""
     assert len(table(read_results(work), {"text": "text"}).splitlines()) == 2 + 3
 

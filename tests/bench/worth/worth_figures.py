@@ -88,12 +88,22 @@ def text_rows(curve: Mapping[int, float], kl: float) -> float:
 
 
 def replaced(results: Results, arm: str, rows: int) -> tuple[float, bool] | None:
-    """How many text-only rows one row of an arm replaces, and whether it is that or more than that."""
-    curve = {n: mean(r["kl"] for r in found) for (name, n), found in results.items() if name == BASE}
-    if (arm, rows) not in results or not curve:
+    """How many text-only rows one row of an arm replaces, and whether it is that or more than that.
+
+    Of the seeds that have text of all numbers of rows, so that both sides are means over the same ones; None without.
+    """
+    text = {count: _by_seed(found) for (name, count), found in results.items() if name == BASE}
+    asked = _by_seed(results.get((arm, rows), ()))
+    seeds = set(asked).intersection(*text.values())
+    if not text or not seeds:
         return None
-    found = text_rows(curve, mean(result["kl"] for result in results[arm, rows]))
+    curve = {count: mean(kls[seed] for seed in seeds) for count, kls in text.items()}
+    found = text_rows(curve, mean(asked[seed] for seed in seeds))
     return (max(curve) / rows, True) if math.isinf(found) else (found / rows, False)
+
+
+def _by_seed(found: Iterable[dict[str, Any]]) -> dict[int, float]:
+    return {result["seed"]: result["kl"] for result in found}
 
 
 def table(results: Results, told: Mapping[str, str]) -> str:
@@ -126,16 +136,17 @@ def headline(results: Results, told: Mapping[str, str]) -> list[str]:
     lines = []
     for arm, rows in sorted(results, key=lambda key: (list(told).index(key[0]), key[1])):
         found = replaced(results, arm, rows)
-        if arm == BASE or found is None:
-            continue
-        ratio, more = found
-        if not ratio:
-            lines.append(f"- {told[arm]}, {rows:,} rows: worth less than the fewest rows of text that were tried")
-        else:
-            lines.append(
-                f"- {told[arm]}, {rows:,} rows: each worth {'more than ' * more}{ratio:.1f} rows of text alone"
-            )
+        if arm != BASE and found is not None:
+            lines.append(f"- {told[arm]}, {rows:,} rows: {_tell_replaced(*found)}")
     return lines
+
+
+def _tell_replaced(ratio: float, more: bool) -> str:
+    if not ratio:
+        return "worth less than the fewest rows of text that were tried"
+    if more and ratio <= 1:
+        return "better than as many rows of text; more of them were not tried"
+    return f"each worth {'more than ' * more}{ratio:.1f} rows of text alone"
 
 
 def curves(results: Results, told: Mapping[str, str], path: Path) -> None:
