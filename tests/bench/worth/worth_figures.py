@@ -161,7 +161,7 @@ def curves(results: Results, told: Mapping[str, str], path: Path) -> None:
     order = [told[arm] for arm in told if any(name == arm for name, _ in results)]
     legend = altair.Legend(orient="bottom", columns=1, labelLimit=420)
     base = altair.Chart(altair.Data(values=values)).encode(
-        x=altair.X("rows:Q", scale=altair.Scale(type="log"), title="rows to learn from"),
+        x=altair.X("rows:Q", scale=altair.Scale(type="log", nice=False), title="rows to learn from"),
         color=altair.Color("arm:N", sort=order, title=None, legend=legend),
     )
     height = altair.Y("kl:Q", scale=altair.Scale(zero=False), title="KL to the teacher, nats a token")
