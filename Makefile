@@ -10,7 +10,7 @@ V2 := .venv-v2
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration long integration-v2 exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration long integration-v2 exports architectures chaos bench worth worth-quick gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -82,6 +82,14 @@ chaos: $(READY)
 # speed beside a bare engine, bytes and reading, as one table in docs/benchmarks.md; about half an hour, on a quiet machine
 bench: $(READY)
 	$(BIN)/python tests/bench/bench.py --write
+
+# what signals are worth to a student: a table and curves in docs/worth.md; hours, and goes on where it was cut off
+worth: $(READY)
+	$(BIN)/python tests/bench/worth/worth.py --write
+
+# the same with fewer rows, seeds, arms and steps; prints its table
+worth-quick: $(READY)
+	$(BIN)/python tests/bench/worth/worth.py --quick
 
 # the demo teacher from scratch, into build/demo-teacher/model; the same again goes on where it was cut off
 demo-teacher: $(READY)
