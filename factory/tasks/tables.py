@@ -218,13 +218,32 @@ def _note_columns(line: bytes, columns: dict[str, None]) -> BadRow | None:
 
 
 def _read_object(line: bytes) -> dict[str, Any]:
+    hook = _Keys()
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRow(f"is a JSON {type(value).__name__}; write one object a line")
+    hook.require_single()
     return value
+
+
+class _Keys:
+    """Makes the objects of a JSON text, and notes a key that one of them has twice: nobody can say which is meant."""
+
+    def __init__(self) -> None:
+        self.twice: str | None = None
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs) and self.twice is None:
+            self.twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return value
+
+    def require_single(self) -> None:
+        if self.twice is not None:
+            raise BadRow(f"has the key {self.twice!r} twice in one object; keep the one that is meant")
 
 
 class JsonArray(_Indexed):
@@ -236,27 +255,32 @@ class JsonArray(_Indexed):
         super().__init__()
         with data.open() as handle:
             self.text = handle.read().decode("utf-8-sig")
-        self.decoder = json.JSONDecoder()
         columns: dict[str, None] = {}
-        for number, (start, value) in enumerate(self._walk(), 1):
-            is_object = isinstance(value, dict)
-            fault = None if is_object else BadRow(f"is a JSON {type(value).__name__}; the array must hold objects")
-            self._add(start, number, fault)
-            columns |= dict.fromkeys(value) if is_object else {}
+        for number, (start, value, keys) in enumerate(self._walk(), 1):
+            try:
+                columns |= dict.fromkeys(self._object(value, keys))
+            except BadRow as error:
+                self._add(start, number, error)
+            else:
+                self._add(start, number, None)
         self.column_names = list(columns)
 
     def __getitem__(self, place: int, /) -> Mapping[str, Any]:
-        value = self._decode(self.starts[place])[0]
+        value, _, keys = self._decode(self.starts[place])
+        return self._object(value, keys)
+
+    def _object(self, value: Any, keys: _Keys) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise BadRow(f"is a JSON {type(value).__name__}; the array must hold objects")
+        keys.require_single()
         return value
 
-    def _walk(self) -> Iterator[tuple[int, Any]]:
+    def _walk(self) -> Iterator[tuple[int, Any, _Keys]]:
         """Each item with where it begins. Raises ValueError where the array breaks off: nothing behind is known."""
         at = self._skip(self._skip(0) + 1)
         while not self.text.startswith("]", at):
-            value, end = self._decode(at)
-            yield at, value
+            value, end, keys = self._decode(at)
+            yield at, value, keys
             at = self._skip(end)
             if not self.text.startswith("]", at):
                 if not self.text.startswith(",", at):
@@ -267,9 +291,10 @@ class JsonArray(_Indexed):
         if self._skip(at + 1) != len(self.text):
             raise ValueError(f"more follows the array at character {at + 2}; write one array, or one object a line")
 
-    def _decode(self, at: int) -> tuple[Any, int]:
+    def _decode(self, at: int) -> tuple[Any, int, _Keys]:
+        keys = _Keys()
         try:
-            return self.decoder.raw_decode(self.text, at)
+            return *json.JSONDecoder(object_pairs_hook=keys).raw_decode(self.text, at), keys
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the array is not JSON: {error}") from None
 

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from factory.dataset.ledger import Ledger, read_ledger, require_manifest
 from factory.dataset.manifest import read_manifest, read_signals
+from factory.dataset.stages import dataset_state
 from factory.errors import DatasetError
 from factory.publish.report.counts import describe_flow, describe_head, describe_runs, describe_stages
 from factory.publish.report.coverage import describe_coverage
@@ -44,6 +45,7 @@ def gather(store: Store, manifest: dict[str, Any]) -> dict[str, Any]:
     student = head["student_tokens"]
     return {
         "version": VERSION,
+        "state": dataset_state(ledger),
         "shards": len(ledger.entries),
         "head": head,
         "flow": describe_flow(store),
