@@ -129,8 +129,8 @@ def _plan(root: Path, name: str, wish: Wish) -> Copy:
         plain[REPORT] = _require_report(root, dataset_state(ledger))
     state = content_hash([dataset_state(ledger), sorted(parcel.path for parcel in parcels)])
     plain[CARD] = write_pushed_card(ledger, curriculum, state, wish.without, name).encode()
-    told = list(tell_stale(ledger, wish.without))
-    return Copy(parcels, plain, generators(manifest), ledger.totals.accepted, state, told)
+    stale = list(tell_stale(ledger, wish.without))
+    return Copy(parcels, plain, generators(manifest), ledger.totals.accepted, state, stale)
 
 
 def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from factory.dataset.shards import count_rows, read_batches, read_schema
+from factory.tasks.keys import Keys, read_json
 
 KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 PACKED = ".gz"
@@ -218,32 +219,15 @@ def _note_columns(line: bytes, columns: dict[str, None]) -> BadRow | None:
 
 
 def _read_object(line: bytes) -> dict[str, Any]:
-    hook = _Keys()
     try:
-        value = json.loads(line, object_pairs_hook=hook)
+        value, doubled = read_json(line)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRow(f"is a JSON {type(value).__name__}; write one object a line")
-    hook.require_single()
+    if doubled is not None:
+        raise BadRow(doubled)
     return value
-
-
-class _Keys:
-    """Makes the objects of a JSON text, and notes a key that one of them has twice: nobody can say which is meant."""
-
-    def __init__(self) -> None:
-        self.twice: str | None = None
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) < len(pairs) and self.twice is None:
-            self.twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return value
-
-    def require_single(self) -> None:
-        if self.twice is not None:
-            raise BadRow(f"has the key {self.twice!r} twice in one object; keep the one that is meant")
 
 
 class JsonArray(_Indexed):
@@ -269,13 +253,14 @@ class JsonArray(_Indexed):
         value, _, keys = self._decode(self.starts[place])
         return self._object(value, keys)
 
-    def _object(self, value: Any, keys: _Keys) -> dict[str, Any]:
+    def _object(self, value: Any, keys: Keys) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise BadRow(f"is a JSON {type(value).__name__}; the array must hold objects")
-        keys.require_single()
+        if told := keys.fault():
+            raise BadRow(told)
         return value
 
-    def _walk(self) -> Iterator[tuple[int, Any, _Keys]]:
+    def _walk(self) -> Iterator[tuple[int, Any, Keys]]:
         """Each item with where it begins. Raises ValueError where the array breaks off: nothing behind is known."""
         at = self._skip(self._skip(0) + 1)
         while not self.text.startswith("]", at):
@@ -291,8 +276,8 @@ class JsonArray(_Indexed):
         if self._skip(at + 1) != len(self.text):
             raise ValueError(f"more follows the array at character {at + 2}; write one array, or one object a line")
 
-    def _decode(self, at: int) -> tuple[Any, int, _Keys]:
-        keys = _Keys()
+    def _decode(self, at: int) -> tuple[Any, int, Keys]:
+        keys = Keys()
         try:
             return *json.JSONDecoder(object_pairs_hook=keys).raw_decode(self.text, at), keys
         except (ValueError, RecursionError) as error:

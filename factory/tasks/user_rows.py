@@ -16,7 +16,7 @@ from typing import Any
 from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
 from factory.dataset.manifest import MANIFEST, WILD
 from factory.dataset.shards import sha256_digest
-from factory.errors import DatasetError, JobError, nearest, one_line, root_cause
+from factory.errors import JobError, nearest, one_line, root_cause
 from factory.job.data import TableConfig
 from factory.job.paths import named_files
 from factory.tasks.tables import BadRow, Loaded, Table, kind_of, known_endings, load_dataset, open_parquet, open_table
@@ -136,8 +136,6 @@ def load_rows(
         rows = _load(config, where, needed if only is None else [*only, *own])
     except JobError:
         raise
-    except DatasetError as error:
-        raise JobError(f"{where}.path: {error}") from None
     except Exception as error:  # datasets raises many types for data that is not what it should be
         told = one_line(root_cause(error), 400)
         raise JobError(f"{where}.path: {config.path} cannot be loaded: {told}") from None

@@ -298,9 +298,9 @@ def test_pairs_and_labels_come_from_what_was_found_wrong(workspace: Path, make_j
 
 
 def test_a_teacher_that_is_none_of_the_dataset_is_refused_with_their_names(workspace: Path, make_job: MakeJob) -> None:
-    base = make_job(tasks=[{"name": "adding", "count": 8, "teacher": {"big": 1, "small": 1}}])
-    sections = base.model_dump(mode="json", exclude_unset=True)
+    sections = make_job().model_dump(mode="json", exclude_unset=True)
     del sections["teacher"]
+    sections["tasks"] = [{"name": "adding", "count": 8, "teacher": {"big": 1, "small": 1}}]
     sections["teachers"] = {"big": {"backend": "scripted"}, "small": {"backend": "scripted", "model": "other"}}
     run(Job.model_validate(sections), workspace, workspace / "data")
     for path in (workspace / "data" / "data").iterdir():

@@ -492,7 +492,7 @@ def test_a_copy_says_that_it_is_one(workspace: Path, make_job: MakeJob, tmp_path
         lambda: run_job(make_job(publish=TERMS), workspace, copy),
     ]
     for call in calls:
-        with pytest.raises(DatasetError, match=r"is a pushed copy .* load_rows reads its rows, and commands work on"):
+        with pytest.raises(DatasetError, match=r"is a pushed copy .*load_rows reads its rows, and commands work on"):
             call()
     assert read_tree(copy) == before
     # a dataset whose ledger is gone is none

@@ -178,4 +178,6 @@ def test_a_pushed_copy_is_no_folder_of_rows(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train-00000-8f3a61c09d27.parquet").write_bytes(b"PAR1")
     (tmp_path / "manifest.json").write_text("{}")
-    assert f"tasks.0.source.path: {tmp_path}: is a pushed copy of a dataset" in fault(tmp_path)
+    assert f"tasks.0.source.path: {tmp_path} cannot be loaded: {tmp_path}: is a pushed copy of a dataset" in fault(
+        tmp_path
+    )
