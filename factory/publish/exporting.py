@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.dataset.aligned import DONE
-from factory.dataset.manifest import read_sealed, run_command, sealed_text, teachers_of, write_atomically
+from factory.dataset.manifest import read_manifest, read_sealed, run_command, sealed_text, teachers_of, write_atomically
 from factory.dataset.shards import ShardFile, find_file_damage
 from factory.dataset.tables import open_table, saved_dataset_files
 from factory.errors import DatasetError, FactoryError, JobError, nearest
@@ -143,7 +143,7 @@ def _require_right(source: Source, asked: Asked, form: Format) -> None:
     several = "teacher" in source.column_names
     if asked.teacher is not None and not several:
         raise JobError(f"--teacher {asked.teacher}: {source.root} has no column `teacher`: one teacher made all rows")
-    names = [name for name in teachers_of(source.manifest) if name]
+    names = [name for name in teachers_of(read_manifest(source.root)) if name]  # `source` may know one alone
     has = f" (has: {', '.join(names)})" if names else ""
     if names and asked.teacher is not None and asked.teacher not in names:
         like = nearest(asked.teacher, names)
