@@ -16,7 +16,7 @@ from factory.dataset.columns import MASK, STUDENT_COLUMNS, TOKEN_IDS, list_lengt
 from factory.dataset.entries import ShardEntry
 from factory.dataset.late import without_late
 from factory.dataset.layouts import Layout, layouts
-from factory.dataset.ledger import LEDGER, read_ledger
+from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
 from factory.dataset.manifest import COPIES, MANIFEST, of_teacher, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
@@ -37,6 +37,7 @@ def verify(out: Path) -> Iterator[str]:
     """
     if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
         raise DatasetError(f"{out}: no {MANIFEST} and no {LEDGER}, so not a dataset; `factory run` makes one")
+    require_no_copy(out)
     try:
         manifest, ledger = read_manifest(out), read_ledger(out)
         signals = read_signals(manifest)

@@ -22,8 +22,9 @@ part of a plan has `part`, [2, 8] for the second of eight: every eighth shard is
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from factory.hashing import canonical_json
 # the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
 LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
 WORKERS = ".workers"  # folders of a cluster's workers, each with a spool of its own, while they are at work
+PUSHED = re.compile(r"train-\d+-[0-9a-f]{12}\.parquet")  # a file of rows in a pushed copy
 
 
 class Ledger:
@@ -125,6 +127,7 @@ def hold(out: Path) -> Iterator[None]:
     Raises DatasetError where it cannot be written, holds something else, is in use, or has no path to load it by.
     """
     require_plain_path(out)
+    require_no_copy(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
@@ -145,6 +148,12 @@ def hold(out: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def hold_dataset(out: Path) -> AbstractContextManager[None]:
+    """The same for a dataset that is there already: where there is none, nothing is made."""
+    read_manifest(out)
+    return hold(out)
 
 
 def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Ledger:
@@ -174,8 +183,20 @@ def require_resumable(out: Path, manifest: dict[str, Any]) -> None:
         require_same_job(out, read_manifest(out), manifest)
 
 
+def require_no_copy(out: Path) -> None:
+    """Raise DatasetError for a pushed copy: a manifest without a ledger, whose files have digests in their names."""
+    if (out / LEDGER).exists() or not (out / MANIFEST).exists():
+        return
+    if any(PUSHED.fullmatch(path.name) for path in (out / "data").glob("*.parquet")):
+        raise DatasetError(
+            f"{out}: is a pushed copy of a dataset, and has no ledger; factory.load.load_rows reads its rows, and "
+            "commands work on the dataset that it was made from"
+        )
+
+
 def require_manifest(out: Path) -> None:
-    """Raise DatasetError where there is a ledger but no manifest."""
+    """Raise DatasetError where there is a ledger but no manifest, and for a pushed copy."""
+    require_no_copy(out)
     if (out / LEDGER).exists() and not (out / MANIFEST).exists():
         raise DatasetError(f"{out}: {MANIFEST} is gone; `factory run JOB --repair` writes it")
 
@@ -231,6 +252,7 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
     try:
         data = path.read_bytes()
     except OSError as error:
+        require_no_copy(out)
         raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
     plan: dict[str, Any] | None = None
     entries: dict[int, ShardEntry] = {}

@@ -93,6 +93,12 @@ def section(name: str, teacher: str) -> str:
     return f"{name}.{teacher}" if teacher else name
 
 
+def run_command(manifest: dict[str, Any]) -> str:
+    """Which command makes the rows of a dataset and goes on with it."""
+    job = manifest.get("job")
+    return "factory score" if isinstance(job, dict) and job.get("transcripts") else "factory run"
+
+
 def teachers_of(manifest: dict[str, Any]) -> list[str]:
     """The teachers that have made rows of a dataset, by name, in the job's order; [""] where there is one only."""
     job = manifest.get("job")

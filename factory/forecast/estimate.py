@@ -68,6 +68,7 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None, fle
             continue
         most = prepared.sampling[task].max_tokens
         lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
+        lines += [f"    {task} is yours, which replaces the built-in one"] if task in prepared.replacing else []
         source = prepared.sources.get(task)
         lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
     lines += _rejected_pii_lines(job)

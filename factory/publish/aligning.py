@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.dataset.ledger import hold, read_ledger
+from factory.dataset.ledger import hold_dataset, read_ledger
 from factory.dataset.stages import current_summary
 from factory.dataset.tables import Field
 from factory.errors import JobError
@@ -45,7 +45,7 @@ def align(root: Path, student: str, name: str | None) -> list[str]:
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(student).name or student).strip("-.")
     if not NAME.fullmatch(name):
         raise JobError(f"--name {name}: letters, digits, '.', '_' and '-' alone, at most 64, the first no sign")
-    with hold(root):
+    with hold_dataset(root):
         lines = write_export(root, root / f"aligned-{name}", Asked(to=f"aligned-{name}", student=student), ALIGNED)
         ledger = read_ledger(root)
         save_card(ledger, current_summary(ledger))

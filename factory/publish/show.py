@@ -14,7 +14,7 @@ from factory.dataset.codec import STORED, read_topk
 from factory.dataset.entries import Totals
 from factory.dataset.history import count_runs, read_state
 from factory.dataset.ledger import read_ledger
-from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest
+from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest, run_command
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.messages import Message, text_of
@@ -37,7 +37,7 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     chosen = samples > 1 and keep != "all"
     share = f" ({totals.accepted / totals.done:.0%})" if totals.done and not chosen else ""
     left = f"{totals.left:,} rows left" if totals.left else "rows are wanting"
-    state = "complete" if totals.complete else f"{left}; the same `factory run` goes on"
+    state = "complete" if totals.complete else f"{left}; the same `{_command(out)}` goes on"
     if totals.part and not totals.left:
         state = "complete; `factory merge` joins the parts"
     state = f"part {totals.part}: {state}" if totals.part else state
@@ -86,6 +86,10 @@ def read_samples(out: Path) -> tuple[int, str]:
     samples = read_manifest(out).get("job") or {}
     samples = samples.get("samples") or {} if isinstance(samples, dict) else {}
     return int(samples.get("n", 1)), str(samples.get("keep", "all"))
+
+
+def _command(out: Path) -> str:
+    return run_command(read_manifest(out) if (out / MANIFEST).exists() else {})
 
 
 def describe_nothing(out: Path, totals: Totals) -> str:

@@ -80,6 +80,8 @@ def run_prepared(
             prepared = plan_on(prepared, ledger)
             planned, done = ledger.totals.planned, ledger.totals.done
             reporter.tell("started", out=str(out), digest=manifest["digest"], planned=planned, committed=done)
+            for name in prepared.replacing:
+                reporter.tell("replaced", f"task {name}: yours, which replaces the built-in one", task=name)
             if next_turn(prepared, ledger) is not None:
                 (make or _run_teachers)(prepared, manifest, ledger, reporter)
             # no teacher lives here any more, so the plain forward has the memory for itself

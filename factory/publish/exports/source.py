@@ -16,7 +16,7 @@ from factory.dataset.aligned import rows_state
 from factory.dataset.codec import CANDIDATES
 from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, read_ledger
-from factory.dataset.manifest import of_teacher, read_manifest, read_signals, teachers_of
+from factory.dataset.manifest import of_teacher, read_manifest, read_signals, run_command, teachers_of
 from factory.dataset.picking import take_table
 from factory.dataset.rows import ARRAYS, STUDENT_IDS, Row, StateBits, join_bits, read_rows
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches, read_schema, shard_path
@@ -190,7 +190,9 @@ class Source:
         file = next((file for file in self.ledger.entries[shard].files if file.path == name), None)
         told = f"{name}: not in the ledger" if file is None else find_file_damage(self.root, file, "committed")
         if told:
-            raise DatasetError(f"{self.root}: {told}; run `factory verify`, then `factory run --repair`")
+            raise DatasetError(
+                f"{self.root}: {told}; run `factory verify`, then `{run_command(self.manifest)} --repair`"
+            )
         return self.root / name
 
     def _read_stage(self, name: str, columns: tuple[str, ...], arrays: str) -> Iterator[Given]:
