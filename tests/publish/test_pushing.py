@@ -89,7 +89,7 @@ def test_a_dataset_is_there_with_its_arrays_apart(workspace: Path, make_job: Mak
     texts, arrays, before = rows_of(tree, "data"), rows_of(tree, "signals"), local_rows(root, "data")
     assert len(list((root / "data").iterdir())) > 1
     assert sum(path.startswith("data/") for path in tree) == 1
-    assert {row.pop("generator") for row in texts} == {json.loads(tree["manifest.json"])["teacher"]["model"]}
+    assert {row.pop("generator") for row in texts} == {"scripted"}
     assert [a | b for a, b in zip(texts, arrays, strict=True)] == before
     assert "topk_ids" not in texts[0]
     assert set(arrays[0]) > {"id", "completion_token_ids", "topk_ids", "topk_logprobs", "entropy"}
