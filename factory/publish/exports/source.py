@@ -263,7 +263,8 @@ def _one_teachers(root: Path, manifest: dict[str, Any], teacher: str | None) -> 
 def _as_student(row: Row) -> Row:
     """A row as its student is asked: texts and ids."""
     asked, teachers = row.columns[STUDENT_PROMPT], row.columns.get("prompt")
-    row = row.as_student()
+    # of an answer that was not accepted there are no such ids, and no format writes any
+    row = row if row.student_prompt_token_ids is None else row.as_student()
     if asked is None or asked == teachers:
         return row
     # ids that are the same, or not read, leave the texts to us; what a repair adds is the teacher's alone
