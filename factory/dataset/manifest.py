@@ -29,7 +29,10 @@ MOST_CHANGES = 20
 SHOWN_CHARACTERS = 80
 HASH = re.compile(r"[0-9a-f]{24,64}")  # of a file: that it differs says all
 ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]+:/+")  # of two letters at least: one is a drive
-WILD: Final = re.compile(r"[\[\]*?{}]")
+# what `datasets` does not take as it stands in a path: wildcards, `$NAME` of the environment, `::` between chained URLs
+WILD: Final = re.compile(r"[\[\]*?{}$]|::")
+READ_AS: Final = {"$": "the name of a variable", "::": "a chain of URLs"}
+PLAIN: Final = "choose a path without any of [ ] * ? { } $ ::"
 
 
 def require_plain_path(out: Path) -> None:
@@ -43,9 +46,16 @@ def require_plain_path(out: Path) -> None:
             f"{out}: {told}; mount the store and give its path, or write to a disk and copy it afterwards"
         )
     path = os.path.realpath(out)  # Path.resolve raises at a link that leads to itself
-    if wild := WILD.search(path):
-        told = f"its path {path} has a {wild[0]!r}, which readers of datasets take for a wildcard"
-        raise DatasetError(f"{out}: {told}; choose a path without any of [ ] * ? {{ }}")
+    if wild := find_wild(path):
+        raise DatasetError(
+            f"{out}: its path {path} has {wild[0]}, which readers of datasets take for {wild[1]}; {PLAIN}"
+        )
+
+
+def find_wild(path: str) -> tuple[str, str] | None:
+    """What readers of datasets do not take as it stands in a path, and what for; None where there is nothing."""
+    found = WILD.search(path)
+    return (f"a {found[0]!r}", READ_AS.get(found[0], "a wildcard")) if found else None
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:

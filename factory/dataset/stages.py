@@ -51,6 +51,12 @@ def current_summary(ledger: Ledger) -> dict[str, Any] | None:
     return summary if summary and summary["dataset"]["state"] == dataset_state(ledger) else None
 
 
+def require_current(ledger: Ledger, summary: dict[str, Any]) -> None:
+    """Raise DatasetError where a curriculum was made from other rows than there are now."""
+    if summary["dataset"]["state"] != dataset_state(ledger):
+        raise DatasetError(f"{ledger.out}: its curriculum was made from an older state of the dataset; {AGAIN}")
+
+
 def card_configs(summary: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Every config of a curriculum with its splits, those without a row left out."""
     for stage in [*summary["stages"], summary["hand_off"] | {"name": "hand-off"}]:

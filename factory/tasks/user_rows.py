@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
-from factory.dataset.manifest import MANIFEST, WILD
+from factory.dataset.manifest import MANIFEST, PLAIN, find_wild
 from factory.dataset.shards import sha256_digest
 from factory.errors import JobError, nearest, one_line, root_cause
 from factory.job.data import TableConfig
@@ -279,9 +279,9 @@ def _load_dataset(config: TableConfig, where: str) -> Rows:
         raise JobError(
             f'{where}.format: {path} is a file, and "datasets" takes folders and names (files: {known_endings()})'
         )
-    if path.is_dir() and (wild := WILD.search(str(path.resolve()))):
-        told = f"{path.resolve()} has a {wild[0]!r}, which `datasets` takes for a wildcard"
-        raise JobError(f"{where}.path: {told}; choose a path without any of [ ] * ? {{ }}")
+    if path.is_dir() and (wild := find_wild(str(path.resolve()))):
+        told = f"{path.resolve()} has {wild[0]}, which `datasets` takes for {wild[1]}"
+        raise JobError(f"{where}.path: {told}; {PLAIN}")
     # the cached copy of a local directory would be kept when its files change
     mode = "force_redownload" if path.is_dir() else None
     rows = load_dataset(config.path, config.config, split=config.split, download_mode=mode)

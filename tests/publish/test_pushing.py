@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import write_task
 from dataset_support import FACTORY, flip_byte, read_tree
 from export_support import PAIRS, MakeJob, make_dataset
 from hub_standin import Hub, Tree
@@ -76,8 +77,8 @@ def rows_of(tree: Tree, folder: str) -> list[dict[str, Any]]:
     return [row for path in files for row in pq.read_table(io.BytesIO(tree[path])).to_pylist()]
 
 
-def local_rows(root: Path, folder: str) -> list[dict[str, Any]]:
-    return [row for path in sorted((root / folder).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+def local_rows(root: Path, folder: str, files: str = "*.parquet") -> list[dict[str, Any]]:
+    return [row for path in sorted((root / folder).glob(files)) for row in pq.read_table(path).to_pylist()]
 
 
 def test_a_dataset_is_there_with_its_arrays_apart(workspace: Path, make_job: MakeJob, hub: Hub, push: Push) -> None:
@@ -344,6 +345,23 @@ def test_a_copy_on_the_disk_gives_the_same_rows(
                 assert (first.hidden_states == second.hidden_states).all()
     with pytest.raises(DatasetError, match="does not stream"):
         load_rows(copy, stage, streaming=True)
+
+
+@pytest.mark.parametrize("whose", [None, "teacher"])
+def test_a_stage_of_a_copy_has_the_prompts_of_its_curriculum(
+    whose: Literal["teacher"] | None, workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    write_task(workspace, student_j2="{{ scenario.a }} plus {{ scenario.b }}?")
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    make_curriculum(root, CurriculumConfig(by="tokens", stages=1, prompt=whose))
+    assert push(root).returncode == 0
+    expected = [row["prompt"] for row in local_rows(root, "curriculum/stage-1", "train-*")]
+    copy = save_tree(hub.main(REPO), tmp_path / "copy")
+    assert load_rows(copy, "stage-1", cache_dir=tmp_path / "cache")["prompt"] == expected
+    code = (
+        f'import json\nfrom factory.load import load_rows\nprint(json.dumps(load_rows("{REPO}", "stage-1")["prompt"]))'
+    )
+    assert read_hub(hub, tmp_path, code) == expected
 
 
 def test_a_local_copy_is_what_would_be_sent(

@@ -21,7 +21,7 @@ from factory.dataset.picking import take_table
 from factory.dataset.rows import ARRAYS, STUDENT_IDS, Row, StateBits, join_bits, read_rows
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
-from factory.dataset.stages import AGAIN, dataset_state, read_summary
+from factory.dataset.stages import AGAIN, read_summary, require_current
 from factory.errors import DatasetError, JobError, nearest
 from factory.publish.vocabulary import teacher_vocabulary
 from factory.signals import SignalSpec
@@ -265,7 +265,8 @@ def _one_teachers(root: Path, manifest: dict[str, Any], teacher: str | None) -> 
 def _as_student(row: Row) -> Row:
     """A row as its student is asked: texts and ids."""
     asked, teachers = row.columns[STUDENT_PROMPT], row.columns.get("prompt")
-    row = row.as_student()
+    # of an answer that was not accepted there are no such ids, and no format writes any
+    row = row if row.student_prompt_token_ids is None else row.as_student()
     if asked is None or asked == teachers:
         return row
     # ids that are the same, or not read, leave the texts to us; what a repair adds is the teacher's alone
@@ -281,8 +282,7 @@ def _find_stage(root: Path, ledger: Ledger, stage: str, split: str) -> list[Shar
     summary = read_summary(root)
     if summary is None:
         raise JobError(f"--stage {stage}: {root} has no curriculum; `factory curriculum {root}` makes one")
-    if summary["dataset"]["state"] != dataset_state(ledger):
-        raise DatasetError(f"{root}: its curriculum was made from an older state of the dataset; {AGAIN}")
+    require_current(ledger, summary)
     stages = {entry["name"]: entry["rows"] for entry in summary["stages"]}
     if stage not in stages:
         raise JobError(f"--stage {stage}: no such stage (has: {', '.join(stages)}){nearest(stage, stages)}")
