@@ -91,7 +91,8 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
         for name in HOW_NOT_WHAT:
             del teacher[name]
         forget_manner(teacher)
-        del teacher["scripted"]["tokens_per_second"]
+        # of a teacher behind an endpoint all of it is forgotten by then
+        teacher.get("scripted", {}).pop("tokens_per_second", None)
         if teacher.get("tool_parser", "") is None:  # came later: a job without one is the job that it was
             del teacher["tool_parser"]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
