@@ -30,14 +30,15 @@ lint: $(READY)
 
 # twice as many as cores: many tests wait for processes, servers and clocks
 unit: $(READY)
-	$(BIN)/pytest -m "not engine and not core and not architectures" -n $$((2 * $$(nproc))) --maxprocesses 8
+	$(BIN)/pytest -m "not engine and not core and not architectures" -n $$((2 * $$(nproc))) --maxprocesses 8 --dist worksteal
 
 # `pip install .` in an environment of its own: what needs no engine works there, the rest says what to install
 core: $(READY)
 	$(BIN)/pytest -m core
 
+# two at once: an engine's start is one thread's work for most of its time
 integration: $(READY)
-	$(BIN)/pytest -m engine
+	$(BIN)/pytest -m engine -n 2 --dist loadfile
 
 # what takes minutes more: compiled models, kills of one replica among others, a hub in every kind of trouble
 long: $(READY)

@@ -199,7 +199,9 @@ def test_the_loss_of_a_batch_is_that_of_the_documented_loader() -> None:
     torch.testing.assert_close(ours, documented, atol=0.02, rtol=0.02)  # ours runs in bfloat16
 
 
-@pytest.mark.parametrize("name", ["text", "topk_tail", "topk_renormalised", "unsure"])
+@pytest.mark.parametrize(
+    "name", ["topk_tail", *(pytest.param(n, marks=pytest.mark.long) for n in ("text", "topk_renormalised", "unsure"))]
+)
 def test_training_lowers_every_loss_and_the_same_seed_ends_in_the_same_weights(name: str) -> None:
     rows, loss = [make_row(number) for number in range(8)], train.LOSSES[name]
     batch = collate(rows, pad_token_id=0)

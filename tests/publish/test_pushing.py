@@ -34,6 +34,7 @@ from factory.runs.run import run as run_job
 
 TERMS = {"license": "apache-2.0", "output_terms": "those of the model's own weights", "language": ["en"]}
 REPO = "me/sums"
+LONG = pytest.mark.long
 Push = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -128,7 +129,15 @@ def test_the_same_push_again_sends_nothing(workspace: Path, make_job: MakeJob, h
     assert len(hub.repositories[REPO].requests) == 1
 
 
-@pytest.mark.parametrize("step", ["PUT /upload", "POST .*/commit/", "POST .*/merge", "POST .*/discussions$"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("PUT /upload", marks=LONG),
+        "POST .*/commit/",
+        "POST .*/merge",
+        pytest.param("POST .*/discussions$", marks=LONG),
+    ],
+)
 def test_it_goes_on_after_a_cut_and_main_is_never_half(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, step: str
 ) -> None:
@@ -182,10 +191,7 @@ def test_it_goes_on_after_it_was_killed(
     assert not (root / ".push").exists()
 
 
-LONG = pytest.mark.long
-
-
-@pytest.mark.parametrize("trouble", [429, pytest.param(503, marks=LONG), pytest.param("cut", marks=LONG), "cut after"])
+@pytest.mark.parametrize("trouble", [*(pytest.param(how, marks=LONG) for how in (429, 503, "cut")), "cut after"])
 def test_a_hub_in_trouble_is_asked_again(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, trouble: int | str
 ) -> None:
@@ -347,7 +353,7 @@ def test_a_copy_on_the_disk_gives_the_same_rows(
         load_rows(copy, stage, streaming=True)
 
 
-@pytest.mark.parametrize("whose", [None, "teacher"])
+@pytest.mark.parametrize("whose", [None, pytest.param("teacher", marks=LONG)])
 def test_a_stage_of_a_copy_has_the_prompts_of_its_curriculum(
     whose: Literal["teacher"] | None, workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
 ) -> None:
