@@ -8,7 +8,7 @@ import pytest
 from conftest import SCHEMA, write_task
 from dataset_support import read_tree
 from inline_nodes import Call, InlineNodes, run_inline
-from test_parts import FAULTY, JOBS, TWICE, VARIABLE, as_job
+from test_plan_parts import FAULTY, JOBS, TWICE, VARIABLE, as_job
 
 from factory.checks.verify import verify
 from factory.dataset.history import read_history
