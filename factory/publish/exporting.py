@@ -22,6 +22,7 @@ from typing import Any, Final
 from factory.dataset.aligned import DONE
 from factory.dataset.manifest import read_manifest, read_sealed, run_command, sealed_text, teachers_of, write_atomically
 from factory.dataset.shards import ShardFile, find_file_damage
+from factory.dataset.stages import current_summary
 from factory.dataset.tables import open_table, saved_dataset_files
 from factory.errors import DatasetError, FactoryError, JobError, nearest
 from factory.hashing import canonical_json, content_hash
@@ -308,12 +309,17 @@ def _told(written: Written, form: Format) -> list[str]:
 
 
 def _tell_rest(source: Source) -> list[str]:
-    """That a dataset is unfinished, and this is not all there will be."""
-    totals = source.ledger.totals
+    """That rows are here which the curriculum keeps apart; that a dataset is unfinished, and this is not all of it."""
+    totals, summary = source.ledger.totals, None if source.stage else current_summary(source.ledger)
+    apart = Counter[str]()
+    for stage in summary["stages"] if summary else ():
+        apart.update(stage["rows"])
+    told = ", ".join(f"{apart[name]:,} of {name}" for name in ("validation", "test") if apart[name])
+    lines = [f"  with the rows that the curriculum keeps apart ({told}); stages leave them out"] if told else []
     if totals.complete:
-        return []
+        return lines
     there = f"{totals.done:,} of {totals.planned:,} planned rows are there" if totals.left else totals.describe_rest()
-    return [f"  {there}; `{run_command(source.manifest)}` goes on"]
+    return [*lines, f"  {there}; `{run_command(source.manifest)}` goes on"]
 
 
 def _readme(written: Written, form: Format, named: str) -> str:

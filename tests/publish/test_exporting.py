@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,11 @@ def test_a_stage_comes_in_its_own_order_with_its_signals(workspace: Path, make_j
         export_to(root, workspace / to, to, stage=stage)
         ids = [row["prompt_token_ids"] + row["completion_token_ids"] for row in split]
         assert [row["input_ids"] for row in read_export(workspace / to)] == ids
+    apart = Counter(name for one in summary["stages"] for name, rows in one["rows"].items() for _ in range(rows))
+    kept = ", ".join(f"{apart[name]:,} of {name}" for name in ("validation", "test") if apart[name])
+    told = f"  with the rows that the curriculum keeps apart ({kept}); stages leave them out"
+    assert kept
+    assert told in export_to(root, workspace / "all", "trl-sft")
     # other rows under the same options are another export
     other = summary["stages"][0]["name"]
     with pytest.raises(JobError, match="holds another export"):
