@@ -25,7 +25,6 @@ from factory.curriculum.handoff import (
     was_answered,
 )
 from factory.curriculum.mixture import (
-    SPLITS,
     Candidates,
     Stage,
     describe_counts,
@@ -40,7 +39,7 @@ from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, hold, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, run_command, write_atomically
 from factory.dataset.shards import ShardFile, shard_path, sync_directory
-from factory.dataset.stages import FOLDER, SUMMARY, dataset_state, summary_text
+from factory.dataset.stages import FOLDER, SPLITS, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
 from factory.publish.card import save_card
 from factory.signals import Array

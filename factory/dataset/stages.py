@@ -14,6 +14,7 @@ from factory.dataset.shards import ShardFile, find_file_damage, read_batches
 from factory.errors import DatasetError
 from factory.hashing import content_hash
 
+SPLITS: Final = ("train", "validation", "test")
 FOLDER, SUMMARY = "curriculum", "curriculum.json"
 AGAIN: Final = "`factory curriculum` makes it anew"
 
@@ -114,7 +115,7 @@ def describe_range(stage: dict[str, Any]) -> str:
 def describe_curriculum(out: Path, summary: dict[str, Any]) -> list[str]:
     """A curriculum as a table for people, and how to load its first stage."""
     by, names = summary["by"], sorted({task for stage in summary["stages"] for task in stage["tasks"]})
-    head = ["stage", by, "train", "validation", "test", "train tokens", "hand off", *names]
+    head = ["stage", by, *SPLITS, "train tokens", "hand off", *names]
     rows = [_describe_stage(stage, names) for stage in summary["stages"]]
     hand_off = summary["hand_off"]
     lines = [f"{out}: {len(rows)} stages by {by} of {summary['dataset']['rows']:,} accepted rows"]

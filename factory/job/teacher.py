@@ -2,25 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from factory.job.config import Config, Fraction
+from factory.job.config import Config, Fraction, number_or_auto
 from factory.job.endpoint import REMOTE, EndpointConfig, PriceConfig, require_consistent
 from factory.records import Repetition, Sampling
 
-
-def _read_replicas(value: Any) -> int | Literal["auto"]:
-    if value == "auto":
-        return "auto"
-    try:
-        return NUMBER.validate_python(value)
-    except ValidationError as error:
-        # told as one error of the key; of a union pydantic tells one for each branch
-        raise ValueError(f'{error.errors()[0]["msg"]}, or "auto"') from None
-
-
-NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=256)])
-Replicas = Annotated[int | Literal["auto"], PlainValidator(_read_replicas)]
+Replicas = Annotated[int | Literal["auto"], number_or_auto(256)]
 
 
 class ScriptedFaults(Config):

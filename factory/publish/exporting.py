@@ -22,7 +22,7 @@ from typing import Any, Final
 from factory.dataset.aligned import DONE
 from factory.dataset.manifest import read_manifest, read_sealed, run_command, sealed_text, teachers_of, write_atomically
 from factory.dataset.shards import ShardFile, find_file_damage
-from factory.dataset.stages import current_summary
+from factory.dataset.stages import SPLITS, current_summary
 from factory.dataset.tables import open_table, saved_dataset_files
 from factory.errors import DatasetError, FactoryError, JobError, nearest
 from factory.hashing import canonical_json, content_hash
@@ -75,7 +75,7 @@ def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]
     _require_right(source, asked, form)
     plan = {"asked": asdict(asked), "state": source.state}
     if _is_done(out, plan):
-        return [f"{out}: complete already, of these rows and options", *_tell_rest(source)]
+        return [f"{out}: complete already, of these rows and options", *_tell_apart(source), *_tell_rest(source)]
     files, total = _write_parts(source, asked, form, out, plan)
     tables = [file for file in files if file is not None]
     left, counts = (dict(sorted(counter.items())) for counter in (total.left, total.counts))
@@ -302,24 +302,28 @@ def _told(written: Written, form: Format) -> list[str]:
     elif form.holds_ids(written.asked) and written.positions:
         lines[0] += f", {written.positions:,} positions"
     lines += [f"  left out  {count:>7,}  {reason}" for reason, count in written.left.items()]
-    lines += _tell_rest(written.source)
+    lines += [*_tell_apart(written.source), *_tell_rest(written.source)]
     if form.tell is not None:
         return lines
     return [*lines, *(f"  next: {line}" for line in form.usage(written).splitlines())]
 
 
-def _tell_rest(source: Source) -> list[str]:
-    """That rows are here which the curriculum keeps apart; that a dataset is unfinished, and this is not all of it."""
-    totals, summary = source.ledger.totals, None if source.stage else current_summary(source.ledger)
-    apart = Counter[str]()
+def _tell_apart(source: Source) -> list[str]:
+    """That rows are here which the curriculum keeps from training."""
+    summary, apart = None if source.stage else current_summary(source.ledger), Counter[str]()
     for stage in summary["stages"] if summary else ():
         apart.update(stage["rows"])
-    told = ", ".join(f"{apart[name]:,} of {name}" for name in ("validation", "test") if apart[name])
-    lines = [f"  with the rows that the curriculum keeps apart ({told}); stages leave them out"] if told else []
+    told = ", ".join(f"{apart[name]:,} of {name}" for name in SPLITS[1:] if apart[name])
+    return [f"  with the rows that the curriculum keeps apart ({told}); stages leave them out"] if told else []
+
+
+def _tell_rest(source: Source) -> list[str]:
+    """That a dataset is unfinished, and this is not all there will be."""
+    totals = source.ledger.totals
     if totals.complete:
-        return lines
+        return []
     there = f"{totals.done:,} of {totals.planned:,} planned rows are there" if totals.left else totals.describe_rest()
-    return [*lines, f"  {there}; `{run_command(source.manifest)}` goes on"]
+    return [f"  {there}; `{run_command(source.manifest)}` goes on"]
 
 
 def _readme(written: Written, form: Format, named: str) -> str:

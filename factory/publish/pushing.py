@@ -50,7 +50,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class Contents:
     """What a copy consists of: tables that are yet to be made, other files, and who wrote the rows."""
 
     parcels: list[Parcel]
@@ -102,7 +102,7 @@ def write_copy(root: Path, out: Path, wish: Wish) -> list[str]:
     ]
 
 
-def _plan(root: Path, name: str, wish: Wish) -> Copy:
+def _plan(root: Path, name: str, wish: Wish) -> Contents:
     """The copy of a finished dataset that may be published, called `name` in its card."""
     manifest, ledger = read_manifest(root), read_ledger(root)
     if not manifest.get(PUBLISH):
@@ -130,7 +130,7 @@ def _plan(root: Path, name: str, wish: Wish) -> Copy:
     state = content_hash([dataset_state(ledger), sorted(parcel.path for parcel in parcels)])
     plain[CARD] = write_pushed_card(ledger, curriculum, state, wish.without, name).encode()
     stale = list(tell_stale(ledger, wish.without))
-    return Copy(parcels, plain, generators(manifest), ledger.totals.accepted, state, stale)
+    return Contents(parcels, plain, generators(manifest), ledger.totals.accepted, state, stale)
 
 
 def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:

@@ -90,9 +90,8 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     ):
         for name in HOW_NOT_WHAT:
             del teacher[name]
+        del teacher["scripted"]["tokens_per_second"]
         forget_manner(teacher)
-        # of a teacher behind an endpoint all of it is forgotten by then
-        teacher.get("scripted", {}).pop("tokens_per_second", None)
         if teacher.get("tool_parser", "") is None:  # came later: a job without one is the job that it was
             del teacher["tool_parser"]
     del job["signals"]["verify_rows"]  # how much is checked, not what is made
