@@ -10,7 +10,7 @@ V2 := .venv-v2
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration long integration-v2 exports architectures chaos bench gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration long integration-v2 exports architectures chaos bench worth worth-quick gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -30,14 +30,15 @@ lint: $(READY)
 
 # twice as many as cores: many tests wait for processes, servers and clocks
 unit: $(READY)
-	$(BIN)/pytest -m "not engine and not core and not architectures" -n $$((2 * $$(nproc))) --maxprocesses 8
+	$(BIN)/pytest -m "not engine and not core and not architectures" -n $$((2 * $$(nproc))) --maxprocesses 8 --dist worksteal
 
 # `pip install .` in an environment of its own: what needs no engine works there, the rest says what to install
 core: $(READY)
 	$(BIN)/pytest -m core
 
+# two at once: an engine's start is one thread's work for most of its time
 integration: $(READY)
-	$(BIN)/pytest -m engine
+	$(BIN)/pytest -m engine -n 2 --dist loadfile
 
 # what takes minutes more: compiled models, kills of one replica among others, a hub in every kind of trouble
 long: $(READY)
@@ -77,10 +78,19 @@ architectures: $(READY)
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py
 	$(BIN)/python tests/chaos/chaos_endpoint.py
+	$(BIN)/python tests/chaos/chaos_cluster.py
 
 # speed beside a bare engine, bytes and reading, as one table in docs/benchmarks.md; about half an hour, on a quiet machine
 bench: $(READY)
 	$(BIN)/python tests/bench/bench.py --write
+
+# what signals are worth to a student: a table and curves in docs/worth.md; hours, and goes on where it was cut off
+worth: $(READY)
+	$(BIN)/python tests/bench/worth/worth.py --write
+
+# the same with fewer rows, seeds, arms and steps; prints its table
+worth-quick: $(READY)
+	$(BIN)/python tests/bench/worth/worth.py --quick
 
 # the demo teacher from scratch, into build/demo-teacher/model; the same again goes on where it was cut off
 demo-teacher: $(READY)

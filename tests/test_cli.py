@@ -23,6 +23,7 @@ COMMANDS = [
     "align",
     "curriculum",
     "export",
+    "merge",
     "new",
     "plan",
     "preview",

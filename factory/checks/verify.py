@@ -14,8 +14,9 @@ import numpy as np
 from factory.dataset.codec import CANDIDATES, STORED, Flat, find_candidate_damage, find_damage
 from factory.dataset.columns import MASK, STUDENT_COLUMNS, TOKEN_IDS, list_lengths, read_list
 from factory.dataset.entries import ShardEntry
+from factory.dataset.late import without_late
 from factory.dataset.layouts import Layout, layouts
-from factory.dataset.ledger import LEDGER, read_ledger
+from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
 from factory.dataset.manifest import COPIES, MANIFEST, of_teacher, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
@@ -36,6 +37,7 @@ def verify(out: Path) -> Iterator[str]:
     """
     if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
         raise DatasetError(f"{out}: no {MANIFEST} and no {LEDGER}, so not a dataset; `factory run` makes one")
+    require_no_copy(out)
     try:
         manifest, ledger = read_manifest(out), read_ledger(out)
         signals = read_signals(manifest)
@@ -49,7 +51,7 @@ def verify(out: Path) -> Iterator[str]:
             yield "manifest.json: has no signals section, yet shards are committed"
         return
     rows = sum(entry.planned for entry in ledger.entries.values())
-    if len(ledger.entries) == ledger.plan["shards"] and rows != ledger.plan["planned"]:
+    if len(ledger.entries) == ledger.totals.shards and rows != ledger.plan["planned"]:
         yield f"ledger.jsonl: {rows} rows committed, {ledger.plan['planned']} planned"
     # the ids of the whole dataset, each with its shard: a row may be there twice in two of them
     seen: dict[str, int] = {}
@@ -66,7 +68,7 @@ def verify(out: Path) -> Iterator[str]:
         for path in sorted((out / layout.folder).glob("*.parquet")):
             if f"{layout.folder}/{path.name}" not in committed:
                 yield f"{layout.folder}/{path.name}: not in the ledger; resume the job, which will write it again"
-    yield from _check_sources(out, manifest)
+    yield from check_sources(out, manifest)
     yield from check_curriculum(out, ledger)
 
 
@@ -76,7 +78,7 @@ def check_files(out: Path, entry: ShardEntry) -> Iterator[str]:
     yield from (f"{told} (shard {entry.shard})" for told in found if told)
 
 
-def _check_sources(out: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def check_sources(out: Path, manifest: dict[str, Any]) -> Iterator[str]:
     """The copies of templates and schemas beside the rows: what a reader takes for their origin."""
     for task, files in _copies(manifest).items():
         for file, digest in files.items():
@@ -103,7 +105,7 @@ def _check_counts(entry: ShardEntry) -> Iterator[str]:
         yield f"ledger.jsonl: shard {entry.shard}: its counts by task and level add up to {cells}"
     if sum(entry.reasons.values()) != entry.rejected + entry.errors:
         yield f"ledger.jsonl: shard {entry.shard}: its reasons do not add up to rejected + errors"
-    rows = {file.path.split("/")[0]: file.rows for file in entry.files}
+    rows = {file.path.split("/")[0]: file.rows for file in without_late(entry).files}
     expected = {"data": entry.accepted, "rejected": entry.rejected + entry.errors, "hidden_states": entry.accepted}
     # every accepted row is in each config beside the rows; one without attention maps has a null there
     expected |= {"experts": entry.accepted, "attention": entry.accepted}

@@ -45,7 +45,7 @@ def _status(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from factory.dataset.history import count_runs
+    from factory.dataset.history import count_runs, read_state
     from factory.publish.show import describe_totals, read_samples, read_totals
     from factory.teachers.remote.purse import read_spending
 
@@ -54,6 +54,8 @@ def _status(options: argparse.Namespace) -> int:
         (samples, keep), runs = read_samples(options.dir), asdict(count_runs(options.dir))
         spent = read_spending(options.dir)
         told = {"samples": samples, "keep": keep, "runs": runs} | ({"spent": spent} if spent else {})
+        state = read_state(options.dir)
+        told |= {"cluster": state} if state else {}
         say(json.dumps(totals.figures() | told))
     else:
         print_lines(describe_totals(options.dir, totals))

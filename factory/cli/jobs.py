@@ -1,4 +1,4 @@
-"""Commands that take a job: plan, run, score."""
+"""Commands that take a job: plan, run, score; and merge, which joins what was made of one in parts."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from factory.errors import JobError
 from factory.terminal import say
 
 if TYPE_CHECKING:
+    from factory.dataset.entries import Totals
     from factory.runs.prepare import Prepared
 
 
@@ -24,6 +25,8 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="run N rows of each task with the teacher, measure, and discard them",
     )
+    plan.add_argument("--gpus", type=positive, metavar="N", help="with --tps: wall time, disk and driver on N GPUs")
+    plan.add_argument("--tps", type=positive, metavar="R", help="completion tokens a second of each GPU")
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
@@ -39,7 +42,22 @@ def add(commands: Commands) -> None:
         command.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
         command.add_argument("--log-json", action="store_true", help="progress as JSON lines on standard error")
         command.add_argument("--no-disk-check", action="store_true", help="start even where the disk looks too small")
+        command.add_argument(
+            "--part",
+            metavar="I/N",
+            help="make the Ith of N parts of the plan, in OUT-part-I-of-N, for factory merge",
+        )
+        command.add_argument("--ray", metavar="ADDRESS", help="make it on a Ray cluster; local starts one here")
+        command.add_argument(
+            "--metrics", type=positive, metavar="PORT", help="with --ray: for Prometheus, on this port"
+        )
         command.set_defaults(command=_run, scores=command is score)
+
+    merge = commands.add_parser("merge", help="join the parts of a plan to the dataset that one run makes")
+    merge.add_argument("out", type=Path, help="a new directory")
+    merge.add_argument("parts", type=Path, nargs="+", metavar="PART", help="the directories of all parts, in any order")
+    merge.add_argument("--copy", action="store_true", help="copy files where they could be hard links")
+    merge.set_defaults(command=_merge)
 
 
 def allow_outside(command: Parser) -> None:
@@ -67,9 +85,13 @@ def read_job(options: argparse.Namespace) -> tuple[Any, Path]:
 
 def _plan(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import estimate
+    from factory.forecast.scale import Fleet
 
+    if (options.gpus is None) != (options.tps is None):
+        raise JobError("--gpus and --tps belong together: how many there are, and how fast each is; give both")
+    fleet = Fleet(options.gpus, options.tps) if options.gpus is not None else None
     job, out = read_job(options)
-    print_lines(estimate(job, options.workspace, out, options.pilot))
+    print_lines(estimate(job, options.workspace, out, options.pilot, fleet))
     return 0
 
 
@@ -77,7 +99,6 @@ def _run(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import require_room
     from factory.publish.show import describe_nothing, describe_totals
     from factory.runs.prepare import prepare
-    from factory.runs.run import run_prepared
 
     job, out = read_job(options)
     # which command it is stands in the job too; both must say the same, before an engine is started for nothing
@@ -85,13 +106,14 @@ def _run(options: argparse.Namespace) -> int:
         other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
         raise JobError(f"{options.job}: has {why}; use factory {other}")
     prepared = prepare(job, options.workspace)
+    prepared, out = _take_part(options, prepared, out)
     traces = getattr(options, "traces", None)
     if traces is not None:
         _require_traces(prepared)
     warning = None if options.no_disk_check else require_room(prepared, out)
     if warning:
         say(warning, sys.stderr)
-    totals = run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
+    totals = _make(options, prepared, out)
     print_lines(describe_totals(out, totals))
     if traces is not None:
         _write_traces(prepared, out, traces)
@@ -99,6 +121,43 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     say(f"error: no row of {totals.planned:,} was accepted; {describe_nothing(out, totals)}", sys.stderr)
     return 1
+
+
+def _make(options: argparse.Namespace, prepared: "Prepared", out: Path) -> "Totals":
+    """Run a job, here or on a cluster."""
+    if options.ray is not None:
+        from factory.runs.cluster import run_on_cluster
+
+        return run_on_cluster(prepared, out, options.ray, options.repair, options.log_json, options.metrics)
+    if options.metrics is not None:
+        raise JobError("--metrics is of a run on a cluster; give --ray too, or leave it out")
+    from factory.runs.run import run_prepared
+
+    return run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
+
+
+def _take_part(options: argparse.Namespace, prepared: "Prepared", out: Path) -> tuple["Prepared", Path]:
+    """The part of the job that is asked for, and its directory; the whole job where none is."""
+    from factory.runs.parts import part_path, read_part, take_part
+
+    if options.part is None:
+        return prepared, out
+    try:
+        part = read_part(options.part)
+    except ValueError as error:
+        raise JobError(f"--part: {error}") from None
+    if getattr(options, "traces", None) is not None:
+        raise JobError("--traces: a part has only some of the rows; merge the parts, then score into the whole with it")
+    return take_part(prepared, part), options.out or part_path(out, part)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from factory.publish.show import describe_totals
+    from factory.runs.merge import merge
+
+    totals = merge(options.out, options.parts, copy=options.copy)
+    print_lines(describe_totals(options.out, totals))
+    return 0
 
 
 def _require_traces(prepared: "Prepared") -> Path:

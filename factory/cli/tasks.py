@@ -26,6 +26,7 @@ def add(commands: Commands) -> None:
     new.add_argument("name")
     kinds = ("json", "text", "tools")
     new.add_argument("--kind", choices=kinds, default="json", help="what it answers with (default: json)")
+    new.add_argument("--replace", action="store_true", help="let it take the place of a built-in task")
     new.set_defaults(command=_new)
 
     _add_preview(commands)
@@ -64,7 +65,8 @@ def _test(options: argparse.Namespace) -> int:
 def _new(options: argparse.Namespace) -> int:
     from factory.tasks.catalog import scaffold
 
-    print_lines(f"wrote {path}" for path in scaffold(options.workspace, options.name, options.kind))
+    asked = {"workspace": options.workspace, "name": options.name, "kind": options.kind, "replace": options.replace}
+    print_lines(f"wrote {path}" for path in scaffold(**asked))
     say(f"next: factory preview {options.name}")
     return 0
 

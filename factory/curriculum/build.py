@@ -25,7 +25,6 @@ from factory.curriculum.handoff import (
     was_answered,
 )
 from factory.curriculum.mixture import (
-    SPLITS,
     Candidates,
     Stage,
     describe_counts,
@@ -38,9 +37,9 @@ from factory.curriculum.regroup import Move, regroup
 from factory.curriculum.splits import Links, assign_splits
 from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, hold, read_ledger
-from factory.dataset.manifest import read_manifest, read_signals, write_atomically
+from factory.dataset.manifest import read_manifest, read_signals, run_command, write_atomically
 from factory.dataset.shards import ShardFile, shard_path, sync_directory
-from factory.dataset.stages import FOLDER, SUMMARY, dataset_state, summary_text
+from factory.dataset.stages import FOLDER, SPLITS, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
 from factory.publish.card import save_card
 from factory.signals import Array
@@ -75,7 +74,7 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
     manifest = read_manifest(out)
     with hold(out):
         ledger = read_ledger(out)
-        _require_complete(ledger)
+        _require_complete(ledger, manifest)
         fresh = out / f".tmp-{FOLDER}"
         try:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -92,11 +91,11 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
     return summary
 
 
-def _require_complete(ledger: Ledger) -> None:
+def _require_complete(ledger: Ledger, manifest: dict[str, Any]) -> None:
     out, totals = ledger.out, ledger.totals
     if not totals.complete:
         told = f"{out}: {totals.describe_rest()}"
-        raise DatasetError(f"{told}; let `factory run` finish it first")
+        raise DatasetError(f"{told}; let `{run_command(manifest)}` finish it first")
     if not totals.accepted:
         raise DatasetError(f"{out}: has no accepted row; `factory status {out}` tells why rows were rejected")
 

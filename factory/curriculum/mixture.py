@@ -20,15 +20,14 @@ row's lot, and a larger budget keeps what a smaller one took.
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from factory.curriculum.config import EASIER, CurriculumConfig, StageConfig, TabledConfig
+from factory.dataset.stages import SPLITS
 from factory.errors import JobError
 from factory.signals import Array
-
-SPLITS: Final = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)

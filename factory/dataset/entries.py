@@ -49,6 +49,8 @@ class Totals:
     goals: dict[str, dict[str, int]] = field(default_factory=dict)
     # Nothing more is planned for the goals: they are reached, or what may be spent on them is spent.
     ended: bool = True
+    # "2/8" of a directory that holds the second of eight parts of a plan; `planned` and `shards` are its own.
+    part: str = ""
     committed_shards: int = 0
     accepted: int = 0
     rejected: int = 0
@@ -73,18 +75,23 @@ class Totals:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned row is committed and no more will be planned for this job."""
-        return self.left == 0 and self.ended
+        """Whether every planned row is committed and no more will be planned for this job; a part is never a whole."""
+        return self.left == 0 and self.ended and not self.part
 
     def describe_rest(self) -> str:
         """What an unfinished dataset lacks."""
         if self.left:
-            return f"unfinished: {self.left:,} of {self.planned:,} rows are still to come"
+            part = f" of part {self.part}" if self.part else ""
+            return f"unfinished: {self.left:,} of {self.planned:,} rows{part} are still to come"
+        if self.part:
+            return f"only part {self.part} of a plan: `factory merge` joins all of them"
         return f"unfinished: rows of {', '.join(task for task, *_ in self.short())} are still wanting"
 
     def plan(self, plan: Mapping[str, Any]) -> None:
         """Take over what line 1 says."""
-        self.planned, self.shards = plan["planned"], plan["shards"]
+        number, of = plan.get("part", (1, 1))
+        self.planned, self.shards = plan["planned"], len(range(number - 1, plan["shards"], of))
+        self.part = f"{number}/{of}" if "part" in plan else ""
         self.goals = plan.get("goals", {})
         self.ended = not self.goals or plan.get("ended", False)
 

@@ -15,6 +15,7 @@ from typing import Any
 from factory.hashing import canonical_json
 
 HISTORY = "runs.jsonl"
+STATE = ".workers/state.json"  # of a run on a cluster, while it lasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,26 @@ def end_run(out: Path, began: dict[str, Any], outcome: str, figures: dict[str, A
         # on a full disk the run has an error of its own by now, which says more than this one would
         if outcome == "complete":
             raise
+
+
+def note_worker(out: Path, figures: dict[str, Any]) -> None:
+    """Write what one worker of a cluster has done, when it is no longer one."""
+    _append(out, {"event": "worker", "told": _now()} | figures)
+
+
+def write_state(out: Path, figures: dict[str, Any]) -> None:
+    """Say where a run on a cluster stands, for whoever looks meanwhile."""
+    path = out / STATE
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(".tmp-state")
+    # not synced: it is of this moment
+    temporary.write_text(canonical_json({"told": _now()} | figures), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_state(out: Path) -> dict[str, Any] | None:
+    """Where a run on a cluster stood when it last told; None where there is none."""
+    return next(_read_lines(out / STATE), None)
 
 
 def read_history(out: Path) -> list[dict[str, Any]]:

@@ -15,14 +15,16 @@ What a kill leaves behind, by when it comes:
 
 `sum` in a line is its own checksum, `files` holds those of the shard's files: what is damaged can be told line by line,
 and given up by itself. A finished job's lines are put in shard order. A job that wants so many accepted rows plans on
-when all that is planned is committed, and so does one that grows: line 1 is replaced then, the others stay.
+when all that is planned is committed, and so does one that grows: line 1 is replaced then, the others stay. Line 1 of a
+part of a plan has `part`, [2, 8] for the second of eight: every eighth shard is its own, `planned` counts their rows.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ from factory.hashing import canonical_json
 
 # the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
 LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
+WORKERS = ".workers"  # folders of a cluster's workers, each with a spool of its own, while they are at work
+PUSHED = re.compile(r"train-\d+-[0-9a-f]{12}\.parquet")  # a file of rows in a pushed copy
 
 
 class Ledger:
@@ -59,7 +63,7 @@ class Ledger:
 
     def pending(self) -> Iterator[int]:
         """Numbers of the shards that are not committed yet, in order."""
-        return (shard for shard in range(self.plan["shards"]) if shard not in self.entries)
+        return (shard for shard in planned_shards(self.plan) if shard not in self.entries)
 
     def teacher_of(self, shard: int) -> str:
         """Who answered a shard's rows, by name; "" where a dataset has one teacher only."""
@@ -99,6 +103,12 @@ class Ledger:
         write_ledger(self.out, self.plan, self.entries)
 
 
+def planned_shards(plan: Mapping[str, Any]) -> range:
+    """The numbers of the shards of a directory: all of the plan, or every nth where it is made in parts."""
+    number, of = plan.get("part", (1, 1))
+    return range(number - 1, plan["shards"], of)
+
+
 def write_ledger(out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]) -> None:
     """Replace the whole ledger in one step, its lines in shard order."""
     lines = [_line(plan), *(_line(entries[shard]) for shard in sorted(entries))]
@@ -117,6 +127,7 @@ def hold(out: Path) -> Iterator[None]:
     Raises DatasetError where it cannot be written, holds something else, is in use, or has no path to load it by.
     """
     require_plain_path(out)
+    require_no_copy(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
@@ -137,6 +148,12 @@ def hold(out: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def hold_dataset(out: Path) -> AbstractContextManager[None]:
+    """The same for a dataset that is there already: where there is none, nothing is made."""
+    read_manifest(out)
+    return hold(out)
 
 
 def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Ledger:
@@ -166,8 +183,20 @@ def require_resumable(out: Path, manifest: dict[str, Any]) -> None:
         require_same_job(out, read_manifest(out), manifest)
 
 
+def require_no_copy(out: Path) -> None:
+    """Raise DatasetError for a pushed copy: a manifest without a ledger, whose files have digests in their names."""
+    if (out / LEDGER).exists() or not (out / MANIFEST).exists():
+        return
+    if any(PUSHED.fullmatch(path.name) for path in (out / "data").glob("*.parquet")):
+        raise DatasetError(
+            f"{out}: is a pushed copy of a dataset, and has no ledger; factory.load.load_rows reads its rows, and "
+            "commands work on the dataset that it was made from"
+        )
+
+
 def require_manifest(out: Path) -> None:
-    """Raise DatasetError where there is a ledger but no manifest."""
+    """Raise DatasetError where there is a ledger but no manifest, and for a pushed copy."""
+    require_no_copy(out)
     if (out / LEDGER).exists() and not (out / MANIFEST).exists():
         raise DatasetError(f"{out}: {MANIFEST} is gone; `factory run JOB --repair` writes it")
 
@@ -175,9 +204,14 @@ def require_manifest(out: Path) -> None:
 def is_unspent(out: Path) -> bool:
     """Begun, but with no row made yet: a job that was refused at its first start may be mended and take its place."""
     # answers on the spool were paid for, though no shard is committed yet
-    if not (out / LEDGER).exists() or any(path.stat().st_size for path in (out / SPOOL).glob("*")):
+    if not (out / LEDGER).exists() or _has_answers(out):
         return False
     return not read_ledger(out).entries
+
+
+def _has_answers(out: Path) -> bool:
+    spools = (out / SPOOL, *(out / WORKERS).glob(f"*/{SPOOL}"))
+    return any(path.stat().st_size for spool in spools for path in spool.glob("*"))
 
 
 def _require_vacant(out: Path) -> None:
@@ -218,6 +252,7 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
     try:
         data = path.read_bytes()
     except OSError as error:
+        require_no_copy(out)
         raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
     plan: dict[str, Any] | None = None
     entries: dict[int, ShardEntry] = {}
@@ -239,13 +274,15 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
 def _require_new(
     path: Path, number: int, shard: int, entries: dict[int, ShardEntry], plan: dict[str, Any] | None
 ) -> None:
-    if shard in entries or (plan is not None and shard not in range(plan["shards"])):
+    if shard in entries or (plan is not None and shard not in planned_shards(plan)):
         raise DatasetError(f"{path}:{number}: damaged: shard {shard} is there twice or was never planned")
 
 
 def _parse_plan(path: Path, line: bytes) -> dict[str, Any]:
     plan = _parse_line(path, 1, line)
-    if not all(type(plan.get(key)) is int for key in ("planned", "shards")):
+    part = plan.get("part", [1, 1])
+    whole = [plan.get("planned"), plan.get("shards"), *(part if isinstance(part, list) and len(part) == 2 else [None])]
+    if not all(type(number) is int for number in whole) or not 1 <= part[0] <= part[1]:
         raise DatasetError(f"{path}:1: damaged: not a plan")
     return plan
 

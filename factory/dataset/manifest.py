@@ -28,7 +28,11 @@ DIGEST = "digest"  # one name for the job, see `digest_job`
 MOST_CHANGES = 20
 SHOWN_CHARACTERS = 80
 HASH = re.compile(r"[0-9a-f]{24,64}")  # of a file: that it differs says all
-WILD: Final = re.compile(r"[\[\]*?{}]")
+ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]+:/+")  # of two letters at least: one is a drive
+# what `datasets` does not take as it stands in a path: wildcards, `$NAME` of the environment, `::` between chained URLs
+WILD: Final = re.compile(r"[\[\]*?{}$]|::")
+READ_AS: Final = {"$": "the name of a variable", "::": "a chain of URLs"}
+PLAIN: Final = "choose a path without any of [ ] * ? { } $ ::"
 
 
 def require_plain_path(out: Path) -> None:
@@ -36,10 +40,22 @@ def require_plain_path(out: Path) -> None:
 
     They would load no row of it, or in silence those of a directory beside it.
     """
+    if found := ADDRESS.match(str(out)):
+        told = f"is an address ({found[0]}), and a dataset is written to a directory"
+        raise DatasetError(
+            f"{out}: {told}; mount the store and give its path, or write to a disk and copy it afterwards"
+        )
     path = os.path.realpath(out)  # Path.resolve raises at a link that leads to itself
-    if wild := WILD.search(path):
-        told = f"its path {path} has a {wild[0]!r}, which readers of datasets take for a wildcard"
-        raise DatasetError(f"{out}: {told}; choose a path without any of [ ] * ? {{ }}")
+    if wild := find_wild(path):
+        raise DatasetError(
+            f"{out}: its path {path} has {wild[0]}, which readers of datasets take for {wild[1]}; {PLAIN}"
+        )
+
+
+def find_wild(path: str) -> tuple[str, str] | None:
+    """What readers of datasets do not take as it stands in a path, and what for; None where there is nothing."""
+    found = WILD.search(path)
+    return (f"a {found[0]!r}", READ_AS.get(found[0], "a wildcard")) if found else None
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +101,12 @@ def read_manifest(out: Path) -> dict[str, Any]:
 def section(name: str, teacher: str) -> str:
     """What a section of one of several teachers is called: `signals.big`; the only one has no name."""
     return f"{name}.{teacher}" if teacher else name
+
+
+def run_command(manifest: dict[str, Any]) -> str:
+    """Which command makes the rows of a dataset and goes on with it."""
+    job = manifest.get("job")
+    return "factory score" if isinstance(job, dict) and job.get("transcripts") else "factory run"
 
 
 def teachers_of(manifest: dict[str, Any]) -> list[str]:

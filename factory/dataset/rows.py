@@ -75,6 +75,8 @@ class Row:
     attention: Array | None = None  # float16 [L, H, N, N] of decoder blocks `attention_layers`, where the row has any
     attention_layers: tuple[int, ...] = ()
     student_prompt_token_ids: Array | None = None  # int32: what the student is shown, where that is not the same
+    has_tokens: bool = True  # False for pairs and hand-off labels, which are texts alone
+    of_student: bool = False  # whether the prompt is the student's, where that is not the teacher's
     tokenizer: str = ""  # one name for the vocabulary of all ids here; "" where the dataset does not tell it
 
     def __getitem__(self, name: str) -> Any:
@@ -86,7 +88,8 @@ class Row:
 
     def keys(self) -> list[str]:
         """Names of everything that the row has, as `dict(row)` gives it: columns, then arrays."""
-        arrays = [name for name in ROW_ARRAYS if getattr(self, name) is not None]
+        without = () if self.has_tokens else TOKEN_IDS
+        arrays = [name for name in ROW_ARRAYS if getattr(self, name) is not None and name not in without]
         before = [name for name in (*TOPK, *SCALARS) if self.prompt and getattr(self.prompt, name) is not None]
         return [*self.columns, *arrays, *(PROMPT + name for name in before)]
 
@@ -99,19 +102,27 @@ class Row:
 
         The completion's ids and signals stay: entry t still belongs to completion token t, and hidden states to the
         token that predicts it. What belongs to the teacher's prompt alone goes: its signals and states, all experts and
-        attention.
+        attention. Raises DatasetError where the teacher's prompt has ids and the student's was kept as a text alone.
         """
-        ids = self.student_prompt_token_ids
-        if ids is None or np.array_equal(ids, self.prompt_token_ids):
+        ids, asked = self.student_prompt_token_ids, self.columns.get("student_prompt")
+        if asked is None or self.of_student:
             return self
+        # the texts may differ where the ids do not: pairs have none, and neither has a row of some endpoints
+        texts = self if asked == self.columns.get("prompt") else self._with_student_text()
+        if not self.has_tokens or (ids is not None and np.array_equal(ids, self.prompt_token_ids)):
+            return texts
+        if ids is None:
+            if texts is self:
+                return self
+            told = f"row {self['id']} has no ids of the student's prompt, which are kept of accepted rows alone"
+            raise DatasetError(f'{told}; leave out prompt="student"')
         states, positions = self.predicting_states, None
         if states is not None:
             before = len(self.prompt_token_ids) - 1
             kept = np.arange(before, self.inputs) if self.positions is None else self.positions[-len(states) :]
             positions = (kept - before + len(ids) - 1).astype(np.int32) if len(states) else np.zeros(0, np.int32)
         return replace(
-            self,
-            columns=self.columns | {"prompt": self.columns["student_prompt"]},
+            self._with_student_text(),
             prompt_token_ids=ids,
             student_prompt_token_ids=None,
             prompt=None,
@@ -123,6 +134,9 @@ class Row:
             attention=None,
             attention_layers=(),
         )
+
+    def _with_student_text(self) -> "Row":
+        return replace(self, columns=self.columns | {"prompt": self.columns["student_prompt"]}, of_student=True)
 
     @property
     def inputs(self) -> int:
@@ -203,7 +217,8 @@ def read_rows(source: str, batch: Any, top_k: int | None) -> Iterator[Row]:
     flat = {name: _flatten(batch.column(name)) for name in present}
     columns = batch.select([name for name in batch.schema.names if name not in present]).to_pylist()
     if not set(TOKEN_IDS) <= set(present):  # pairs and hand-off labels: texts alone
-        yield from (Row(texts, np.zeros(0, np.int32), np.zeros(0, np.int32)) for texts in columns)
+        none = np.zeros(0, np.int32)
+        yield from (Row(texts, none, none, has_tokens=False) for texts in columns)
         return
     tokens, before = np.diff(flat["completion_token_ids"][1]), np.diff(flat["prompt_token_ids"][1]) - 1
     # an empty prompt has no entries, not -1 of them

@@ -7,11 +7,12 @@ While a group is made, threads write, hash and bring to the disk those before it
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
@@ -79,7 +80,7 @@ def write_shard(
         for layout in layouts(signals).values():
             rows = pairs if layout.config == "preferences" else _rows_of(layout, outcomes)
             # pairs are no outcomes of their own: they say of two rows of the shard that they belong together
-            written.append(_write_file(out, shard_path(layout.folder, shard), layout, rows))
+            written.append(write_rows(out, shard_path(layout.folder, shard), layout, rows))
     except OSError as error:
         reason = error.strerror or str(error)
         raise DatasetError(f"{out}: shard {shard} cannot be written: {reason}; committed shards are whole") from error
@@ -90,12 +91,29 @@ def _rows_of(layout: Layout, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [outcome for outcome in outcomes if isinstance(outcome, Record) != (layout.config == "rejected")]
 
 
-def _write_file(out: Path, name: str, layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> ShardFile:
-    options = layout.writer_options()
-    with place_file(out, name) as placed, pq.ParquetWriter(placed.sink, layout.schema, **options) as writer:
-        for group in _row_groups(layout, rows):
-            writer.write_table(layout.table(group))
+def write_rows(
+    out: Path,
+    name: str,
+    layout: Layout,
+    rows: Sequence[Outcome] | Sequence[Pair],
+    told: Mapping[str, str] = MappingProxyType({}),
+) -> ShardFile:
+    """Write rows of one config to a file; `told` goes into its schema beside what that says itself."""
+    options, schema = layout.writer_options(), layout.schema
+    schema = schema.with_metadata({**schema.metadata, **{name.encode(): text for name, text in told.items()}})
+    with place_file(out, name) as placed, pq.ParquetWriter(placed.sink, schema, **options) as writer:
+        for group in cut_groups(row_sizes(layout, rows)):
+            writer.write_table(layout.table(rows[group]).replace_schema_metadata(schema.metadata))
     return ShardFile(name, len(rows), placed.size, placed.digest)
+
+
+def write_table(out: Path, name: str, layout: Layout, table: pa.Table, sizes: Sequence[int]) -> ShardFile:
+    """The same of rows that come as a table, with their `row_sizes`: the same rows become the same bytes."""
+    table, options = table.cast(layout.schema), layout.writer_options()
+    with place_file(out, name) as placed, pq.ParquetWriter(placed.sink, layout.schema, **options) as writer:
+        for group in cut_groups(sizes):
+            writer.write_table(table.slice(group.start, group.stop - group.start).combine_chunks())
+    return ShardFile(name, table.num_rows, placed.size, placed.digest)
 
 
 @dataclass(slots=True)
@@ -237,18 +255,22 @@ class HashedFile:
         """Whoever opened the file closes it."""
 
 
-def _row_groups(layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> Iterator[list[Outcome | Pair]]:
-    group: list[Outcome | Pair] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        outcomes = row if isinstance(row, tuple) else (row,)
-        size += sum(config_bytes(outcome, layout.config) for outcome in outcomes)
+def row_sizes(layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> list[int]:
+    """About how many bytes each row takes in a config; of a pair both its sides."""
+    sides = (row if isinstance(row, tuple) else (row,) for row in rows)
+    return [sum(config_bytes(outcome, layout.config) for outcome in outcomes) for outcomes in sides]
+
+
+def cut_groups(sizes: Iterable[int]) -> Iterator[slice]:
+    """Which rows stand in one row group, by what each takes."""
+    first, size, number = 0, 0, -1
+    for number, own in enumerate(sizes):
+        size += own
         if size >= ROW_GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+            yield slice(first, number + 1)
+            first, size = number + 1, 0
+    if number >= first:
+        yield slice(first, number + 1)
 
 
 def file_digest(path: Path) -> str:

@@ -14,6 +14,7 @@ from factory.dataset.shards import ShardFile, find_file_damage, read_batches
 from factory.errors import DatasetError
 from factory.hashing import content_hash
 
+SPLITS: Final = ("train", "validation", "test")
 FOLDER, SUMMARY = "curriculum", "curriculum.json"
 AGAIN: Final = "`factory curriculum` makes it anew"
 
@@ -49,6 +50,12 @@ def current_summary(ledger: Ledger) -> dict[str, Any] | None:
     except DatasetError:
         return None
     return summary if summary and summary["dataset"]["state"] == dataset_state(ledger) else None
+
+
+def require_current(ledger: Ledger, summary: dict[str, Any]) -> None:
+    """Raise DatasetError where a curriculum was made from other rows than there are now."""
+    if summary["dataset"]["state"] != dataset_state(ledger):
+        raise DatasetError(f"{ledger.out}: its curriculum was made from an older state of the dataset; {AGAIN}")
 
 
 def card_configs(summary: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
@@ -108,7 +115,7 @@ def describe_range(stage: dict[str, Any]) -> str:
 def describe_curriculum(out: Path, summary: dict[str, Any]) -> list[str]:
     """A curriculum as a table for people, and how to load its first stage."""
     by, names = summary["by"], sorted({task for stage in summary["stages"] for task in stage["tasks"]})
-    head = ["stage", by, "train", "validation", "test", "train tokens", "hand off", *names]
+    head = ["stage", by, *SPLITS, "train tokens", "hand off", *names]
     rows = [_describe_stage(stage, names) for stage in summary["stages"]]
     hand_off = summary["hand_off"]
     lines = [f"{out}: {len(rows)} stages by {by} of {summary['dataset']['rows']:,} accepted rows"]

@@ -10,6 +10,7 @@ from factory.dataset.ledger import SPOOL, read_ledger, require_resumable
 from factory.errors import DatasetError, JobError, TeacherError
 from factory.forecast.forecast import Forecast, make_forecast, note_bases, shape_of_teacher
 from factory.forecast.samples import CHARACTERS_A_TOKEN, candidate_bytes, image_bytes, prompt_tokens
+from factory.forecast.scale import Fleet, tell_scale
 from factory.job.job import Job
 from factory.job.paths import real_path
 from factory.job.teacher import TeacherConfig
@@ -35,7 +36,7 @@ SHORT_SHARDS = 32  # one at the end of each round: a goal is come to in fewer
 SELDOM = ("images", "experts", "attention")  # told where a job keeps them
 
 
-def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> list[str]:
+def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None, fleet: Fleet | None = None) -> list[str]:
     """Readable lines about a job; `pilot` runs so many rows of each task with the real teacher first.
 
     Raises a FactoryError for what `run` would refuse before it starts an engine.
@@ -67,6 +68,7 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
             continue
         most = prepared.sampling[task].max_tokens
         lines.append(f"  {task}: {told}; gate {gate}; at most {most:,} completion tokens a row")
+        lines += [f"    {task} is yours, which replaces the built-in one"] if task in prepared.replacing else []
         source = prepared.sources.get(task)
         lines += [] if source is None else [f"    of {source.rows.describe()}{_tell_bad(prepared.bad_rows(task))}"]
     lines += _rejected_pii_lines(job)
@@ -77,7 +79,7 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None) -> 
         lines += [f"  teacher {part.turn}:"] if part.turn else []
         lines += [*engine_lines(part.job, has_cpu_engine()), *_forecast_lines(forecast)]
         lines += [*_remote_lines(part, forecast, out), *_byte_lines(part)]
-    return [*lines, *_disk_lines(parts, forecasts, out)]
+    return [*lines, *_disk_lines(parts, forecasts, out), *tell_scale(fleet, prepared.plan, forecasts)]
 
 
 def parts_of(prepared: Prepared) -> list[Prepared]:
@@ -298,7 +300,7 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
     # twice, for what a bound leaves out (frames, the spool); to look closer means to write and weigh a sample
     prepared = resume(prepared, out)
     parts = parts_of(prepared)
-    if 2 * sum(map(upper_bound, parts)) + 4 * SEGMENT_BYTES <= free:
+    if 2 * prepared.share * sum(map(upper_bound, parts)) + 4 * SEGMENT_BYTES <= free:
         return None
     forecasts = [make_forecast(part, out) for part in parts]
     left, work = _left(parts, forecasts, out), _most_work(parts, forecasts, out)
@@ -320,13 +322,13 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
 
 def _left(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:
     """Bytes that are still to be written."""
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].share == 1:
         return forecasts[0].left
     try:
         there = read_ledger(out).totals.bytes
     except DatasetError:
         there = 0
-    return max(0.0, sum(forecast.bytes for forecast in forecasts) - there)
+    return max(0.0, parts[0].share * sum(forecast.bytes for forecast in forecasts) - there)
 
 
 def _most_work(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> float:

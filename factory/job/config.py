@@ -42,6 +42,22 @@ NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=100_000_000
 Count = Annotated[int | Literal["all"] | None, PlainValidator(_read_count)]
 
 
+def number_or_auto(most: int) -> PlainValidator:
+    """For a key that takes a number from 1 to `most`, or "auto"."""
+    number: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=most)])
+
+    def read(value: Any) -> int | Literal["auto"]:
+        if value == "auto":
+            return "auto"
+        try:
+            return number.validate_python(value)
+        except ValidationError as error:
+            # told as one error of the key; of a union pydantic tells one for each branch
+            raise ValueError(f'{error.errors()[0]["msg"]}, or "auto"') from None
+
+    return PlainValidator(read)
+
+
 def read_toml(path: Path, missing: str) -> dict[str, Any]:
     """A TOML file as it stands; JobError where it is not there (`missing` says what to do) or is none."""
     try:

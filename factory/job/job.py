@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from factory.errors import JobError
+from factory.job.cluster import ClusterConfig
 from factory.job.config import Config, Count, Weight, describe_problems, read_toml
 from factory.job.data import SourceConfig, TranscriptsConfig
 from factory.job.gates import (
@@ -102,6 +103,7 @@ class Job(Config):
     student: StudentConfig | None = None
     difficulty: DifficultyConfig = DifficultyConfig()
     publish: PublishConfig | None = None
+    cluster: ClusterConfig = ClusterConfig()
     tasks: list[TaskConfig] = Field(default_factory=list)
     transcripts: TranscriptsConfig | None = None
 

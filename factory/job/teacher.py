@@ -2,25 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from factory.job.config import Config, Fraction
+from factory.job.config import Config, Fraction, number_or_auto
 from factory.job.endpoint import REMOTE, EndpointConfig, PriceConfig, require_consistent
 from factory.records import Repetition, Sampling
 
-
-def _read_replicas(value: Any) -> int | Literal["auto"]:
-    if value == "auto":
-        return "auto"
-    try:
-        return NUMBER.validate_python(value)
-    except ValidationError as error:
-        # told as one error of the key; of a union pydantic tells one for each branch
-        raise ValueError(f'{error.errors()[0]["msg"]}, or "auto"') from None
-
-
-NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=256)])
-Replicas = Annotated[int | Literal["auto"], PlainValidator(_read_replicas)]
+Replicas = Annotated[int | Literal["auto"], number_or_auto(256)]
 
 
 class ScriptedFaults(Config):
@@ -34,14 +22,20 @@ class ScriptedFaults(Config):
     refusal: Fraction = 0.0
     loop: Fraction = 0.0
     pii: Fraction = 0.0
+    # as if it took time: it sleeps for so long as so many completion tokens a second take; 0: it does not
+    tokens_per_second: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "ScriptedFaults":
         # shares such as 0.1 and 0.7 add up to a little more than they say
-        total = sum(self.model_dump().values())
+        total = sum(self.shares().values())
         if total > 1 + 1e-9:
             raise ValueError(f"the shares add up to {total:g}, more than 1")
         return self
+
+    def shares(self) -> dict[str, float]:
+        """The share of each fault by its name."""
+        return self.model_dump(exclude={"tokens_per_second"})
 
 
 class Markers(Config):

@@ -10,6 +10,7 @@ One row of P = 3 prompt and T = 2 completion tokens, padded to S = 6:
     hidden_mask         x     x     x     x     -     -        a dot is filler: see `collate`
 """
 
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ import numpy as np
 
 from factory.dataset.rows import Row, Tensor, import_torch
 from factory.errors import DatasetError
+from factory.load.values import PROMPTS, require_known
 from factory.signals import Array
 
 LOGPROB_FLOOR: Final = -1e4  # its exp() is 0 in every dtype, and 0 * (floor - x) is 0 where 0 * -inf would be NaN
@@ -29,7 +31,7 @@ def collate(
     pad_token_id: int,
     *,
     max_length: int | None = None,
-    prompt: Literal["teacher", "student"] = "teacher",
+    prompt: Literal["teacher", "student"] | None = None,
 ) -> dict[str, Tensor]:
     """B rows as one batch of S positions, padded on the right; a row longer than `max_length` loses its end.
 
@@ -53,10 +55,13 @@ def collate(
     - `hidden_states` bfloat16 [B, S, L, H] (padding: 0), `hidden_mask` bool [B, S], where a row has hidden states.
       Position s holds the state taken at token s, the one that predicts the token after s.
 
-    `prompt="student"` puts what the student is shown before the completion (`Row.as_student`).
+    `prompt="student"` puts what the student is shown before the completion (`Row.as_student`); left out, rows have the
+    prompt that they were loaded with.
 
     Raises DatasetError where rows differ in tokenizer, k, layers or hidden size, a prompt has no ids, or none is left.
     """
+    rows = list(rows)
+    _require_values(rows, pad_token_id, max_length, prompt)
     torch = import_torch()
     rows = [row.as_student() for row in rows] if prompt == "student" else rows
     places, rows = _leave_out(rows, max_length)
@@ -96,6 +101,29 @@ def _widen(row: Row, ids_TC: Array, most: int) -> Row:
     return replace(row, candidate_ids=np.pad(ids_TC, more, constant_values=-1), candidate_logprobs=logprobs_TC)
 
 
+def _require_values(rows: Sequence[Row], pad_token_id: int, max_length: int | None, prompt: str | None) -> None:
+    """Raise DatasetError where there is nothing to make a batch of, or a keyword has a value that it cannot have."""
+    require_known("prompt", prompt, PROMPTS)
+    if not _is_count(pad_token_id):
+        hint = "where a tokenizer has none, its eos_token_id serves"
+        raise DatasetError(f"pad_token_id = {pad_token_id!r}: not a token id; {hint}")
+    if max_length is not None and not _is_count(max_length):
+        raise DatasetError(f"max_length = {max_length!r}: not a number of tokens; leave it out for whole rows")
+    if not len(rows):
+        raise DatasetError("no rows to make a batch of; a batch needs at least one, so leave out an empty one")
+    if texts := [row["id"] for row in rows if not row.has_tokens]:
+        told = f"{len(texts)} of {len(rows)} rows are texts alone, such as {texts[0]}: pairs and hand-off labels"
+        raise DatasetError(f"{told} have no token ids and make no batch; take their texts as they are")
+    # what the teacher was shown is no longer in such a row
+    if prompt == "teacher" and (shown := [row["id"] for row in rows if row.of_student]):
+        told = f"{len(shown)} of {len(rows)} rows have the student's prompt, such as {shown[0]}"
+        raise DatasetError(f'{told}; load them with load_rows(..., prompt="teacher")')
+
+
+def _is_count(value: Any) -> bool:
+    return not isinstance(value, bool) and hasattr(value, "__index__") and operator.index(value) >= 0
+
+
 def _require_alike(rows: Sequence[Row]) -> None:
     """Raise DatasetError where rows of one batch have ids of two tokenizers, or states of different layers."""
     vocabularies = {row.tokenizer: row for row in rows if row.tokenizer}
@@ -133,8 +161,12 @@ def _leave_out(rows: Sequence[Row], max_length: int | None) -> tuple[Array, list
     if not out:
         return np.arange(len(rows)), list(rows)
     shown = ", ".join(f"{row['id']} (prompt of {len(row.prompt_token_ids)})" for row in out[:4])
-    told = f"{len(out)} of {len(rows)} rows have no completion token within max_length = {max_length}: {shown}"
-    hint = "raise max_length, or leave such rows out with rows.filter(lambda row: row.fits(max_length))"
+    within = "" if max_length is None else f" within max_length = {max_length}"
+    told = f"{len(out)} of {len(rows)} rows have no completion token{within}: {shown}"
+    # without a bound it is the completion that is empty
+    hint = "leave such rows out with rows.filter(lambda row: len(row.completion_token_ids) > 0)"
+    if max_length is not None:
+        hint = "raise max_length, or leave such rows out with rows.filter(lambda row: row.fits(max_length))"
     if len(out) == len(rows):
         raise DatasetError(f"{told}; {hint}")
     warnings.warn(f"left out: {told}; {hint}", stacklevel=3)

@@ -4,14 +4,14 @@ The card is read here and not by `datasets`, which takes `[ ]`, `*`, `?` and `{ 
 wildcards: it would load a sibling's rows.
 """
 
+from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from yaml import YAMLError
 
-from factory.dataset.stages import read_summary
-from factory.errors import DatasetError
+from factory.errors import DatasetError, nearest
 from factory.hashing import content_hash
 
 Splits = dict[str, list[Path]]
@@ -31,15 +31,15 @@ def read_card(root: Path) -> dict[str, Splits]:
         raise DatasetError(f"{root / 'README.md'}: its `configs:` cannot be read: {told}") from error
 
 
-def find_split(root: Path, card: dict[str, Splits], config: str, split: str) -> list[Path]:
-    """The files of one split; none where its curriculum says that it has no row. Raises DatasetError."""
+def find_split(root: Path, card: dict[str, Splits], config: str, split: str, empty: Sequence[str]) -> list[Path]:
+    """The files of one split; none where it is one of those that are there without a row. Raises DatasetError."""
     splits = card.get(config, {})
     if splits.get(split):
         return splits[split]
-    if split in _planned_splits(root, config):
+    if split in empty:
         return []  # `datasets` cannot load a split without rows, so the card does not name it
-    what, has = ("split", splits) if config in card else ("config", card)
-    told = f"no such {what} in its card (has: {', '.join(map(repr, sorted(has))) or 'none'})"
+    what, asked, has = ("split", split, splits) if config in card else ("config", config, card)
+    told = f"no such {what} in its card (has: {', '.join(map(repr, sorted(has))) or 'none'}){nearest(asked, has)}"
     raise DatasetError(f"{root}: config {config!r}, split {split!r} cannot be loaded: {told}")
 
 
@@ -61,12 +61,3 @@ def _find_files(root: Path, patterns: Any) -> Splits:
         paths = [part["path"]] if isinstance(part["path"], str) else part["path"]
         found[part["split"]] = sorted(path for pattern in paths for path in root.glob(pattern))
     return found
-
-
-def _planned_splits(root: Path, config: str) -> list[str]:
-    try:
-        summary = read_summary(root) or {"stages": [], "hand_off": {"rows": {}}}
-    except DatasetError:
-        return []
-    parts = [*summary["stages"], summary["hand_off"] | {"name": "hand-off"}]
-    return [split for part in parts if part["name"] == config for split in part["rows"]]

@@ -1,27 +1,26 @@
-"""Opening a dataset: a local directory by its own card, or one of the hub by `datasets`.
+"""Opening a dataset: what is asked of it, held against what is there, as rows by number or as a stream.
 
 A local copy in the cache of `datasets` is named by the present state of the files, so it is never that of others.
 """
 
-import json
-import re
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from factory.dataset.columns import TOKEN_IDS
-from factory.dataset.manifest import MANIFEST, of_teacher, teachers_of
+from factory.dataset.columns import STUDENT_COLUMNS, TOKEN_IDS
+from factory.dataset.manifest import of_teacher, teachers_of
 from factory.dataset.merging import SIGNALS
 from factory.dataset.rows import AGAIN, Row, given_names
-from factory.dataset.shards import count_groups, read_batches, read_schema
+from factory.dataset.shards import count_groups
 from factory.errors import DatasetError, nearest
-from factory.load.card import Splits, escaped, find_split, read_card, state_of
 from factory.load.messages import Markers, Voices
+from factory.load.places import Apart, Folder, Place, find_place
 from factory.load.rows import Rows
 from factory.load.stream import LABEL_COLUMNS, POINTERS, Reader, RowStream, Unit
+from factory.load.values import PROMPTS, REASONINGS, require_known, require_switches
 
 NEEDED: Final = {
     "hidden_states": {"id", "states"},
@@ -32,162 +31,6 @@ NEEDED: Final = {
 }
 
 TEXTS: Final = ("rejected", "preferences", "hand-off", SIGNALS)  # configs that no array belongs to
-
-
-class Place(Protocol):
-    """Where a dataset lies."""
-
-    @property
-    def source(self) -> str: ...
-
-    def configs(self) -> list[str]: ...
-
-    def files(self, config: str, split: str) -> list[str]: ...
-
-    def columns(self, config: str, split: str) -> list[str]: ...
-
-    def table(self, config: str, split: str) -> Any: ...
-
-    def manifest(self) -> dict[str, Any]: ...
-
-    def top_k(self) -> int | None: ...
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A local directory."""
-
-    root: Path
-    source: str
-    cache_dir: str | None
-
-    @cached_property
-    def card(self) -> dict[str, Splits]:
-        return read_card(self.root)
-
-    def configs(self) -> list[str]:
-        return list(self.card)
-
-    def files(self, config: str, split: str) -> list[str]:
-        return [str(path) for path in self._find(config, split)]
-
-    def columns(self, config: str, split: str) -> list[str]:
-        return list(read_schema((self._find(config, split) or self._find("default", "train"))[0]))
-
-    def table(self, config: str, split: str) -> Any:
-        """A split's rows as `datasets` keeps them, which itself refuses one without a row."""
-        import datasets
-
-        paths = self._find(config, split)
-        # `datasets` raises for a split without a row; ours is an empty one with the right names
-        if not any(map(count_groups, paths)):
-            return datasets.Dataset.from_dict({name: [] for name in self.columns(config, split)})
-        # the cache of `datasets` tells copies apart by this name, not by the files: see decision 0018
-        name = f"{config}-{state_of(paths)}"
-        data_files = {split: escaped(paths)}
-        return datasets.load_dataset("parquet", name, data_files=data_files, split=split, cache_dir=self.cache_dir)
-
-    def manifest(self) -> dict[str, Any]:
-        return _read_json(self.root / MANIFEST)
-
-    def top_k(self) -> int | None:
-        """k as the schema metadata of the first file with rows has it: a damaged row cannot mislead it."""
-        files = self.card.get("default", {}).get("train", [])
-        metadata = (batch.schema.metadata or {} for path in files for batch in read_batches(path, ["id"]))
-        top_k = json.loads(next(metadata, {}).get(b"factory", b"{}")).get("top_k")
-        return int(top_k) if top_k else None
-
-    def _find(self, config: str, split: str) -> list[Path]:
-        paths = find_split(self.root, self.card, config, split)
-        if strangers := [path.name for path in paths if path.suffix != ".parquet"]:
-            told = f"config {config!r} has {strangers[0]}, no Parquet"
-            raise DatasetError(f"{self.source}: {told}; it was not made by the factory")
-        return paths
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A dataset of the Hugging Face Hub, at a revision."""
-
-    source: str
-    revision: str | None
-    cache_dir: str | None
-
-    def configs(self) -> list[str]:
-        import datasets
-
-        return list(datasets.get_dataset_config_names(self.source, revision=self.revision))
-
-    def files(self, config: str, split: str) -> list[str]:
-        import datasets
-
-        builder = datasets.load_dataset_builder(self.source, config, **self._options)
-        return [str(file) for file in (builder.config.data_files or {}).get(split, [])]
-
-    def columns(self, config: str, split: str) -> list[str]:
-        import datasets
-
-        stream = datasets.load_dataset(self.source, config, split=split, streaming=True, **self._options)
-        return list(stream.column_names or ())
-
-    def table(self, config: str, split: str) -> Any:
-        import datasets
-
-        return datasets.load_dataset(self.source, config, split=split, **self._options)
-
-    def manifest(self) -> dict[str, Any]:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            return _read_json(Path(hf_hub_download(self.source, MANIFEST, repo_type="dataset", revision=self.revision)))
-        except (OSError, ValueError):  # the hub's own errors are of these kinds
-            return {}
-
-    def top_k(self) -> int | None:
-        signals = self.manifest().get("signals")
-        return signals.get("top_k") or None if isinstance(signals, dict) else None
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"revision": self.revision, "cache_dir": self.cache_dir}
-
-
-@dataclass(frozen=True)
-class Apart:
-    """A copy whose arrays stand in a config of their own, as `factory push` leaves it: here they are columns again."""
-
-    place: Place
-
-    @property
-    def source(self) -> str:
-        return self.place.source
-
-    def configs(self) -> list[str]:
-        return self.place.configs()
-
-    def files(self, config: str, split: str) -> list[str]:
-        return self.place.files(config, split)
-
-    def columns(self, config: str, split: str) -> list[str]:
-        beside = self.place.columns(SIGNALS, split) if config == "default" else []
-        return list(dict.fromkeys([*self.place.columns(config, split), *beside]))
-
-    def table(self, config: str, split: str) -> Any:
-        import datasets
-
-        rows = self.place.table(config, split)
-        if config != "default":
-            return rows
-        arrays = self.place.table(SIGNALS, split)
-        if not rows.data.column("id").equals(arrays.data.column("id")):
-            raise DatasetError(f"{self.source}: config {SIGNALS!r} has other ids than the rows; get both anew")
-        return datasets.concatenate_datasets([rows, arrays.remove_columns("id")], axis=1)
-
-    def manifest(self) -> dict[str, Any]:
-        return self.place.manifest()
-
-    def top_k(self) -> int | None:
-        return self.place.top_k()
 
 
 def load_rows(
@@ -201,7 +44,7 @@ def load_rows(
     join_experts: bool = False,
     join_attention: bool = False,
     reasoning: Literal["apart", "content"] = "apart",
-    prompt: Literal["teacher", "student"] = "teacher",
+    prompt: Literal["teacher", "student"] | None = None,
     teacher: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Rows | RowStream:
@@ -215,24 +58,28 @@ def load_rows(
     `reasoning="content"` puts the reasoning inside the answers' content, between the teacher's markers, for a chat
     template that does not render `reasoning_content`. `teacher` takes the rows of one of several alone.
     `prompt="student"` gives each row the prompt that the student is shown, where a task has a student.j2
-    (`Row.as_student`).
+    (`Row.as_student`). Left out, rows have the teacher's, and those of a stage what its curriculum was made with.
 
     Streaming reads the files as they are; otherwise `datasets` first copies them, uncompressed, into its cache
-    (`cache_dir`). Raises DatasetError where source, config or split is not there; reading the rows raises it at one
-    whose arrays do not agree.
+    (`cache_dir`). Raises DatasetError where source, config or split is not there, a file of it is gone, a curriculum is
+    of other rows, or a keyword has an unknown value; reading the rows raises it at one whose arrays do not agree.
     """
-    place = _with_arrays(_find_place(source, revision, cache_dir), config)
+    require_known("reasoning", reasoning, REASONINGS)
+    require_known("prompt", prompt, PROMPTS)
     wanted = {"hidden_states": join_hidden_states, "experts": join_experts, "attention": join_attention}
+    require_switches(streaming=streaming, **{f"join_{name}": asked for name, asked in wanted.items()})
+    place = _with_arrays(find_place(source, revision, cache_dir), config)
     joined = [name for name, asked in wanted.items() if asked or config == name]
     # what is asked of a config beside the rows is asked with them: without its tokens a state means nothing
     config = "default" if config in wanted else config
     columns = _require_columns(place, config, split, joined)
-    voices = replace(_find_voices(place, inline=reasoning == "content"), students=prompt == "student")
+    # told by its columns, as a stage may have any name
+    staged = {"stage", *POINTERS} <= set(columns)
+    students = _takes_students(place, config, staged, prompt, joined)
+    voices = replace(_find_voices(place, inline=reasoning == "content"), students=students)
     if teacher is not None:
         _require_teacher(place, columns, teacher)
     top_k = place.top_k() if set(TOKEN_IDS) <= set(columns) else None
-    # told by its columns, as a stage may have any name
-    staged = {"stage", *POINTERS} <= set(columns)
     if streaming:
         units = _stage_units(place, config, split, joined) if staged else _shard_units(place, config, split, joined)
         if staged:
@@ -242,16 +89,6 @@ def load_rows(
     opened = _open_stage(place, config, split, joined) if staged else _open_tables(place, config, split, joined)
     rows = Rows(place.source, *opened, top_k, voices)
     return rows if teacher is None else rows.select(np.flatnonzero(np.array(rows["teacher"]) == teacher))
-
-
-def _find_place(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> Place:
-    root, cache = Path(source), str(cache_dir) if cache_dir else None
-    if root.is_dir():
-        return Folder(root, str(source), cache)
-    # a mistyped path is not looked for on the hub
-    if isinstance(source, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
-        raise DatasetError(f"{root}: no such directory; give the directory of a dataset, or a Hub id (owner/name)")
-    return Hub(source, revision, cache)
 
 
 def _with_arrays(place: Place, config: str) -> Place:
@@ -264,6 +101,33 @@ def _with_arrays(place: Place, config: str) -> Place:
     except (ValueError, OSError, DatasetsError):  # told by whoever opens what is asked for
         return place
     return Apart(place)
+
+
+def _takes_students(place: Place, config: str, staged: bool, prompt: str | None, joined: list[str]) -> bool:
+    """Whether rows get the student's prompt in place of the teacher's: a stage's as its curriculum says, unless told.
+
+    Raises DatasetError where nothing says it, or rows cannot have the prompt that is asked for.
+    """
+    texts = config == "hand-off"
+    if not (staged or texts):
+        return prompt == "student"
+    # in a dataset without a student's prompt, or without tokens, there is nothing to choose
+    if STUDENT_COLUMNS["prompt"] not in _ask(place, "default", "train", place.columns):
+        return False
+    curriculum = place.curriculum(config)
+    if curriculum is None and (texts or prompt is None):
+        if texts and prompt is None:
+            return False
+        hint = "leave out `prompt`" if texts else 'give prompt="student" or "teacher"'
+        raise DatasetError(f"{place.source}: no curriculum.json says whose prompt {config!r} has; {hint}")
+    made = "teacher" if curriculum and curriculum["config"].get("prompt") == "teacher" else "student"
+    if texts and prompt not in (None, made):
+        told = f"the prompts of config {config!r} are the {made}'s, as its curriculum was made"
+        raise DatasetError(f'{place.source}: {told}; `factory curriculum` with prompt = "{prompt}" makes the other')
+    if prompt is None and made == "student" and (lost := [name for name in joined if name != "hidden_states"]):
+        told = f"{lost[0]} belong to the teacher's prompt, and rows of {config!r} have the student's"
+        raise DatasetError(f'{place.source}: {told}; give prompt="teacher", or leave out join_{lost[0]}')
+    return staged and (prompt or made) == "student"
 
 
 def _find_voices(place: Place, inline: bool) -> Voices:
@@ -345,7 +209,7 @@ def _open_tables(place: Place, config: str, split: str, joined: list[str]) -> tu
 def _open_stage(place: Place, config: str, split: str, joined: list[str]) -> tuple[Any, dict[str, Any]]:
     """The default config's rows in a stage's order, and what the stage says of them."""
     stage = _open(place, config, split)
-    index = stage.data.column("index").to_numpy()
+    index = np.asarray(stage.data.column("index").to_numpy(), np.int64)  # of a stage without a row, no type is known
     dataset, beside = _open_tables(place, "default", "train", joined)  # where the rows of every split are
     if len(index) and index.max() >= len(dataset):
         raise DatasetError(f"{place.source}: a stage points at row {index.max()} of {len(dataset)}; {AGAIN}")
@@ -377,11 +241,3 @@ def _stage_units(place: Place, config: str, split: str, joined: list[str]) -> li
     folders = {"default": place.root / "data"} | {name: place.root / name for name in joined}
     paths = place.files(config, split)
     return [Unit({"labels": path}, folders, group) for path in paths for group in range(count_groups(Path(path)))]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

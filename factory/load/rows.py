@@ -80,9 +80,10 @@ class Rows:
             return self._column(index)
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
-        if isinstance(index, Iterable):
+        # a number in an array of no dimension can be iterated over by its type alone
+        if isinstance(index, Iterable) and getattr(index, "ndim", None) != 0:
             return self.select(index)
-        place = operator.index(index)
+        place = _number(index)
         return next(self._read([self._dataset[place]], {name: [part[place]] for name, part in self._beside.items()}))
 
     def __iter__(self) -> Iterator[Row]:
@@ -91,7 +92,7 @@ class Rows:
 
     def select(self, places: Iterable[int]) -> "Rows":
         """The rows at these places, in their order; one may come twice. Raises IndexError."""
-        chosen = np.fromiter(map(operator.index, places), np.int64)
+        chosen = np.fromiter(map(_number, places), np.int64)
         if len(chosen) and not -len(self) <= chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"{self._source}: rows {chosen.min()} to {chosen.max()} of {len(self)}")
         chosen %= max(len(self), 1)
@@ -111,7 +112,8 @@ class Rows:
         if name not in self.column_names:
             has = ", ".join(self.column_names)
             raise DatasetError(f"{self._source}: no column {name!r} in these rows (has: {has})")
-        if self._voices.markers is not None or self._voices.students or name not in self._plain:
+        told = self._voices.markers is not None or (self._voices.students and name == "prompt")
+        if told or name not in self._plain:
             return [row[name] for row in self]
         dataset = self._beside["labels"] if name in self._labels() else self._dataset
         tables = dataset.select_columns([name]).iter(BATCH_ROWS)
@@ -129,3 +131,10 @@ class Rows:
         batches = record_batches(self._source, tables)
         parts = {name: record_batches(self._source, part) for name, part in beside.items()}
         return join_rows(self._source, batches, parts, self._top_k, self._voices)
+
+
+def _number(place: Any) -> int:
+    """A row's number. Raises TypeError for a truth value: a mask would be taken for rows 0 and 1."""
+    if isinstance(place, bool | np.bool_) or str(getattr(place, "dtype", "")) in ("bool", "torch.bool"):
+        raise TypeError("rows are chosen by their numbers, not by a mask; give rows[numpy.flatnonzero(mask)]")
+    return operator.index(place)

@@ -51,10 +51,11 @@ def size_category(rows: int) -> str:
 def model_of(part: dict[str, Any]) -> str:
     """What answered, by one teacher's part of a manifest: a model, or no model at all."""
     teacher, asked = part.get("teacher") or {}, (part.get("job") or {}).get("teacher") or {}
-    # it has a tokenizer from `model`, or the demo teacher's, and answers by the tasks' own code
+    model = str(teacher.get("model") or asked.get("model") or "?")
+    # no model answers there, whatever the job calls it; `demo` is what a job that names none has
     if (teacher.get("backend") or asked.get("backend")) == "scripted":
-        return "scripted"
-    return str(teacher.get("model") or asked.get("model") or "?")
+        return "scripted" if model in ("demo", "scripted") else f"{model} (scripted)"
+    return model
 
 
 def generator(part: dict[str, Any]) -> str:

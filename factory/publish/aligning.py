@@ -12,7 +12,6 @@ of the same bytes, and the mass of an id that has none goes to the tail. Ends of
 other control tokens where both spell them alike. Nothing is aligned across a control token.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -21,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from factory.dataset.ledger import hold, read_ledger
+from factory.dataset.ledger import hold_dataset, read_ledger
 from factory.dataset.stages import current_summary
 from factory.dataset.tables import Field
 from factory.errors import JobError
@@ -29,6 +28,7 @@ from factory.messages import Message
 from factory.publish.card import save_card
 from factory.publish.exporting import write_export
 from factory.publish.exports.asked import Asked
+from factory.publish.exports.chat import calls_of
 from factory.publish.exports.format import Format, Left, Values, Written
 from factory.publish.exports.source import Given, Source
 from factory.publish.vocabulary import Vocabulary, student_vocabulary, teacher_vocabulary
@@ -45,7 +45,7 @@ def align(root: Path, student: str, name: str | None) -> list[str]:
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(student).name or student).strip("-.")
     if not NAME.fullmatch(name):
         raise JobError(f"--name {name}: letters, digits, '.', '_' and '-' alone, at most 64, the first no sign")
-    with hold(root):
+    with hold_dataset(root):
         lines = write_export(root, root / f"aligned-{name}", Asked(to=f"aligned-{name}", student=student), ALIGNED)
         ledger = read_ledger(root)
         save_card(ledger, current_summary(ledger))
@@ -168,14 +168,11 @@ class Aligner:
 
 def _messages(row: Any) -> list[Message]:
     """A row's prompt as chat templates take it: calls as objects, and nothing that is not there."""
-    told = []
-    for said in row["prompt"]:
-        calls = [
-            call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
-            for call in said.get("tool_calls") or ()
-        ]
-        told.append({"role": said["role"], "content": said["content"]} | ({"tool_calls": calls} if calls else {}))
-    return told
+    return [
+        {"role": said["role"], "content": said["content"]}
+        | ({"tool_calls": calls} if (calls := calls_of(said)) else {})
+        for said in row["prompt"]
+    ]
 
 
 def _shared(size: int, tokens: int) -> list[int]:

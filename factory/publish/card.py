@@ -23,7 +23,7 @@ from factory.dataset.manifest import (
     write_atomically,
 )
 from factory.dataset.merging import SIGNALS as ARRAYS
-from factory.dataset.stages import FOLDER, card_configs, dataset_state, describe_range
+from factory.dataset.stages import FOLDER, SPLITS, card_configs, dataset_state, describe_range
 from factory.hashing import content_hash
 from factory.job.endpoint import REMOTE
 from factory.publish.about import (
@@ -201,7 +201,7 @@ def _stage_table(curriculum: dict[str, Any]) -> list[str]:
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for stage in curriculum["stages"]:
-        counts = " | ".join(f"{stage['rows'][split]:,}" for split in ("train", "validation", "test"))
+        counts = " | ".join(f"{stage['rows'][split]:,}" for split in SPLITS)
         tasks = ", ".join(f"{task} {sum(part['rows'].values()):,}" for task, part in sorted(stage["tasks"].items()))
         lines.append(
             f"| {stage['name']} | {describe_range(stage)} | {counts} | {stage['tokens']['train']:,} | {tasks} |"

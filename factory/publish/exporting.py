@@ -11,6 +11,7 @@ off, and leaves the same bytes as an undisturbed one.
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.dataset.aligned import DONE
-from factory.dataset.manifest import read_sealed, sealed_text, write_atomically
+from factory.dataset.manifest import read_manifest, read_sealed, run_command, sealed_text, teachers_of, write_atomically
 from factory.dataset.shards import ShardFile, find_file_damage
+from factory.dataset.stages import SPLITS, current_summary
 from factory.dataset.tables import open_table, saved_dataset_files
-from factory.errors import DatasetError, JobError, nearest
+from factory.errors import DatasetError, FactoryError, JobError, nearest
 from factory.hashing import canonical_json, content_hash
 from factory.publish.exports.asked import OPTIONS, Asked
 from factory.publish.exports.format import Format, Left, Values, Written
@@ -31,6 +33,7 @@ from factory.publish.exports.source import Part, Source, open_source
 from factory.publish.exports.student import require_student
 
 JOURNAL: Final = ".export.jsonl"
+OWN: Final = (JOURNAL, "data-*.arrow", "data", "hidden_states", ".tmp-*")  # what lies in a folder before it is whole
 
 
 @dataclass(slots=True)
@@ -67,25 +70,54 @@ def export(root: Path, out: Path, asked: Asked) -> list[str]:
 def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]:
     """The same in a form that need not be one of FORMATS."""
     # a draft model goes beside the teacher, on the teacher's own states and prompts
-    source = open_source(root, asked.stage, asked.split, form.arrays != "states" and asked.prompt != "teacher")
+    as_students = form.arrays != "states" and asked.prompt != "teacher"
+    source = open_source(root, asked.stage, asked.split, as_students, asked.teacher)
     _require_right(source, asked, form)
     plan = {"asked": asdict(asked), "state": source.state}
     if _is_done(out, plan):
-        return [f"{out}: complete already, of these rows and options"]
-    files, total = _begin(out, plan)
-    parts = source.parts()
-    for part in parts[len(files) :]:
-        file, tally = _write_part(source, asked, form, part, out, total.numbered)
-        total.add(tally)
-        files.append(file)
-        _note(out, {"file": None if file is None else file.told(), "tally": tally.figures()})
-    if not total.rows:
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in sorted(total.left.items()))
-        raise DatasetError(f"{root}: no row is left for {asked.to} ({reasons or 'none was read'}); nothing to train on")
+        return [f"{out}: complete already, of these rows and options", *_tell_apart(source), *_tell_rest(source)]
+    files, total = _write_parts(source, asked, form, out, plan)
     tables = [file for file in files if file is not None]
     left, counts = (dict(sorted(counter.items())) for counter in (total.left, total.counts))
     written = Written(out, source, asked, tables, total.rows, total.positions, left, total.longest, counts)
     return _finish(written, form, plan)
+
+
+def _write_parts(
+    source: Source, asked: Asked, form: Format, out: Path, plan: dict[str, Any]
+) -> tuple[list[ShardFile | None], Tally]:
+    """Every part's file, those that are there already too. Raises DatasetError, and leaves nothing of its own then
+    unless a row is finished: what is damaged may be mended, and the same command goes on."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    files, total = _begin(out, plan)
+    try:
+        for part in source.parts()[len(files) :]:
+            file, tally = _write_part(source, asked, form, part, out, total.numbered)
+            total.add(tally)
+            files.append(file)
+            _note(out, {"file": None if file is None else file.told(), "tally": tally.figures()})
+        if not total.rows:
+            reasons = "; ".join(f"{count:,} {reason}" for reason, count in sorted(total.left.items()))
+            told = f"no row is left for {asked.to} ({reasons or 'none was read'})"
+            raise DatasetError(f"{source.root}: {told}; nothing to train on")
+    except FactoryError:
+        if not total.rows:
+            _leave_nothing(out, made)
+        raise
+    return files, total
+
+
+def _leave_nothing(out: Path, made: list[Path]) -> None:
+    """Remove what a refused export has written, and the folders `made` for it; whatever else is there stays."""
+    # an export begins in an empty folder alone: what bears its names there is its own
+    for path in [path for pattern in OWN for path in out.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for folder in made:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _find_format(asked: Asked) -> Format:
@@ -112,10 +144,15 @@ def _require_right(source: Source, asked: Asked, form: Format) -> None:
     several = "teacher" in source.column_names
     if asked.teacher is not None and not several:
         raise JobError(f"--teacher {asked.teacher}: {source.root} has no column `teacher`: one teacher made all rows")
+    names = [name for name in teachers_of(read_manifest(source.root)) if name]  # `source` may know one alone
+    has = f" (has: {', '.join(names)})" if names else ""
+    if names and asked.teacher is not None and asked.teacher not in names:
+        like = nearest(asked.teacher, names)
+        raise JobError(f"--teacher {asked.teacher}: no teacher of {source.root}'s rows is called so{has}{like}")
     if several and asked.teacher is None and form.holds_ids(asked):
         raise JobError(
             f"--to {asked.to}: rows of several teachers, whose ids and distributions may be of several tokenizers; "
-            "choose one with --teacher"
+            f"choose one with --teacher{has}"
         )
     if asked.prompt and not source.signals.students:
         raise JobError(f"--prompt {asked.prompt}: no task of {source.root} has a student.j2: all are asked alike")
@@ -265,9 +302,28 @@ def _told(written: Written, form: Format) -> list[str]:
     elif form.holds_ids(written.asked) and written.positions:
         lines[0] += f", {written.positions:,} positions"
     lines += [f"  left out  {count:>7,}  {reason}" for reason, count in written.left.items()]
+    lines += [*_tell_apart(written.source), *_tell_rest(written.source)]
     if form.tell is not None:
         return lines
     return [*lines, *(f"  next: {line}" for line in form.usage(written).splitlines())]
+
+
+def _tell_apart(source: Source) -> list[str]:
+    """That rows are here which the curriculum keeps from training."""
+    summary, apart = None if source.stage else current_summary(source.ledger), Counter[str]()
+    for stage in summary["stages"] if summary else ():
+        apart.update(stage["rows"])
+    told = ", ".join(f"{apart[name]:,} of {name}" for name in SPLITS[1:] if apart[name])
+    return [f"  with the rows that the curriculum keeps apart ({told}); stages leave them out"] if told else []
+
+
+def _tell_rest(source: Source) -> list[str]:
+    """That a dataset is unfinished, and this is not all there will be."""
+    totals = source.ledger.totals
+    if totals.complete:
+        return []
+    there = f"{totals.done:,} of {totals.planned:,} planned rows are there" if totals.left else totals.describe_rest()
+    return [f"  {there}; `{run_command(source.manifest)}` goes on"]
 
 
 def _readme(written: Written, form: Format, named: str) -> str:

@@ -19,7 +19,7 @@ from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import MANIFEST, read_sealed
 from factory.dataset.merging import SIGNALS, Part, merge_files
 from factory.dataset.shards import ShardFile, find_file_damage
-from factory.dataset.stages import FOLDER, SUMMARY
+from factory.dataset.stages import AGAIN, FOLDER, SUMMARY, current_summary
 from factory.errors import DatasetError
 from factory.hashing import content_hash
 from factory.signals import SignalSpec
@@ -98,6 +98,17 @@ def _as_they_are(ledger: Ledger, curriculum: dict[str, Any] | None, without: Col
             file = ShardFile(**(told | {"path": f"{config}/{told['path']}"}))
             if file.path.endswith(".parquet"):
                 yield Parcel(named_by_content(file), config, (file,), copied=True)
+
+
+def tell_stale(ledger: Ledger, without: Collection[str]) -> Iterator[str]:
+    """A line for the curriculum and each aligned config that lies there and is no part of the copy."""
+    if (ledger.out / FOLDER).is_dir() and current_summary(ledger) is None:
+        yield f"  left out  {FOLDER}: not of the rows as they are, or damaged; {AGAIN}"
+    current = {name for name, _ in aligned_configs(ledger)}
+    for path in sorted(ledger.out.glob("aligned-*/")):
+        if path.name not in current and path.name not in without:
+            told = "unfinished, damaged, or not of the rows as they are"
+            yield f"  left out  {path.name}: {told}; remove the folder, and `factory align` makes it anew"
 
 
 def named_by_content(file: ShardFile) -> str:

@@ -16,8 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, cast
 
-from factory.dataset.ledger import hold, read_ledger
-from factory.dataset.manifest import PUBLISH, read_manifest, read_signals
+from factory.dataset.ledger import hold_dataset, read_ledger
+from factory.dataset.manifest import PUBLISH, read_manifest, read_signals, run_command
 from factory.dataset.merging import SIGNALS
 from factory.dataset.stages import current_summary, dataset_state
 from factory.errors import DatasetError, JobError, nearest
@@ -26,7 +26,8 @@ from factory.publish.about import generators
 from factory.publish.card import card_configs_of, write_pushed_card
 from factory.publish.hub import MAIN, Remote, Repo
 from factory.publish.leaks import scan
-from factory.publish.parcels import Parcel, plain_files, plan_parcels
+from factory.publish.parcels import Parcel, plain_files, plan_parcels, tell_stale
+from factory.publish.report.page import read_state
 from factory.signals import SignalSpec
 
 WORK: Final = ".push"  # files that are made to be sent, one commit's at a time
@@ -49,7 +50,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class Contents:
     """What a copy consists of: tables that are yet to be made, other files, and who wrote the rows."""
 
     parcels: list[Parcel]
@@ -57,6 +58,7 @@ class Copy:
     generators: dict[str, str]
     rows: int
     state: str
+    told: list[str]  # of what is left out for being stale
 
     @property
     def card(self) -> str:
@@ -65,7 +67,7 @@ class Copy:
 
 def push(root: Path, repo: str, wish: Wish) -> list[str]:
     """Send a dataset, or go on with it; the lines that tell people of it. Raises JobError and DatasetError."""
-    with hold(root):
+    with hold_dataset(root):
         try:
             return _push(root, Repo(repo), wish)
         finally:
@@ -76,7 +78,7 @@ def write_copy(root: Path, out: Path, wish: Wish) -> list[str]:
     """Write into a new folder what `push` would send; lines that tell of it. Raises JobError and DatasetError."""
     if out.exists():
         raise JobError(f"{out}: is there already; name a new folder for the copy")
-    with hold(root):
+    with hold_dataset(root):
         copy = _plan(root, str(out), wish)
         work = out.with_name(f".{out.name}{WORK}")
         shutil.rmtree(work, ignore_errors=True)
@@ -95,20 +97,22 @@ def write_copy(root: Path, out: Path, wish: Wish) -> list[str]:
             shutil.rmtree(work, ignore_errors=True)
     return [
         f"{out}: {copy.rows:,} rows in {len(copy.parcels):,} files, as they would be sent",
+        *copy.told,
         f'  load_dataset("{out}", split="train")',
     ]
 
 
-def _plan(root: Path, name: str, wish: Wish) -> Copy:
+def _plan(root: Path, name: str, wish: Wish) -> Contents:
     """The copy of a finished dataset that may be published, called `name` in its card."""
     manifest, ledger = read_manifest(root), read_ledger(root)
     if not manifest.get(PUBLISH):
         raise JobError(
             f"{root}: has no licence, so it is not pushed; add [publish] with license and output_terms to the job file "
-            "and give `factory run` again, which asks no teacher"
+            f"and give `{run_command(manifest)}` again, which asks no teacher"
         )
     if not ledger.totals.complete:
-        raise DatasetError(f"{root}: {ledger.totals.describe_rest()}, so it is not pushed; `factory run` goes on")
+        told = f"{ledger.totals.describe_rest()}, so it is not pushed"
+        raise DatasetError(f"{root}: {told}; `{run_command(manifest)}` goes on")
     signals, curriculum = read_signals(manifest) or SignalSpec(), current_summary(ledger)
     names = card_configs_of(ledger, signals, curriculum)
     _require_configs(names, wish)
@@ -122,10 +126,11 @@ def _plan(root: Path, name: str, wish: Wish) -> Copy:
     plain: dict[str, Path | bytes] = {name: root / name for name in plain_files(root, curriculum, wish.templates)}
     _require_harmless(root, parcels, sorted(plain), wish)
     if wish.report:
-        plain[REPORT] = _require_report(root)
+        plain[REPORT] = _require_report(root, dataset_state(ledger))
     state = content_hash([dataset_state(ledger), sorted(parcel.path for parcel in parcels)])
     plain[CARD] = write_pushed_card(ledger, curriculum, state, wish.without, name).encode()
-    return Copy(parcels, plain, generators(manifest), ledger.totals.accepted, state)
+    stale = list(tell_stale(ledger, wish.without))
+    return Contents(parcels, plain, generators(manifest), ledger.totals.accepted, state, stale)
 
 
 def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
@@ -136,7 +141,7 @@ def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
     # read before the files are: if main moves between the two, it is not merged
     head = repo.head()
     if _is_there(repo.files(MAIN), parcels, plain):
-        return [f"{repo.name}: complete already, these very rows and this card"]
+        return [f"{repo.name}: complete already, these very rows and this card", *copy.told]
     revision = repo.request(copy.state, head)
     sent = _send_parcels(root, repo, revision, parcels, copy.generators)
     gone = _stale(repo.files(revision), parcels, plain)
@@ -146,6 +151,7 @@ def _push(root: Path, repo: Repo, wish: Wish) -> list[str]:
     repo.close_others()
     return [
         f"{repo.name}: {copy.rows:,} rows in {len(parcels):,} files, {sent:,} of them sent now ({revision}, merged)",
+        *copy.told,
         f'  load_dataset("{repo.name}", split="train")',
     ]
 
@@ -176,10 +182,14 @@ def _require_harmless(root: Path, parcels: list[Parcel], plain: list[str], wish:
         )
 
 
-def _require_report(root: Path) -> Path:
-    if not (root / REPORT).is_file():
+def _require_report(root: Path, state: str) -> Path:
+    path = root / REPORT
+    if not path.is_file():
         raise JobError(f"--report: {root} has no {REPORT}; `factory report {root}` writes it")
-    return root / REPORT
+    if read_state(path) != state:
+        told = "is of other rows than the dataset now has, or of an earlier release"
+        raise JobError(f"--report: {path} {told}; `factory report {root}` writes it anew")
+    return path
 
 
 def _is_there(there: dict[str, Remote], parcels: list[Parcel], plain: dict[str, Path | bytes]) -> bool:

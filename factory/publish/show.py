@@ -12,9 +12,9 @@ import numpy as np
 
 from factory.dataset.codec import STORED, read_topk
 from factory.dataset.entries import Totals
-from factory.dataset.history import count_runs
+from factory.dataset.history import count_runs, read_state
 from factory.dataset.ledger import read_ledger
-from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest
+from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest, run_command
 from factory.dataset.shards import read_batches, shard_path
 from factory.hashing import canonical_json
 from factory.messages import Message, text_of
@@ -37,7 +37,10 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     chosen = samples > 1 and keep != "all"
     share = f" ({totals.accepted / totals.done:.0%})" if totals.done and not chosen else ""
     left = f"{totals.left:,} rows left" if totals.left else "rows are wanting"
-    state = "complete" if totals.complete else f"{left}; the same `factory run` goes on"
+    state = "complete" if totals.complete else f"{left}; the same `{_command(out)}` goes on"
+    if totals.part and not totals.left:
+        state = "complete; `factory merge` joins the parts"
+    state = f"part {totals.part}: {state}" if totals.part else state
     lines = [
         f"{out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"
@@ -57,6 +60,7 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     if runs.begun > runs.ended:
         told = "has told of no end: killed, or at work" if runs.begun == runs.ended + 1 else "have told of no end"
         lines.append(f"  runs {runs.begun:,}, of which {runs.begun - runs.ended:,} {told}")
+    lines += _describe_cluster(out)
     lines += describe_spending(out)
     width = max((len(cell) for cell in (*totals.cells, *totals.teachers)), default=0)
     for cell, (accepted, rejected, errors) in (*sorted(totals.teachers.items()), *sorted(totals.cells.items())):
@@ -66,6 +70,15 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
     return lines
 
 
+def _describe_cluster(out: Path) -> list[str]:
+    state = read_state(out)
+    if state is None:
+        return []
+    told = "{workers} workers, {restarts} restarts, {rows_per_second:g} rows/s, {tokens_per_second:,.0f} tok/s"
+    left = f", about {state['seconds_left'] // 60:,} min left" if state.get("seconds_left") is not None else ""
+    return [f"  cluster at {state['told']}: {told.format(**state)}{left}"]
+
+
 def read_samples(out: Path) -> tuple[int, str]:
     """How many samples each prompt has, and which of them are kept."""
     if not (out / MANIFEST).exists():
@@ -73,6 +86,10 @@ def read_samples(out: Path) -> tuple[int, str]:
     samples = read_manifest(out).get("job") or {}
     samples = samples.get("samples") or {} if isinstance(samples, dict) else {}
     return int(samples.get("n", 1)), str(samples.get("keep", "all"))
+
+
+def _command(out: Path) -> str:
+    return run_command(read_manifest(out) if (out / MANIFEST).exists() else {})
 
 
 def describe_nothing(out: Path, totals: Totals) -> str:

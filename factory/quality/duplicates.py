@@ -23,6 +23,7 @@ from factory.hashing import canonical_json
 from factory.job.gates import FiltersConfig
 from factory.messages import text_of
 from factory.quality.samples import canonical_answer
+from factory.quality.withhold import DUPLICATE, NEAR_DUPLICATE
 from factory.records import Form, Outcome, Record
 from factory.signals import Array
 from factory.texts.texts import leaves, normalize, words_of
@@ -46,6 +47,14 @@ class StoredRow:
     answer: str
     repaired: bool = False
     form: Form = "json"
+    level: str = ""
+
+
+def as_stored(record: Record) -> StoredRow:
+    """A record as the row that it will be."""
+    prompt = record.prompt
+    said = prompt.messages, prompt.scenario, record.answer, prompt.repaired, prompt.form, prompt.level
+    return StoredRow(prompt.id, prompt.group or prompt.id, prompt.task, *said)
 
 
 class Duplicates:
@@ -70,26 +79,26 @@ class Duplicates:
                 index.add(row, index.sketch(row))
 
     def _decide(self, record: Record) -> Outcome:
-        prompt = record.prompt
-        group = prompt.group or prompt.id
-        said = prompt.messages, prompt.scenario, record.answer, prompt.repaired, prompt.form
-        row = StoredRow(prompt.id, group, prompt.task, *said)
+        found = self.find(as_stored(record))
+        return record if found is None else record.reject("filter", found[0], (found[1],))
+
+    def find(self, row: StoredRow) -> tuple[str, str] | None:
+        """Why a row was there already: reason and finding. None where it was not; it is remembered then."""
         digest = b""
         if self._exact is not None:
             digest = digest_row(row)
             if digest in self._exact:
-                return record.reject("filter", "duplicate", (f"duplicate: like row {self._exact[digest]}",))
+                return DUPLICATE, f"duplicate: like row {self._exact[digest]}"
         if self._threshold is not None:
             index = self._index_of(row.task, self._threshold)
             sketch = index.sketch(row)
             near = index.find(row, sketch)
             if near is not None:
-                finding = f"near_duplicate: {near[0]:.2f} like row {near[1]}"
-                return record.reject("filter", "near_duplicate", (finding,))
+                return NEAR_DUPLICATE, f"near_duplicate: {near[0]:.2f} like row {near[1]}"
             index.add(row, sketch)
         if self._exact is not None:
             self._exact[digest] = row.id
-        return record
+        return None
 
     def _index_of(self, task: str, threshold: float) -> "NearIndex":
         if task not in self._near:
@@ -105,16 +114,16 @@ class Deduplication:
         self.out = ledger.out
         self.earlier = deque(sorted(ledger.entries))
 
-    def check(self, shard: int, outcomes: list[Outcome]) -> list[Outcome]:
-        """The outcomes of a shard, with a rejection in place of each row that an earlier row is like."""
+    def find(self, shard: int, row: StoredRow) -> tuple[str, str] | None:
+        """Why a row of a shard was there already; None where it was not. Rows must come in the plan's order."""
         while self.earlier and self.earlier[0] < shard:
             self.duplicates.remember(stored_rows(self.out, self.earlier.popleft(), self.forms))
-        return self.duplicates.check(outcomes)
+        return self.duplicates.find(row)
 
 
 def stored_rows(out: Path, shard: int, forms: Mapping[str, Form] = MappingProxyType({})) -> Iterator[StoredRow]:
     """What a committed shard accepted, as far as duplicates are concerned; `forms` are those of tasks' answers."""
-    columns = ["id", "prompt_id", "task", "prompt", "scenario", "answer", "repaired"]
+    columns = ["id", "prompt_id", "task", "level", "prompt", "scenario", "answer", "repaired"]
     for batch in read_batches(out / shard_path("data", shard), columns):
         for row in batch.to_pylist():
             named = {"messages" if name == "prompt" else name: row[name] for name in columns}

@@ -20,6 +20,7 @@ from factory.records import Generation, Outcome, Pair, Prompt, Rejection
 from factory.texts.personal import Known, find_personal, resolve_kinds, scrub, scrub_row
 from factory.texts.texts import every_text
 
+DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"  # reasons whose finding is the name of another row
 HIDDEN = -1  # in place of a token id; no vocabulary has it
 ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")  # an address may stand in JSON as jane\u0040example.com
 
@@ -80,7 +81,7 @@ def _cover(rejection: Rejection, kinds: tuple[PersonalKind, ...], drops: bool) -
         prompt=replace(prompt, history=history),
         generation=None if generation is None else _cover_generation(generation, cover),
         answer=None if rejection.answer is None else _cover_answer(prompt, rejection.answer, cover),
-        findings=cover.texts(rejection.findings),
+        findings=rejection.findings if _names_a_row(rejection) else cover.texts(rejection.findings),
         verdict=None if verdict is None else replace(verdict, reasoning=cover.text(verdict.reasoning)),
     )
     missed = _told(rejection) and (not cover.counts or _still_holds(covered, kinds))
@@ -103,6 +104,12 @@ def _cover_generation(generation: Generation, cover: Cover) -> Generation:
         failure_detail=cover.text(generation.failure_detail),
         completion_token_ids=np.full_like(generation.completion_token_ids, HIDDEN),
     )
+
+
+def _names_a_row(rejection: Rejection) -> bool:
+    """Whether its finding is of ours and holds the name of another row, in which digits may stand like those of a
+    telephone number."""
+    return rejection.stage == "filter" and rejection.reason in (DUPLICATE, NEAR_DUPLICATE)
 
 
 def _told(rejection: Rejection) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.dataset.manifest import reconcile_manifest, section
+from factory.dataset.manifest import section
 from factory.errors import TeacherError
 from factory.job.gates import StudentConfig
 from factory.job.job import Job
@@ -48,6 +48,8 @@ class Desk:
     asked: dict[str, Prompt] = field(default_factory=dict)
     judged: dict[str, tuple[Record, Prompt]] = field(default_factory=dict)
     again: deque[Prompt] = field(default_factory=deque)
+    # what teacher and judge say of themselves, for the manifest
+    described: dict[str, Any] = field(default_factory=dict)
 
     def waiting(self) -> int:
         """How many prompts are asked and not decided."""
@@ -126,10 +128,8 @@ class Desk:
                 self.judge.release(judge_id(prompt.id, attempt), 0)
 
 
-def open_desk(
-    prepared: Prepared, manifest: dict[str, Any], out: Path, stack: ExitStack, reporter: Reporter, turn: str = ""
-) -> Desk:
-    """The desk with teacher and judge ready behind it; what they say of themselves is in the manifest.
+def open_desk(prepared: Prepared, out: Path, stack: ExitStack, reporter: Reporter, turn: str = "") -> Desk:
+    """The desk with teacher and judge ready behind it, which work in `out`.
 
     `turn` names the one of several teachers that is asked.
     """
@@ -149,10 +149,9 @@ def open_desk(
         # one that judges beside its own rows is set up for these: it is described by itself
         name = "judge" if judge is not None else section("judge", turn)
         described[name] = asdict((judge or teacher).info)
-    reconcile_manifest(out, manifest | described)
     # only the teacher knows which layers `-1` is and how many ids there are; the gates hold rows against that
     gated = replace(prepared, gates=gates_for(teacher, prepared.gates))
-    return Desk(gated, teacher, judge or teacher, turn, signals, encode)
+    return Desk(gated, teacher, judge or teacher, turn, signals, encode, described=described)
 
 
 def require_ways(job: Job) -> None:

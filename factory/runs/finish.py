@@ -3,22 +3,19 @@
 Here alone the outcome of a row depends on other rows: on those of its prompt, and on those before it in the plan.
 """
 
-import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from factory.dataset.ledger import Ledger
+from factory.job.job import Job
 from factory.quality.difficulty import measure
-from factory.quality.duplicates import Deduplication
 from factory.quality.samples import choose
-from factory.quality.withhold import withhold
-from factory.records import Outcome, Pair, Record
-from factory.runs.plan import Plan
+from factory.quality.withhold import DUPLICATE, withhold
+from factory.records import Outcome, Pair, Record, Rejection
+from factory.runs.admission import BEYOND_GOAL, Admission, Refusal, needs_all_rows, seeks_duplicates
 from factory.runs.prepare import Prepared
-
-BEYOND_GOAL = "beyond_goal"  # of an accepted row that came when as many as the job wants were there
 
 
 @dataclass(slots=True)
@@ -42,6 +39,16 @@ class Draft:
         return [outcome for outcome in self.outcomes if outcome is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A shard as it is written. `late`: what accepted rows become if those of shards elsewhere turn them down."""
+
+    shard: int
+    outcomes: list[Outcome]
+    pairs: list[Pair]
+    late: list[Rejection] | None = None
+
+
 def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> Iterator[tuple[int, list[Outcome]]]:
     """The same shards, ascending: whether a row is a duplicate depends on those before it."""
     order, whole = deque(ledger.pending()), dict[int, list[Outcome]]()
@@ -53,68 +60,38 @@ def _in_order(ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]) -> It
 
 def finish_shards(
     prepared: Prepared, ledger: Ledger, shards: Iterator[tuple[int, list[Outcome]]]
-) -> Iterator[tuple[int, list[Outcome], list[Pair]]]:
+) -> Iterator[Finished]:
     """Whole shards as they are written: what is kept of each prompt's samples, nothing that was there already, and no
     more than is wanted."""
-    filters = prepared.job.filters
+    job = prepared.job
+    if not needs_all_rows(job):
+        yield from finish_alone(prepared, shards)
+        return
     forms = {name: task.form for name, task in prepared.tasks.items()}
-    deduplication = Deduplication(filters, ledger, forms) if filters.duplicates or filters.near_duplicates else None
-    quota = Quota(prepared.plan, ledger) if any(one.wanted for one in prepared.plan.rounds) else None
-    for shard, outcomes in shards if deduplication is None and quota is None else _in_order(ledger, shards):
-        outcomes, pairs = choose_kept(prepared, outcomes)
-        if deduplication is not None or quota is not None:
-            outcomes = list(_admit(shard, outcomes, deduplication, quota))
-            accepted = {outcome.prompt.id for outcome in outcomes if isinstance(outcome, Record)}
-            pairs = [pair for pair in pairs if pair[0].prompt.id in accepted]
+    admission = Admission(job.filters, prepared.plan, ledger, forms)
+    for shard, outcomes in _in_order(ledger, shards):
+        outcomes, pairs = admission.admit(shard, *choose_kept(prepared, outcomes))
         # last: what was decided was decided of the texts as they came
-        yield shard, *withhold(filters, outcomes, pairs)
+        yield Finished(shard, *withhold(job.filters, outcomes, pairs))
 
 
-def _admit(
-    shard: int, outcomes: list[Outcome], deduplication: Deduplication | None, quota: "Quota | None"
-) -> Iterator[Outcome]:
-    for outcome in outcomes:
-        # first: a row that is not wanted any more must not make a later one its duplicate
-        admitted = outcome if quota is None else quota.bound(shard, outcome)
-        if deduplication is not None:
-            (admitted,) = deduplication.check(shard, [admitted])
-        if quota is not None:
-            quota.count(admitted)
-        yield admitted
+def finish_alone(prepared: Prepared, shards: Iterator[tuple[int, list[Outcome]]]) -> Iterator[Finished]:
+    """Whole shards as they are written where rows of others are not looked at: those may be on other machines."""
+    filters = prepared.job.filters
+    for shard, outcomes in shards:
+        chosen, pairs = choose_kept(prepared, outcomes)
+        late = list(_late_rows(prepared.job, chosen)) if needs_all_rows(prepared.job) else None
+        yield Finished(shard, *withhold(filters, chosen, pairs), late)
 
 
-class Quota:
-    """How many rows of each teacher, task and level are accepted, in the order of the plan, against how many are
-    wanted."""
-
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self.plan = plan
-        self.entries = ledger.entries
-        self.earlier = deque(sorted(ledger.entries))
-        self.accepted = Counter[tuple[str, str, str]]()
-
-    def bound(self, shard: int, outcome: Outcome) -> Outcome:
-        """The outcome, or its rejection where it was accepted and as many as are wanted were so before it."""
-        while self.earlier and self.earlier[0] < shard:
-            before = self.earlier.popleft()
-            for name, counts in self.entries[before].cells.items():
-                task, _, level = name.partition("/")
-                self._add(self.plan.round_of(before).teacher, task, level, counts[0])
-        one, task = self.plan.round_of(shard), outcome.prompt.task
-        counted = {cell: self.accepted[one.teacher, *cell] for cell in ((task, outcome.prompt.level), (task, ""))}
-        full = any(rows >= one.wanted.get(cell, math.inf) for cell, rows in counted.items())
-        if isinstance(outcome, Record) and full:
-            return outcome.reject("samples", BEYOND_GOAL, outcome.findings)
-        return outcome
-
-    def count(self, outcome: Outcome) -> None:
-        """The last word on a row."""
-        if isinstance(outcome, Record):
-            self._add(outcome.prompt.teacher, outcome.prompt.task, outcome.prompt.level, 1)
-
-    def _add(self, teacher: str, task: str, level: str, rows: int) -> None:
-        self.accepted[teacher, task, level] += rows
-        self.accepted[teacher, task, ""] += rows
+def _late_rows(job: Job, outcomes: list[Outcome]) -> Iterator[Rejection]:
+    """Each record turned down, for every reason that may come to light, as it is written then."""
+    reasons = [Refusal("samples", BEYOND_GOAL)] if any(task.accepted is not None for task in job.tasks) else []
+    # which row it is like is told when it is known
+    reasons += [Refusal("filter", DUPLICATE, ())] if seeks_duplicates(job.filters) else []
+    turned = [reason.of(outcome) for outcome in outcomes if isinstance(outcome, Record) for reason in reasons]
+    covered, _ = withhold(job.filters, turned, ())
+    return (outcome for outcome in covered if isinstance(outcome, Rejection))
 
 
 def choose_kept(prepared: Prepared, outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Pair]]:

@@ -143,6 +143,25 @@ class Plan:
         return replace(self, rounds=tuple(rounds))
 
 
+class Rows:
+    """The planned rows of shards, one after another. It may run dry, and goes on when there are shards again."""
+
+    def __init__(self, plan: Plan, shards: Iterator[int]) -> None:
+        self.plan = plan
+        self.shards = shards
+        self.current: Iterator[PlannedRow] = iter(())
+
+    def __iter__(self) -> "Rows":
+        return self
+
+    def __next__(self) -> PlannedRow:
+        while True:
+            row = next(self.current, None)
+            if row is not None:
+                return row
+            self.current = self.plan.rows(next(self.shards))
+
+
 @dataclass(frozen=True, slots=True)
 class Planner:
     """What a plan is made from: the job, its tasks and its sources."""

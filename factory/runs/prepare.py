@@ -55,10 +55,14 @@ class Prepared:
     formula: Formula
     evaluation: Index | None = None
     transcripts: Transcripts | None = None
+    # names of the workspace's tasks that stand in the place of built-in ones
+    replacing: tuple[str, ...] = ()
     # What the dataset was begun for, where it was begun for another job than one that asks for more now.
     begun: Goals | None = None
     # Whose part of the job this is, where it has several teachers.
     turn: str = ""
+    # Number and count, where this is one of several parts of the plan.
+    part: tuple[int, int] | None = None
 
     def render(self, row: PlannedRow) -> Prompt | Rejection:
         """The prompt of a planned row, or its rejection where it cannot be made or can lead to no row."""
@@ -130,6 +134,11 @@ class Prepared:
         )
 
     @property
+    def share(self) -> float:
+        """Which share of the plan's shards is to be made here."""
+        return 1.0 if self.part is None else 1 / self.part[1]
+
+    @property
     def has_student(self) -> bool:
         """Whether a task shows the student another prompt than the teacher."""
         return any(task.has_student for task in self.tasks.values())
@@ -170,7 +179,8 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     if transcripts is not None:
         return _prepare_scoring(job, workspace, transcripts)
     names = [config.name for config in job.tasks]
-    tasks = {task.name: task for task in discover(workspace).get(names)}
+    found = discover(workspace)
+    tasks = {task.name: task for task in found.get(names)}
     require_tried(list(tasks.values()))
     for index, config in enumerate(job.tasks):
         if config.source is None and tasks[config.name].sample is None:
@@ -199,6 +209,7 @@ def prepare(job: Job, workspace: Path) -> Prepared:
         judges=judges,
         formula=compile_formula(job.difficulty.formula, known),
         evaluation=evaluation,
+        replacing=tuple(name for name in tasks if name in found.replacing),
     )
 
 

@@ -50,7 +50,7 @@ class Progress:
     `chosen`: which rows are kept is decided when their shard is whole (a choice among samples, duplicates), so
     `accepted` counts rows of committed shards alone; else a row is kept as soon as it is accepted. `wanted`: how many
     accepted rows the job wants, 0 where as many as come; `planned` may grow then. `spent` is what a teacher that
-    charges says of its account.
+    charges says of its account, `crew` tells of the workers of a cluster.
     """
 
     def __init__(
@@ -62,8 +62,10 @@ class Progress:
         chosen: bool = False,
         wanted: int = 0,
         spent: Callable[[], dict[str, Any]] = dict,
+        crew: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.spent = spent
+        self.crew = crew
         self.reporter = reporter or Reporter()
         self.stream = self.reporter.stream
         self.planned = planned
@@ -116,6 +118,17 @@ class Progress:
             self.accepted += kept
             self._show(0)
 
+    def add_shard(self, rows: int, kept: int) -> None:
+        """A shard that was made elsewhere is in the ledger."""
+        self.done += rows
+        self.committed += rows
+        self.accepted += kept
+        self._show(rows)
+
+    def tick(self) -> None:
+        """Nothing new: time has passed."""
+        self._show(0)
+
     def _show(self, rows: int) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str(self._tell_speed(), refresh=False)
@@ -141,6 +154,7 @@ class Progress:
             "tokens_per_second": round(self.tokens_per_second(), 1),
             "seconds_left": round((self.planned - self.done) / rate) if rate else None,
             **({"spent": spent} if (spent := self.spent()) else {}),
+            **self.crew(),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -170,7 +184,9 @@ class Progress:
             kept = f"{self.accepted / self.done if self.done else 0.0:.0%} accepted"
         spent = self.spent()
         cost = f", {spent['cost']:,.2f} {spent['currency']}" if "cost" in spent else ""
-        return f"{self.tokens_per_second():,.0f} tok/s, {kept}{cost}"
+        crew = self.crew()
+        told = "{workers} workers, {restarts} restarts, {rows_per_second:g} rows/s, ".format(**crew) if crew else ""
+        return f"{told}{self.tokens_per_second():,.0f} tok/s, {kept}{cost}"
 
 
 def tell_clock(seconds: float) -> str:

@@ -25,6 +25,7 @@ from factory.job.endpoint import forget_manner
 from factory.job.job import Job
 from factory.records import Sampling
 from factory.runs.goals import GOAL_KEYS, budget
+from factory.runs.parts import describe_part
 from factory.runs.prepare import Prepared
 from factory.tasks.digests import digest_bytes
 from factory.tasks.tasks import Task
@@ -61,13 +62,14 @@ def describe_plan(prepared: Prepared, manifest: dict[str, Any]) -> dict[str, Any
         if "accepted" in goal
     }
     told |= {"goals": wanted} if wanted else {}
-    return told | ({ROUNDS: plan.records()} if len(plan.rounds) > 1 or prepared.job.teachers else {})
+    told |= {ROUNDS: plan.records()} if len(plan.rounds) > 1 or prepared.job.teachers else {}
+    return describe_part(prepared, told)
 
 
 def describe_job(prepared: Prepared) -> dict[str, Any]:
     """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
-    # the digest says which rows a job makes, so where they go, how fast and how well checked they are is not in it
-    job = prepared.job.model_dump(mode="json", exclude={"out", "publish"})
+    # the digest says which rows a job makes, so where they go, how, how fast and how well checked is not in it
+    job = prepared.job.model_dump(mode="json", exclude={"out", "publish", "cluster"})
     for task in job["tasks"]:
         # a dataset keeps the name of the job that began it: what it grows to stands in its rounds
         goal = (prepared.begun or {}).get(task["name"], task)
@@ -88,6 +90,7 @@ def describe_job(prepared: Prepared) -> dict[str, Any]:
     ):
         for name in HOW_NOT_WHAT:
             del teacher[name]
+        del teacher["scripted"]["tokens_per_second"]
         forget_manner(teacher)
         if teacher.get("tool_parser", "") is None:  # came later: a job without one is the job that it was
             del teacher["tool_parser"]

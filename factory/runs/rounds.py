@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.ledger import LEDGER, Ledger, is_unspent, scan_ledger
+from factory.dataset.ledger import LEDGER, Ledger, is_unspent, planned_shards, scan_ledger
 from factory.dataset.manifest import read_manifest, replace_section, section
 from factory.errors import DatasetError
 from factory.runs.goals import Cell, Goals, budget, read_goal, read_goals
@@ -34,9 +34,17 @@ def resume(prepared: Prepared, out: Path) -> Prepared:
     if any(last[name].keys() != now[name].keys() for name in now):
         return prepared  # told with all else that differs
     _require_growth(prepared, out, last)
-    planner = Planner(prepared.job, prepared.tasks, prepared.sources)
     if not records:
+        planner = Planner(prepared.job, prepared.tasks, prepared.sources)
         return replace(prepared, plan=planner.first(begun), begun=begun)
+    return replay(prepared, begun, records)
+
+
+def replay(prepared: Prepared, begun: Goals | None, records: list[dict[str, Any]]) -> Prepared:
+    """The job with the plan that was told so: what a dataset was begun for, and its rounds."""
+    if prepared.transcripts is not None:
+        return prepared
+    planner = Planner(prepared.job, prepared.tasks, prepared.sources)
     plan = Plan(prepared.job.seed, prepared.job.shard_rows, prepared.job.samples.n, ())
     for record in records:
         plan = planner.add(plan, record["prompts"], record["goals"], record.get("teacher", ""))
@@ -75,7 +83,9 @@ def next_turn(prepared: Prepared, ledger: Ledger) -> str | None:
     if shard is not None:
         return prepared.plan.round_of(shard).teacher
     manifest = read_manifest(ledger.out)
-    names = dict.fromkeys(one.teacher for one in prepared.plan.rounds)
+    # a part may hold no shard of some
+    own = map(prepared.plan.round_of, planned_shards(ledger.plan)) if prepared.part else prepared.plan.rounds
+    names = dict.fromkeys(one.teacher for one in own)
     return next((name for name in names if section("teacher", name) not in manifest), None)
 
 

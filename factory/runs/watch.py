@@ -54,8 +54,12 @@ class Watch:
             step = told if committed else "nothing was committed, mend it and run again"
             raise TaskError(f"{describe_failure(doubt.first, f'the first {doubt.seen}')}; {step}")
 
-    def tell_failed(self, planned: Mapping[str, int], tell: Callable[..., None]) -> None:
-        """An event for each task whose every planned row has failed so; those are too few to stop a run."""
+    def tell_failed(self, count: Callable[[], Mapping[str, int]], tell: Callable[..., None]) -> None:
+        """An event for each task whose every planned row has failed so; those are too few to stop a run.
+
+        `count` gives the planned rows by task; it is asked only where a task is in doubt.
+        """
+        planned = count() if self.doubts else {}
         for task, doubt in self.doubts.items():
             if doubt.seen == planned.get(task):
                 told = describe_failure(doubt.first, f"all {doubt.seen}")

@@ -18,6 +18,7 @@ from factory.tasks.faults import TaskFault, blamed
 from factory.tasks.replies import Reply, tool_name
 from factory.tasks.tasks import Task
 from factory.texts.calls import compose_reply
+from factory.texts.texts import lone_surrogate
 
 PHRASES = (
     "I am not sure what to say about that.",
@@ -55,9 +56,10 @@ def adopt_scenario(task: Task, fields: Mapping[str, Any]) -> BaseModel:
 def find_misfit(task: Task, fields: Mapping[str, Any]) -> str | None:
     """Why the fields of a row of the user's data are no scenario of the task; None where they are one."""
     try:
-        adopt_scenario(task, fields)
+        # `check` is given what the row keeps as JSON: what cannot be kept so, or read again, is no scenario either
+        read_scenario(task, dump_scenario(task, adopt_scenario(task, fields)))
     except TaskFault as error:
-        return str(error)
+        return lone_surrogate(fields) or str(error)
     return None
 
 

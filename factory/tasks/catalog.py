@@ -11,10 +11,11 @@ from factory.tasks.faults import TaskFault
 from factory.tasks.pictures import INSTALL
 from factory.tasks.render import check_templates, open_renderer, require_whole
 from factory.tasks.replies import tool_name
-from factory.tasks.tasks import NAME_PATTERN, Task, builtin_root, discover, load_task
+from factory.tasks.tasks import NAME_PATTERN, Task, builtin_names, builtin_root, discover, load_task
 
 # what `factory new` begins with: JSON; a free text, with earlier turns; calls of tools
 KINDS = {"json": "_template", "text": "_template_text", "tools": "_template_tools"}
+REPLACES = "replaces the built-in one"
 
 
 def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_templates) -> tuple[list[str], list[str]]:
@@ -23,18 +24,18 @@ def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_te
     lines: list[str] = []
     problems: list[str] = []
     for name in sorted({*found.tasks, *found.problems}):
-        task = found.tasks.get(name)
+        task, marked = found.tasks.get(name), f"  {REPLACES}" if name in found.replacing else ""
         # tried here, so that what is listed as whole is whole
         wrong = found.problems.get(name) or (try_task(task) if task else [])
         if wrong and all(line.endswith(INSTALL) for line in wrong):  # whole, where Pillow is
-            lines += [f"{name}  NOT INSTALLED", *(f"    {line}" for line in wrong)]
+            lines += [f"{name}  NOT INSTALLED{marked}", *(f"    {line}" for line in wrong)]
             continue
         problems += wrong
         if task is None or wrong:
-            lines += [f"{name}  BROKEN", *(f"    {line}" for line in wrong)]
+            lines += [f"{name}  BROKEN{marked}", *(f"    {line}" for line in wrong)]
             continue
         judged = "  judge: yes" if task.judge is not None else ""
-        lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}{judged}")
+        lines.append(f"{name}  {task.version}  levels: {', '.join(task.levels)}  gate: {task.gate}{judged}{marked}")
         tools = ", ".join(map(tool_name, task.tools))
         fields = f"text, calls of {tools}" if tools else ", ".join(task.keys) or "free text"
         lines += [f"    {task.description}", f"    answer: {fields}  ({task.schema_path})"]
@@ -65,16 +66,21 @@ def preview(workspace: Path, name: str, level: str | None, seed: int, count: int
             raise TaskError(f"task {name!r}, level {drawn}, row {number + 1}: {error}") from None
 
 
-def scaffold(workspace: Path, name: str, kind: str = "json") -> list[Path]:
+def scaffold(workspace: Path, name: str, kind: str = "json", replace: bool = False) -> list[Path]:
     """Write a small whole task of that name into the workspace; it passes its own checks as it stands.
 
-    `kind` is one of KINDS: what its answers are.
+    `kind` is one of KINDS: what its answers are. `replace`: it may have the name of a built-in task. Raises TaskError.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise TaskError(f"task name {name!r}: use lower-case letters, digits and underscores, a letter first")
     taken = [path for path in (workspace / "prompts" / name, workspace / "schemas" / f"{name}.py") if path.exists()]
     if taken:
         raise TaskError(f"{taken[0]}: is there already; choose another name or remove it")
+    if name in builtin_names() and not replace:
+        raise TaskError(
+            f"task name {name!r}: is a built-in task's, which yours would replace in the workspace {workspace}; choose "
+            "another name, or say that you mean it with --replace"
+        )
     root = builtin_root()
     template = KINDS[kind]
     sources = sorted((root / "prompts" / template).iterdir())

@@ -4,7 +4,6 @@ What becomes of them is tried in `factory.quality.golden`; accepted ones may be 
 `factory.tasks.few_shot`.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from factory.job.config import Config
+from factory.tasks.keys import read_json
 
 FILE = "golden.jsonl"
 END = "</think>"  # all before the first one is reasoning, whatever markers the model that will be asked has
@@ -36,7 +36,7 @@ class GoldenLine(Config):
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and value of each line; an Exception in place of the value of one that is no JSON."""
+    """Number and value of each line; an Exception in place of the value of one that is no JSON, or has a key twice."""
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -45,7 +45,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, text in enumerate(texts, 1):
         if text.strip():
             try:
-                yield number, json.loads(text)
+                value, doubled = read_json(text)
+                yield number, ValueError(doubled) if doubled else value
             except (ValueError, RecursionError) as error:
                 yield number, error
 

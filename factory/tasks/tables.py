@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from factory.dataset.shards import count_rows, read_batches, read_schema
+from factory.tasks.keys import Keys, read_json
 
 KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 PACKED = ".gz"
@@ -219,11 +220,13 @@ def _note_columns(line: bytes, columns: dict[str, None]) -> BadRow | None:
 
 def _read_object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value, doubled = read_json(line)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRow(f"is a JSON {type(value).__name__}; write one object a line")
+    if doubled is not None:
+        raise BadRow(doubled)
     return value
 
 
@@ -236,27 +239,33 @@ class JsonArray(_Indexed):
         super().__init__()
         with data.open() as handle:
             self.text = handle.read().decode("utf-8-sig")
-        self.decoder = json.JSONDecoder()
         columns: dict[str, None] = {}
-        for number, (start, value) in enumerate(self._walk(), 1):
-            is_object = isinstance(value, dict)
-            fault = None if is_object else BadRow(f"is a JSON {type(value).__name__}; the array must hold objects")
-            self._add(start, number, fault)
-            columns |= dict.fromkeys(value) if is_object else {}
+        for number, (start, value, keys) in enumerate(self._walk(), 1):
+            try:
+                columns |= dict.fromkeys(self._object(value, keys))
+            except BadRow as error:
+                self._add(start, number, error)
+            else:
+                self._add(start, number, None)
         self.column_names = list(columns)
 
     def __getitem__(self, place: int, /) -> Mapping[str, Any]:
-        value = self._decode(self.starts[place])[0]
+        value, _, keys = self._decode(self.starts[place])
+        return self._object(value, keys)
+
+    def _object(self, value: Any, keys: Keys) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise BadRow(f"is a JSON {type(value).__name__}; the array must hold objects")
+        if told := keys.fault():
+            raise BadRow(told)
         return value
 
-    def _walk(self) -> Iterator[tuple[int, Any]]:
+    def _walk(self) -> Iterator[tuple[int, Any, Keys]]:
         """Each item with where it begins. Raises ValueError where the array breaks off: nothing behind is known."""
         at = self._skip(self._skip(0) + 1)
         while not self.text.startswith("]", at):
-            value, end = self._decode(at)
-            yield at, value
+            value, end, keys = self._decode(at)
+            yield at, value, keys
             at = self._skip(end)
             if not self.text.startswith("]", at):
                 if not self.text.startswith(",", at):
@@ -267,9 +276,10 @@ class JsonArray(_Indexed):
         if self._skip(at + 1) != len(self.text):
             raise ValueError(f"more follows the array at character {at + 2}; write one array, or one object a line")
 
-    def _decode(self, at: int) -> tuple[Any, int]:
+    def _decode(self, at: int) -> tuple[Any, int, Keys]:
+        keys = Keys()
         try:
-            return self.decoder.raw_decode(self.text, at)
+            return *json.JSONDecoder(object_pairs_hook=keys).raw_decode(self.text, at), keys
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the array is not JSON: {error}") from None
 

@@ -150,6 +150,8 @@ class Discovery:
     tasks: dict[str, Task] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     roots: tuple[Path, ...] = ()
+    # names of the workspace's tasks, whole or broken, that built-in ones have too
+    replacing: set[str] = field(default_factory=set)
 
     def get(self, names: list[str]) -> list[Task]:
         """The named tasks; one TaskError tells of all that are unknown or broken."""
@@ -177,6 +179,11 @@ def builtin_root() -> Path:
     return packaged if packaged.is_dir() else package.parent
 
 
+def builtin_names() -> list[str]:
+    """Names of the built-in tasks."""
+    return _task_names(builtin_root())
+
+
 def discover(workspace: Path) -> Discovery:
     """Every task in the workspace, then every built-in one that the workspace does not define itself."""
     # the workspace may be the checkout itself: one root, not two
@@ -186,6 +193,7 @@ def discover(workspace: Path) -> Discovery:
         for name in _task_names(root):
             # a broken task of the workspace hides a built-in one too: to run that in its place would be a surprise
             if name in found.tasks or name in found.problems:
+                found.replacing.add(name)
                 continue
             task, problems = load_task(root, name)
             if task is None:

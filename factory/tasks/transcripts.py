@@ -28,6 +28,7 @@ from factory.tasks.conversations import MASK, is_empty, kept_calls, plain, read_
 from factory.tasks.tables import BadRow
 from factory.tasks.traces import leaves_of, path_to, read_nodes
 from factory.tasks.user_rows import Rows, column_of, load_rows, pick, require_sound
+from factory.texts.texts import lone_surrogate
 
 # what stands in these columns of a scored row
 TASK, LEVEL = "transcripts", "given"
@@ -194,6 +195,8 @@ class Transcripts:
             before, scored = (IDS.validate_python(value) for value in values)
             messages, transcript = self._read_ids(fields, before, scored)
             return messages, self._with_candidates(fields, transcript, len(before), len(scored))
+        if told := lone_surrogate(dict(zip(self.form, values, strict=True))):
+            raise ValueError(told)
         if self.form == PAIR and all(isinstance(value, str) for value in values):
             if not values[1]:
                 raise ValueError("the completion is empty")

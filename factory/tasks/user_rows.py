@@ -13,8 +13,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from factory.dataset.ledger import LEDGER, read_ledger
-from factory.dataset.manifest import MANIFEST, WILD
+from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
+from factory.dataset.manifest import MANIFEST, PLAIN, find_wild
 from factory.dataset.shards import sha256_digest
 from factory.errors import JobError, nearest, one_line, root_cause
 from factory.job.data import TableConfig
@@ -201,6 +201,8 @@ def _holds(rows: Rows, place: int, path: str) -> bool:
 
 def _load(config: TableConfig, where: str, paths: Sequence[str] | None) -> Rows:
     path = Path(config.path)
+    if config.format is None and (path / MANIFEST).is_file():
+        require_no_copy(path)
     if (path / LEDGER).is_file() and (path / MANIFEST).is_file():
         return _load_own(config, where, paths)
     if config.format == "datasets" or _asks_for_datasets(config):
@@ -215,14 +217,22 @@ def _load(config: TableConfig, where: str, paths: Sequence[str] | None) -> Rows:
         raise JobError(f"{where}.path: {told if len(files) > 1 else str(path) + told.removeprefix(left_out[0])}")
     files = {name: file for name, file in files.items() if kinds[name]}
     _require_one_split(config, where, files)
-    tables = {
-        name: open_table(file, str(kinds[name]), lambda columns: _heads(columns, paths)) for name, file in files.items()
-    }
+    tables = {name: _open(name, file, str(kinds[name]), len(files) > 1, paths) for name, file in files.items()}
     digests = {name: sha256_digest(file) for name, file in files.items()}
     whole = next(iter(digests.values())) if len(digests) == 1 else _digest(digests)
     rows = Rows(config.path, tables, whole, config.id)
     rows.left_out = left_out
     return rows
+
+
+def _open(name: str, file: Path, kind: str, is_one_of_many: bool, paths: Sequence[str] | None) -> Table:
+    """One file of a source; whatever is wrong with it is told with its name, where there are others beside it."""
+    try:
+        return open_table(file, kind, lambda columns: _heads(columns, paths))
+    except Exception as error:  # those of `datasets`, see `load_rows`
+        if not is_one_of_many:
+            raise
+        raise ValueError(f"{name}: {one_line(root_cause(error), 400)}") from None
 
 
 def _heads(columns: Sequence[str], paths: Sequence[str] | None) -> list[str]:
@@ -269,9 +279,9 @@ def _load_dataset(config: TableConfig, where: str) -> Rows:
         raise JobError(
             f'{where}.format: {path} is a file, and "datasets" takes folders and names (files: {known_endings()})'
         )
-    if path.is_dir() and (wild := WILD.search(str(path.resolve()))):
-        told = f"{path.resolve()} has a {wild[0]!r}, which `datasets` takes for a wildcard"
-        raise JobError(f"{where}.path: {told}; choose a path without any of [ ] * ? {{ }}")
+    if path.is_dir() and (wild := find_wild(str(path.resolve()))):
+        told = f"{path.resolve()} has {wild[0]}, which `datasets` takes for {wild[1]}"
+        raise JobError(f"{where}.path: {told}; {PLAIN}")
     # the cached copy of a local directory would be kept when its files change
     mode = "force_redownload" if path.is_dir() else None
     rows = load_dataset(config.path, config.config, split=config.split, download_mode=mode)

@@ -14,6 +14,7 @@ two others changes all that come after it.
 """
 
 import json
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,7 +118,12 @@ class ScriptedTeacher:
         self.queue.append(prompt)
 
     def collect(self) -> list[Generation]:
-        return [self.answer(self.queue.popleft())] if self.queue else []
+        if not self.queue:
+            return []
+        made = self.answer(self.queue.popleft())
+        if rate := self.job.teacher.scripted.tokens_per_second:
+            time.sleep(len(made.completion_token_ids) / rate)
+        return [made]
 
     def release(self, prompt_id: str, attempts: int) -> None:
         pass
@@ -225,7 +231,7 @@ class ScriptedTeacher:
     def _draw_fault(self, rng: np.random.Generator) -> str:
         # one draw for all faults: their shares lie side by side on [0, 1), what is left of it is no fault
         point = float(rng.random())
-        for name, share in self.job.teacher.scripted.model_dump().items():
+        for name, share in self.job.teacher.scripted.shares().items():
             if point < share:
                 return str(name)
             point -= share

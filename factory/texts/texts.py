@@ -15,6 +15,20 @@ UNSPACED: Final = (
 WORD: Final = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")
 
 
+LONE: Final = re.compile("[\ud800-\udfff]")
+
+
+def lone_surrogate(value: object) -> str | None:
+    """Which text inside a value holds half of a character, as `"\\ud800"` in JSON may be; None where all are whole."""
+    for steps, text in leaves(value):
+        for each in (text, *steps):
+            if isinstance(each, str) and (found := LONE.search(each)):
+                place = ".".join(str(step) for step in steps)
+                half = f"\\u{ord(found[0]):04x}"
+                return f"{place}: holds {half}, half of a surrogate pair and no character; write the whole one, or none"
+    return None
+
+
 def leaves(value: object, steps: Steps = ()) -> Iterator[tuple[Steps, object]]:
     """Every value that holds no other one, with its steps. Any depth: a list of what is left, not recursion."""
     left = [(steps, value)]

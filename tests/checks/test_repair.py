@@ -17,7 +17,10 @@ from factory.runs.run import run
 VARIABLE = ("runs.jsonl", ".lock")
 FOLDERS = ("data", "rejected", "hidden_states")
 SHARDS = 6
+LONG = pytest.mark.long
 FILES = [f"{folder}/train-{shard:05d}.parquet" for folder in FOLDERS for shard in range(SHARDS)]
+# the plan, the first shard and the last; `make long` has the others
+SOME_LINES = [0, *(pytest.param(n, marks=LONG) if 1 < n < SHARDS else n for n in range(1, SHARDS + 1))]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,10 @@ def require_refusal(out: Path, whole: Path, job: Job) -> str:
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FILES)
+# each shard and each folder in turn; `make long` has every file
+@pytest.mark.parametrize(
+    "name", [name if place % (SHARDS + 1) == 0 else pytest.param(name, marks=LONG) for place, name in enumerate(FILES)]
+)
 def test_a_changed_byte_anywhere_in_a_file_is_named_and_mended(name: str, out: Path, whole: Path, job: Job) -> None:
     path, rng, shard = out / name, random.Random(name), int(name[-13:-8])
     data = path.read_bytes()
@@ -129,7 +135,7 @@ def test_a_whole_folder_that_is_gone_is_mended(out: Path, whole: Path, job: Job)
 # --- ledger ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(SHARDS + 1))
+@pytest.mark.parametrize("number", SOME_LINES)
 def test_a_changed_byte_in_a_ledger_line_is_named_and_its_shard_made_again(
     number: int, out: Path, whole: Path, job: Job
 ) -> None:
@@ -152,8 +158,8 @@ def test_a_changed_byte_in_a_ledger_line_is_named_and_its_shard_made_again(
     assert mend(out, whole, job) == ({number - 1} if number else set())
 
 
-@pytest.mark.parametrize("byte", [b"\r", b"\x00", b" ", b"}"])
-@pytest.mark.parametrize("number", range(SHARDS + 1))
+@pytest.mark.parametrize("byte", [b"\r", b"\x00", pytest.param(b" ", marks=LONG), pytest.param(b"}", marks=LONG)])
+@pytest.mark.parametrize("number", SOME_LINES)
 def test_a_changed_newline_in_the_ledger_is_named_and_costs_its_neighbours_at_most(
     number: int, byte: bytes, out: Path, whole: Path, job: Job
 ) -> None:
@@ -165,7 +171,7 @@ def test_a_changed_newline_in_the_ledger_is_named_and_costs_its_neighbours_at_mo
     assert mend(out, whole, job) == {shard for shard in (number - 1, number) if 0 <= shard < SHARDS}
 
 
-@pytest.mark.parametrize("number", range(1, SHARDS + 1))
+@pytest.mark.parametrize("number", SOME_LINES[1:])
 def test_a_ledger_line_that_is_gone_is_named_by_its_files_and_its_shard_made_again(
     number: int, out: Path, whole: Path, job: Job
 ) -> None:
@@ -246,7 +252,7 @@ def test_a_manifest_that_is_gone_is_named_and_mended(out: Path, whole: Path, job
 # --- all at once, and nothing at all --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=LONG) for seed in range(2, 6))])
 def test_many_damages_at_once_are_mended_in_one_run(seed: int, out: Path, whole: Path, job: Job) -> None:
     rng = random.Random(seed)
     hurt = set(rng.sample(range(SHARDS), 3))

@@ -19,7 +19,7 @@ from dataset_support import change_line, held_ledger, read_tree, write_job
 from factory.curriculum import build, regroup
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.config import CurriculumConfig, TabledConfig
-from factory.curriculum.mixture import SPLITS
+from factory.dataset.stages import SPLITS
 from factory.errors import DatasetError, JobError
 from factory.job.job import load_job
 from factory.load import load_rows

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.curriculum.config import EASIER, CurriculumConfig, TabledConfig
-from factory.curriculum.mixture import SPLITS, Candidates, Cut, Stage, fill_stage, plan_cuts
+from factory.curriculum.mixture import Candidates, Cut, Stage, fill_stage, plan_cuts
+from factory.dataset.stages import SPLITS
 
 
 def candidates(

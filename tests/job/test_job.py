@@ -95,7 +95,7 @@ def test_text_that_is_no_toml_is_named(tmp_path: Path, text: str | bytes, says: 
         ("", "out: missing; add it"),
         ('out = "o"\ntasks = []', "file: no [[tasks]] table; add one, or [transcripts]"),
         ('out = "o"\n[tasks]\nname = "adding"', "tasks: Input should be a valid list"),
-        ("colour = 1\n" + SMALLEST, "colour: unknown key (known here: difficulty, filters, judge, "),
+        ("colour = 1\n" + SMALLEST, "colour: unknown key (known here: cluster, difficulty, filters, judge, "),
         (
             SMALLEST + "[signals]\ntopk = 5",
             "signals.topk: unknown key (known here: attention, capture, experts, final_norm, hidden_layers, "

@@ -14,6 +14,7 @@ from export_support import PAIRS, WRONG, MakeJob, export_to, make_dataset, read_
 from factory.errors import JobError
 from factory.job.job import Job
 from factory.publish.aligning import align
+from factory.publish.exports.source import open_source
 from factory.publish.vocabulary import student_vocabulary
 from factory.runs.run import run
 from factory.tasks.tasks import builtin_root
@@ -55,7 +56,7 @@ def test_calls_stand_inside_the_content_or_beside_it(to: str, tools_root: Path, 
     for row, inside, beside in zip(rows, read_export(tools_root / "in"), read_export(tools_root / "by"), strict=True):
         said = inside[name][-1]
         assert set(said) == {"role", "content"}
-        assert said["content"] == f"<think>\n{row['reasoning']}\n</think>\n\n{spelt(row)}"
+        assert said["content"] == f"<think>{row['text'].removesuffix('<|end|>')}"
         assert beside[name][-1] == row["completion"][0]
         assert json.loads(inside["tools"]) == json.loads(beside["tools"]) == json.loads(row["tools"])
     if to == "messages":
@@ -198,3 +199,19 @@ def test_whose_prompt_is_asked_where_there_is_but_one_is_refused(workspace: Path
     root = make_dataset(workspace, make_job)
     with pytest.raises(JobError, match=r"--prompt student: no task of .* has a student\.j2: all are asked alike"):
         export_to(root, workspace / "x", "messages", prompt="student")
+
+
+def test_reasoning_of_several_teachers_is_exported_and_one_teachers_alone(workspace: Path, make_job: MakeJob) -> None:
+    teachers = {"big": {"backend": "scripted"}, "small": {"backend": "scripted"}}
+    tasks = [{"name": "adding", "count": 12, "teacher": {"big": 1, "small": 1}}]
+    root = make_dataset(workspace, make_job, teacher=None, teachers=teachers, tasks=tasks)
+    rows = read_table(root, "data")
+    for teacher in (None, "small"):
+        export_to(root, workspace / f"x{teacher}", "messages", teacher=teacher)
+        told = [row["messages"][-1]["content"] for row in read_export(workspace / f"x{teacher}")]
+        of_it = [row for row in rows if teacher in (None, row["teacher"])]
+        assert told == [f"<think>{row['text'].removesuffix('<|end|>')}" for row in of_it]
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert manifest["teacher.small"]["details"]["reasoning_markers"] == ["<think>", "</think>"]
+    source = open_source(root, None, "train", teacher="small")
+    assert source.markers == ("<think>", "</think>")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,11 @@ def test_a_stage_comes_in_its_own_order_with_its_signals(workspace: Path, make_j
         export_to(root, workspace / to, to, stage=stage)
         ids = [row["prompt_token_ids"] + row["completion_token_ids"] for row in split]
         assert [row["input_ids"] for row in read_export(workspace / to)] == ids
+    apart = Counter(name for one in summary["stages"] for name, rows in one["rows"].items() for _ in range(rows))
+    kept = ", ".join(f"{apart[name]:,} of {name}" for name in ("validation", "test") if apart[name])
+    told = f"  with the rows that the curriculum keeps apart ({kept}); stages leave them out"
+    assert kept
+    assert told in export_to(root, workspace / "all", "trl-sft")
     # other rows under the same options are another export
     other = summary["stages"][0]["name"]
     with pytest.raises(JobError, match="holds another export"):
@@ -295,3 +301,73 @@ def test_pairs_and_labels_come_from_what_was_found_wrong(workspace: Path, make_j
     wrong = [row for row in read_table(root, "rejected") if row["stage"] in ("check", "parse", "schema")]
     assert labels.count(True) == len(read_table(root, "data"))
     assert labels.count(False) == len(wrong) > 0
+
+
+def test_a_teacher_that_is_none_of_the_dataset_is_refused_with_their_names(workspace: Path, make_job: MakeJob) -> None:
+    sections = make_job().model_dump(mode="json", exclude_unset=True)
+    del sections["teacher"]
+    sections["tasks"] = [{"name": "adding", "count": 8, "teacher": {"big": 1, "small": 1}}]
+    sections["teachers"] = {"big": {"backend": "scripted"}, "small": {"backend": "scripted", "model": "other"}}
+    run(Job.model_validate(sections), workspace, workspace / "data")
+    for path in (workspace / "data" / "data").iterdir():
+        flip_byte(path)  # whoever reads a row finds it damaged
+    with pytest.raises(JobError, match=r"--teacher bog: .* \(has: big, small\); did you mean 'big'\?$"):
+        export_to(workspace / "data", workspace / "x", "trl-sft", teacher="bog")
+    with pytest.raises(JobError, match=r"choose one with --teacher \(has: big, small\)$"):
+        export_to(workspace / "data", workspace / "x", "trl-sft")
+    assert not (workspace / "x").exists()
+
+
+@pytest.mark.parametrize("form", ["distillkit", "trl-sft"])
+@pytest.mark.parametrize("state", ["absent", "empty", "begun"])
+def test_what_is_refused_leaves_nothing_of_its_own(
+    workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, form: str, state: str
+) -> None:
+    root, out = make_dataset(workspace, make_job), workspace / "new" / "deep" / "x"
+    monkeypatch.setattr(sources, "PART_BYTES", 1)  # several parts
+    if state != "absent":
+        out.mkdir(parents=True)
+    if state == "begun":
+
+        def cut(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(exporting, "_leave_nothing", cut)
+        with pytest.raises(KeyboardInterrupt):
+            export_to(root, out, form, length=2)
+        assert (out / ".export.jsonl").is_file()
+        monkeypatch.undo()
+        monkeypatch.setattr(sources, "PART_BYTES", 1)
+    with pytest.raises(DatasetError, match="no row is left"):
+        export_to(root, out, form, length=2)
+    if state == "absent":
+        assert not (workspace / "new").exists()
+    else:
+        assert list(out.iterdir()) == []
+    assert export_to(root, out, form, length=512)[0].startswith(f"{out}: 12 rows")
+
+
+def test_a_file_that_is_damaged_from_the_first_leaves_nothing_and_later_what_is_finished(
+    workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PART_BYTES", 1)
+    root = make_dataset(workspace, make_job)
+    first, *_, last = sorted((root / "data").iterdir())
+    flip_byte(last)
+    with pytest.raises(DatasetError, match=last.name):
+        export_to(root, workspace / "x", "trl-sft")
+    assert (workspace / "x" / ".export.jsonl").is_file()  # the same command goes on, once that is mended
+    flip_byte(first)
+    with pytest.raises(DatasetError, match=first.name):
+        export_to(root, workspace / "y", "trl-sft")
+    assert not (workspace / "y").exists()
+
+
+def test_an_export_of_an_unfinished_dataset_says_so(workspace: Path, make_job: MakeJob) -> None:
+    root = make_dataset(workspace, make_job)
+    assert not [line for line in export_to(root, workspace / "whole", "messages") if "planned" in line]
+    lines = (root / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (root / "ledger.jsonl").write_text("".join(lines[:-1]))
+    told = "  10 of 12 planned rows are there; `factory run` goes on"
+    assert told in export_to(root, workspace / "x", "messages")
+    assert told in export_to(root, workspace / "x", "messages")  # complete already

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from dataset_support import read_table
@@ -24,6 +25,7 @@ from export_support import (
 )
 
 from factory.job.job import Job
+from factory.publish.exports import source
 from factory.publish.exports.asked import Asked
 from factory.publish.exports.distillkit import gather
 from factory.runs.run import run
@@ -220,13 +222,31 @@ def test_reasoning_stands_inside_the_content_or_beside_it(workspace: Path, make_
         *(read_export(workspace / name) for name in ("in", "apart", "trl")), stored, strict=True
     ):
         last = inside["messages"][-1]
-        assert last["content"] == f"<think>\n{row['reasoning']}\n</think>\n\n{row['completion'][0]['content']}"
+        assert last["content"] == f"<think>{row['reasoning']}</think>{row['completion'][0]['content']}"
         assert "reasoning_content" not in last
         assert apart["messages"][-1] == row["completion"][0]
         assert [turn["content"] for turn in apart["messages"][:-1]] == [turn["content"] for turn in row["prompt"]]
         assert (trl["prompt"], trl["completion"]) == (row["prompt"], row["completion"])
     info = json.loads((workspace / "in/dataset_info.json").read_text())["distilled"]
     assert (workspace / "in" / info["file_name"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "spelling"),
+    [
+        ("So.</think>{}", ("", "", "")),
+        ("So.\n</think>\n\n{}", ("\n", "\n", "\n\n")),  # the prompt has begun the line
+        ("<think>\nSo.\n</think>\n\n{}", ("\n", "\n", "\n\n")),
+        ("<think> So.</think>\n{}", (" ", "", "\n")),
+    ],
+)
+def test_reasoning_is_put_back_as_the_teacher_writes_it(
+    text: str, spelling: tuple[str, str, str], workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_dataset(workspace, make_job)
+    told = pa.RecordBatch.from_pydict({"text": ["cut off", text, "Other.</think>  {}"]})
+    monkeypatch.setattr(source, "read_batches", lambda path, columns: iter([told]))
+    assert source.open_source(root, None, "train").spelling == spelling
 
 
 def test_kto_takes_wrong_answers_as_they_were_said(workspace: Path, make_job: MakeJob) -> None:

@@ -9,24 +9,32 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
-from dataset_support import FACTORY, flip_byte
+from conftest import write_task
+from dataset_support import FACTORY, flip_byte, read_tree
 from export_support import PAIRS, MakeJob, make_dataset
 from hub_standin import Hub, Tree
 from huggingface_hub import DatasetCard
 
+from factory.checks.verify import verify
 from factory.curriculum.build import make_curriculum
 from factory.curriculum.config import CurriculumConfig
 from factory.errors import DatasetError, JobError
+from factory.job.job import Job
 from factory.load import load_rows
 from factory.load.card import read_card
+from factory.publish.aligning import align
 from factory.publish.pushing import Wish, write_copy
+from factory.publish.report.build import write_report
+from factory.publish.show import read_totals
+from factory.runs.run import run as run_job
 
 TERMS = {"license": "apache-2.0", "output_terms": "those of the model's own weights", "language": ["en"]}
 REPO = "me/sums"
+LONG = pytest.mark.long
 Push = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -70,8 +78,8 @@ def rows_of(tree: Tree, folder: str) -> list[dict[str, Any]]:
     return [row for path in files for row in pq.read_table(io.BytesIO(tree[path])).to_pylist()]
 
 
-def local_rows(root: Path, folder: str) -> list[dict[str, Any]]:
-    return [row for path in sorted((root / folder).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+def local_rows(root: Path, folder: str, files: str = "*.parquet") -> list[dict[str, Any]]:
+    return [row for path in sorted((root / folder).glob(files)) for row in pq.read_table(path).to_pylist()]
 
 
 def test_a_dataset_is_there_with_its_arrays_apart(workspace: Path, make_job: MakeJob, hub: Hub, push: Push) -> None:
@@ -83,7 +91,7 @@ def test_a_dataset_is_there_with_its_arrays_apart(workspace: Path, make_job: Mak
     texts, arrays, before = rows_of(tree, "data"), rows_of(tree, "signals"), local_rows(root, "data")
     assert len(list((root / "data").iterdir())) > 1
     assert sum(path.startswith("data/") for path in tree) == 1
-    assert {row.pop("generator") for row in texts} == {json.loads(tree["manifest.json"])["teacher"]["model"]}
+    assert {row.pop("generator") for row in texts} == {"scripted"}
     assert [a | b for a, b in zip(texts, arrays, strict=True)] == before
     assert "topk_ids" not in texts[0]
     assert set(arrays[0]) > {"id", "completion_token_ids", "topk_ids", "topk_logprobs", "entropy"}
@@ -121,7 +129,15 @@ def test_the_same_push_again_sends_nothing(workspace: Path, make_job: MakeJob, h
     assert len(hub.repositories[REPO].requests) == 1
 
 
-@pytest.mark.parametrize("step", ["PUT /upload", "POST .*/commit/", "POST .*/merge", "POST .*/discussions$"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("PUT /upload", marks=LONG),
+        "POST .*/commit/",
+        "POST .*/merge",
+        pytest.param("POST .*/discussions$", marks=LONG),
+    ],
+)
 def test_it_goes_on_after_a_cut_and_main_is_never_half(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, step: str
 ) -> None:
@@ -175,10 +191,7 @@ def test_it_goes_on_after_it_was_killed(
     assert not (root / ".push").exists()
 
 
-LONG = pytest.mark.long
-
-
-@pytest.mark.parametrize("trouble", [429, pytest.param(503, marks=LONG), pytest.param("cut", marks=LONG), "cut after"])
+@pytest.mark.parametrize("trouble", [*(pytest.param(how, marks=LONG) for how in (429, 503, "cut")), "cut after"])
 def test_a_hub_in_trouble_is_asked_again(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, trouble: int | str
 ) -> None:
@@ -340,6 +353,23 @@ def test_a_copy_on_the_disk_gives_the_same_rows(
         load_rows(copy, stage, streaming=True)
 
 
+@pytest.mark.parametrize("whose", [None, pytest.param("teacher", marks=LONG)])
+def test_a_stage_of_a_copy_has_the_prompts_of_its_curriculum(
+    whose: Literal["teacher"] | None, workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+) -> None:
+    write_task(workspace, student_j2="{{ scenario.a }} plus {{ scenario.b }}?")
+    root = make_dataset(workspace, make_job, publish=TERMS)
+    make_curriculum(root, CurriculumConfig(by="tokens", stages=1, prompt=whose))
+    assert push(root).returncode == 0
+    expected = [row["prompt"] for row in local_rows(root, "curriculum/stage-1", "train-*")]
+    copy = save_tree(hub.main(REPO), tmp_path / "copy")
+    assert load_rows(copy, "stage-1", cache_dir=tmp_path / "cache")["prompt"] == expected
+    code = (
+        f'import json\nfrom factory.load import load_rows\nprint(json.dumps(load_rows("{REPO}", "stage-1")["prompt"]))'
+    )
+    assert read_hub(hub, tmp_path, code) == expected
+
+
 def test_a_local_copy_is_what_would_be_sent(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
 ) -> None:
@@ -426,3 +456,80 @@ def test_an_unfinished_dataset_is_not_sent(workspace: Path, make_job: MakeJob, h
     assert done.returncode == 2
     assert "so it is not pushed" in done.stderr
     assert hub.seen == []
+
+
+def test_a_report_of_other_rows_is_not_sent(workspace: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(tasks=[{"name": "adding", "count": 6}], publish=TERMS)
+    run_job(job, workspace, workspace / "data")
+    root = workspace / "data"
+    write_report(root)
+    write_copy(root, tmp_path / "fresh", Wish(report=True))
+    assert (tmp_path / "fresh" / "report.html").read_bytes() == (root / "report.html").read_bytes()
+    run_job(make_job(tasks=[{"name": "adding", "count": 12}], publish=TERMS), workspace, root)
+    again = r"report\.html is of other rows .*; `factory report .*data` writes it anew"
+    with pytest.raises(JobError, match=again):
+        write_copy(root, tmp_path / "copy", Wish(report=True))
+    # neither is a comparison of two, nor a page of an earlier release
+    write_report(root, root, root / "report.html")
+    with pytest.raises(JobError, match=again):
+        write_copy(root, tmp_path / "copy", Wish(report=True))
+    assert not (tmp_path / "copy").exists()
+    write_report(root)
+    write_copy(root, tmp_path / "copy", Wish(report=True))
+
+
+def test_what_is_stale_is_left_out_and_told(workspace: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    root = workspace / "data"
+    run_job(make_job(tasks=[{"name": "adding", "count": 6}], publish=TERMS), workspace, root)
+    make_curriculum(root, CurriculumConfig())
+    (root / "aligned-begun").mkdir()
+    assert not [line for line in write_copy(root, tmp_path / "a", Wish()) if "curriculum" in line]
+    run_job(make_job(tasks=[{"name": "adding", "count": 12}], publish=TERMS), workspace, root)
+    told = [line for line in write_copy(root, tmp_path / "b", Wish()) if "left out" in line]
+    assert [line.split(":")[0].split()[-1] for line in told] == ["curriculum", "aligned-begun"]
+    assert "`factory curriculum` makes it anew" in told[0]
+    assert not (tmp_path / "b" / "curriculum").exists()
+
+
+def test_what_was_scored_is_told_to_be_scored_again(workspace: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    rows = workspace / "rows.jsonl"
+    rows.write_text('{"prompt_token_ids": [65, 66], "completion_token_ids": [67, 257]}\n', encoding="utf-8")
+    job = make_job().model_dump(exclude_unset=True) | {"transcripts": {"path": str(rows)}}
+    del job["tasks"]
+    run_job(Job.model_validate(job), workspace, workspace / "data")
+    with pytest.raises(JobError, match="and give `factory score` again"):
+        write_copy(workspace / "data", tmp_path / "copy", Wish())
+    run_job(Job.model_validate(job | {"publish": TERMS}), workspace, workspace / "data")
+    write_copy(workspace / "data", tmp_path / "copy", Wish())
+
+
+def test_a_copy_says_that_it_is_one(workspace: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    root, copy = make_dataset(workspace, make_job, publish=TERMS), tmp_path / "copy"
+    write_copy(root, copy, Wish())
+    before = read_tree(copy)
+    calls: list[Callable[[], object]] = [
+        lambda: read_totals(copy),
+        lambda: list(verify(copy)),
+        lambda: write_report(copy),
+        lambda: make_curriculum(copy, CurriculumConfig()),
+        lambda: write_copy(copy, tmp_path / "again", Wish()),
+        lambda: run_job(make_job(publish=TERMS), workspace, copy),
+    ]
+    for call in calls:
+        with pytest.raises(DatasetError, match=r"is a pushed copy .*load_rows reads its rows, and commands work on"):
+            call()
+    assert read_tree(copy) == before
+    # a dataset whose ledger is gone is none
+    (root / "ledger.jsonl").unlink()
+    with pytest.raises(DatasetError, match=r"is .* a dataset of the factory"):
+        read_totals(root)
+
+
+def test_what_is_no_dataset_is_not_made_one(tmp_path: Path) -> None:
+    for call in (
+        lambda: write_copy(tmp_path / "no", tmp_path / "copy", Wish()),
+        lambda: align(tmp_path / "no", "demo", None),
+    ):
+        with pytest.raises(DatasetError, match="not a dataset of the factory"):
+            call()
+    assert list(tmp_path.iterdir()) == []

@@ -122,7 +122,7 @@ def require_sound_so_far(scene: Scene) -> None:
 
 
 # from a disk that holds nothing to one on which only the last shards find no place
-@pytest.mark.parametrize("kilobytes", [4, 16, 32, 40, 48, 192])
+@pytest.mark.parametrize("kilobytes", [4, 16, 48, *(pytest.param(k, marks=pytest.mark.long) for k in (32, 40, 192))])
 def test_a_run_on_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
     kilobytes: int, folder: Path, undisturbed: Path
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_read_only_disk_is_one_line_and_its_datasets_can_still_be_read(folder:
     require_recovery(scene, undisturbed)
 
 
-@pytest.mark.parametrize("blocks", [1, 3, 8])
+@pytest.mark.parametrize("blocks", [3, *(pytest.param(blocks, marks=pytest.mark.long) for blocks in (1, 8))])
 def test_a_file_that_may_not_grow_stops_a_run_with_one_line_and_it_goes_on_later(
     blocks: int, folder: Path, undisturbed: Path
 ) -> None:

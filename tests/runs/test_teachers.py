@@ -130,7 +130,7 @@ def test_manifest_card_and_status_tell_of_each_teacher(workspace: Path, make_job
     assert not {"teacher", "signals"} & manifest.keys()
     for name in ("big", "small"):
         accepted, *others = totals.teachers[name]
-        assert f"| {name} | `{name} model` | {accepted} | {accepted + sum(others)} |" in card
+        assert f"| {name} | `{name} model (scripted)` | {accepted} | {accepted + sum(others)} |" in card
         assert any(line.startswith(f"  {name} ") for line in describe_totals(out, totals))
         assert f"## What the numbers of {name} mean" in card
     assert [record["teacher"] for record in read_ledger_lines(out)[0]["rounds"]] == ["big", "small"]

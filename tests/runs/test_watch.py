@@ -27,7 +27,7 @@ def rejection(task: str = "adding", stage: Any = "prompt", reason: str = "sample
 
 def told_of(watch: Watch, planned: dict[str, int]) -> list[tuple[str, str, dict[str, str]]]:
     told: list[tuple[str, str, dict[str, str]]] = []
-    watch.tell_failed(planned, lambda event, text, **fields: told.append((event, text, fields)))
+    watch.tell_failed(lambda: planned, lambda event, text, **fields: told.append((event, text, fields)))
     return told
 
 

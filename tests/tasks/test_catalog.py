@@ -8,6 +8,7 @@ import pytest
 from conftest import write_task
 
 from factory.errors import TaskError
+from factory.forecast.estimate import estimate
 from factory.job.job import Job
 from factory.records import PlannedRow, Sampling
 from factory.runs.plan import make_plan
@@ -153,6 +154,27 @@ def test_what_is_there_already_is_never_written_over(tmp_path: Path, taken: str)
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
-def test_a_new_task_may_take_the_name_of_a_built_in_one(tmp_path: Path) -> None:
-    scaffold(tmp_path, "scheduling")
+def test_a_new_task_takes_the_name_of_a_built_in_one_where_it_is_meant_and_is_told(
+    tmp_path: Path, make_job: MakeJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TaskError, match=r"'scheduling': is a built-in task's, .* say that you mean it with --replace"):
+        scaffold(tmp_path, "scheduling")
+    assert list(tmp_path.iterdir()) == []
+    scaffold(tmp_path, "scheduling", replace=True)
+    scaffold(tmp_path, "gifts")
     assert discover(tmp_path).tasks["scheduling"].folder == tmp_path / "prompts" / "scheduling"
+    (told,) = (line for line in list_tasks(tmp_path)[0] if line.endswith("  replaces the built-in one"))
+    assert told.startswith("scheduling  0.1.0  levels: easy, medium, hard")
+    job = make_job(tasks=[{"name": "gifts", "count": 3}, {"name": "scheduling", "count": 3}])
+    told = "scheduling is yours, which replaces the built-in one"
+    assert [line for line in estimate(job, tmp_path, tmp_path / "out") if "replaces" in line] == [f"    {told}"]
+    run(job, tmp_path, tmp_path / "out")
+    errors = capsys.readouterr().err
+    assert errors.count("replaces the built-in one") == 1
+    assert "task scheduling: yours, which replaces the built-in one" in errors
+
+
+def test_a_broken_task_that_hides_a_built_in_one_is_marked_too(tmp_path: Path) -> None:
+    scaffold(tmp_path, "scheduling", replace=True)
+    (tmp_path / "prompts" / "scheduling" / "user.j2").unlink()
+    assert "scheduling  BROKEN  replaces the built-in one" in list_tasks(tmp_path)[0]

@@ -18,6 +18,7 @@ from factory.runs.run import run
 from factory.tasks.calls import call_sample, call_solve, dump_scenario
 from factory.tasks.catalog import preview
 from factory.tasks.few_shot import choose_examples, make_examples
+from factory.tasks.golden_lines import read_lines
 from factory.tasks.render import check_templates, open_renderer
 from factory.tasks.tasks import Task, load_task
 
@@ -138,3 +139,12 @@ def test_broken_lines_are_told_and_not_shown(shown: Path) -> None:
     task = load(shown)
     assert len(task.golden) == 6
     assert [line.partition(": ")[0][-2:] for line in try_task(task)] == [":8", ":9"]
+
+
+def test_a_golden_line_with_a_key_twice_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "golden.jsonl"
+    path.write_text('{"case": "a"}\n{"outcome": "accepted", "outcome": "rejected"}\n', encoding="utf-8")
+    (first, second) = read_lines(path)
+    assert first == (1, {"case": "a"})
+    assert second[0] == 2
+    assert str(second[1]) == "has the key 'outcome' twice in one object; keep the one that is meant"

@@ -478,3 +478,41 @@ def test_a_job_s_prompts_are_shown_as_it_will_ask_them(workspace: Path, make_job
         preview_job(job, workspace, "addng", None, 1)
     with pytest.raises(JobError, match=r"level 'odd': no row of this job has it \(has: easy, hard\)"):
         preview_job(job, workspace, None, "odd", 1)
+
+
+@pytest.mark.parametrize("place", ["why", "more.0.deep"])
+def test_half_a_character_stops_the_job_or_is_rejected_by_itself(
+    workspace: Path, make_job: Callable[..., Job], place: str
+) -> None:
+    path = workspace / "schemas" / "adding.py"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(
+            "class Scenario(BaseModel):", "class Scenario(BaseModel):\n    why: str = ''\n    more: list[dict] = []"
+        ),
+        encoding="utf-8",
+    )
+    odd = {"why": "lone \ud800"} if place == "why" else {"more": [{"deep": "\ud800"}]}
+    rows = write(workspace / "mine.jsonl", [{"a": 1, "b": 2}, {"a": 3, "b": 4, **odd}])
+    source = {"path": str(rows)}
+    task: dict[str, Any] = {"name": "adding", "count": "all", "source": source}
+    with pytest.raises(JobError) as caught:
+        prepare(make_job(tasks=[task]), workspace)
+    assert "1 of 2 rows cannot be used" in str(caught.value)
+    assert f"line 2: {place}: holds \\ud800, half of a surrogate pair and no character" in str(caught.value)
+    job = make_job(tasks=[task | {"source": source | {"on_bad_row": "skip"}}])
+    totals = run(job, workspace, workspace / "out")
+    assert (totals.accepted, totals.rejected + totals.errors) == (1, 1)
+
+
+def test_a_scenario_that_cannot_be_read_back_stops_the_job(workspace: Path, make_job: Callable[..., Job]) -> None:
+    path = workspace / "schemas" / "adding.py"
+    text = path.read_text(encoding="utf-8").replace(
+        "class Scenario(BaseModel):", "class Scenario(BaseModel):\n    x: object = 0"
+    )
+    path.write_text(text.replace("x: object = 0", "x: Annotated[str, BeforeValidator(once)] = 'q'"), encoding="utf-8")
+    once = "from typing import Annotated\nfrom pydantic import BeforeValidator\n\n\ndef once(value):\n"
+    once += "    if value.endswith('!'):\n        raise ValueError('was read before')\n    return value + '!'\n\n\n"
+    path.write_text(once + path.read_text(encoding="utf-8"), encoding="utf-8")
+    rows = write(workspace / "mine.jsonl", [{"a": 1, "b": 2}, {"a": 3, "b": 4, "x": "new"}])
+    with pytest.raises(JobError, match=r"line 2: .*was read before"):
+        prepare(make_job(tasks=[{"name": "adding", "count": 2, "source": {"path": str(rows)}}]), workspace)

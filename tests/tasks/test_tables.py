@@ -182,3 +182,33 @@ def test_any_text_comes_back_from_csv_as_it_was(tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("any") / "rows.csv"
     path.write_bytes(as_text(rows, "csv").encode())
     assert all_of(read(path)) == [{"a": row["a"] or None, "b": "end"} for row in rows]
+
+
+TWICE = '{"product": "a", "product": "b", "budget": 1}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("rows.jsonl", '{"product": "a"}\n\n' + TWICE + "\n", "line 3 has the key 'product' twice in one object"),
+        ("rows.jsonl", '{"product": "a"}\n{"in": [' + TWICE + "]}\n", "line 2 has the key 'product' twice"),
+        ("rows.json", '[{"product": "a"}, ' + TWICE + "]", "row 2 has the key 'product' twice in one object"),
+        ("rows.json", '[{"product": "a"}, {"in": ' + TWICE + "}]", "row 2 has the key 'product' twice"),
+    ],
+)
+def test_a_key_that_stands_twice_makes_a_bad_row(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / name).write_text(text)
+    table = read(tmp_path / name)
+    assert (len(table), table.faulty) == (2, 1)
+    assert table.fault.startswith(told)
+    assert dict(table[0]) == {"product": "a"}
+    with pytest.raises(BadRow, match="has the key 'product' twice in one object; keep the one that is meant"):
+        table[1]
+    with pytest.raises(ValueError, match=told):
+        list(scan_table(tmp_path / name, str(kind_of(tmp_path / name)))[1])
+
+
+def test_a_key_may_stand_in_several_objects_of_a_row(tmp_path: Path) -> None:
+    row = {"a": {"a": 1}, "b": [{"a": 2}, {"a": 3}]}
+    assert all_of(read(write(tmp_path / "rows.jsonl", [row]))) == [row]
+    assert all_of(read(write(tmp_path / "rows.json", [row]))) == [row]

@@ -367,3 +367,16 @@ def test_an_export_of_several_scored_turns_is_refused(tmp_path: Path) -> None:
     told = start_factory("export", "out", "--to", "trl-sft", "there", cwd=tmp_path).communicate()[1]
     assert "have several scored turns (completion_mask), which no export keeps apart yet" in told
     assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        ({"prompt": "2 + 2 =", "completion": "\ud800"}, "completion"),
+        ({"messages": [USER, ANSWER | {"content": "four \udc00"}]}, "messages.1.content"),
+    ],
+)
+def test_half_a_character_is_never_scored_as_another(row: dict[str, Any], place: str) -> None:
+    table = Rows("rows.jsonl", {"rows.jsonl": Loaded([row], list(row))}, digest="")
+    (told,) = Transcripts(TranscriptsConfig(path="rows.jsonl"), table).bad_rows()
+    assert f"{place}: holds \\ud" in told

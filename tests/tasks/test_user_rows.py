@@ -158,3 +158,26 @@ def test_a_dataset_of_ours_must_be_whole_and_say_what_is_taken(
     ledger = (first / "ledger.jsonl").read_text().splitlines()
     (first / "ledger.jsonl").write_text("\n".join(ledger[:-1]) + "\n")
     assert "is unfinished" in fault(first, ["answer"])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("bad.json", b'[{"text": "six"},]', "bad.json: the array is not JSON: a , before the ]"),
+        ("bad.csv", b"text,text\nsix,six\n", "bad.csv: line 1: the header has 'text' twice"),
+        ("bad.csv.gz", b"no gzip", "bad.csv.gz: Not a gzipped file"),
+        ("bad.parquet", b"no parquet", "bad.parquet: "),
+    ],
+)
+def test_a_bad_file_of_a_folder_is_named(mail: Path, name: str, data: bytes, told: str) -> None:
+    (mail / "old" / name).write_bytes(data)
+    assert f"{mail} cannot be loaded: old/{told}" in fault(mail)
+
+
+def test_a_pushed_copy_is_no_folder_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-8f3a61c09d27.parquet").write_bytes(b"PAR1")
+    (tmp_path / "manifest.json").write_text("{}")
+    assert f"tasks.0.source.path: {tmp_path} cannot be loaded: {tmp_path}: is a pushed copy of a dataset" in fault(
+        tmp_path
+    )

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dataset_support import read_table
 from export_support import PAIRS, STATES, WRONG, MakeJob, export_to, make_dataset
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from factory.load import collate, load_rows
 from factory.teachers.demo import FOLDER
 
 # warnings of others' code are theirs
@@ -82,6 +84,22 @@ def test_sft_trains_on_the_exact_ids(workspace: Path, make_job: MakeJob, tokeniz
         labels = prepared[tuple(row["prompt_token_ids"] + row["completion_token_ids"])]
         assert labels == [-100] * P + row["completion_token_ids"]
     assert losses(trainer)[0] > 0
+
+
+def test_the_example_s_trainer_learns_the_kept_distribution(
+    workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainingArguments
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs/examples/train_student"))
+    from trainer import StudentTrainer
+
+    rows = load_rows(make_dataset(workspace, make_job), cache_dir=workspace / "cache")
+    args = TrainingArguments(**arguments(workspace), remove_unused_columns=False, gradient_accumulation_steps=2)
+    make = partial(collate, pad_token_id=0)
+    trainer = StudentTrainer(tiny_student(), args, train_dataset=rows, data_collator=make)
+    # random weights over 4096 ids know nothing of what the teacher says
+    assert all(5 < loss < 12 for loss in losses(trainer))
 
 
 def test_gkd_has_no_loss_for_a_student_equal_to_its_teacher(workspace: Path, make_job: MakeJob, tokenizer: Any) -> None:

@@ -76,9 +76,10 @@ def _assistant(said: dict[str, Any], source: Source, asked: Asked, default: str)
         return made
     if not inside(asked, default):
         return made | {"reasoning_content": reasoning}
-    start, end = source.markers
-    thought = "" if reasoning is None else f"{start}\n{reasoning.strip()}\n{end}\n\n"
-    return made | {"content": thought + made["content"]}
+    if reasoning is None:
+        return made
+    (start, end), (lead, trail, gap) = source.markers, source.spelling
+    return made | {"content": f"{start}{lead}{reasoning.strip()}{trail}{end}{gap}{made['content']}"}
 
 
 def _content(said: dict[str, Any], source: Source, asked: Asked, default: str) -> dict[str, Any]:
@@ -90,5 +91,13 @@ def _content(said: dict[str, Any], source: Source, asked: Asked, default: str) -
         return {"content": content, "tool_calls": calls}
     if not calls:
         return {"content": content}
-    asked_for = [call["function"] | {"arguments": json.loads(call["function"]["arguments"])} for call in calls]
+    asked_for = [call["function"] for call in calls_of(said)]
     return {"content": spell_answer("calls", json.dumps({"content": content, "tool_calls": asked_for}))}
+
+
+def calls_of(said: dict[str, Any]) -> list[dict[str, Any]]:
+    """A stored turn's calls as chat templates take them: their arguments as objects."""
+    return [
+        call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
+        for call in said.get("tool_calls") or ()
+    ]

@@ -16,12 +16,12 @@ from factory.dataset.aligned import rows_state
 from factory.dataset.codec import CANDIDATES
 from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, read_ledger
-from factory.dataset.manifest import read_manifest, read_signals
+from factory.dataset.manifest import of_teacher, read_manifest, read_signals, run_command, teachers_of
 from factory.dataset.picking import take_table
 from factory.dataset.rows import ARRAYS, STUDENT_IDS, Row, StateBits, join_bits, read_rows
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
-from factory.dataset.stages import AGAIN, dataset_state, read_summary
+from factory.dataset.stages import AGAIN, read_summary, require_current
 from factory.errors import DatasetError, JobError, nearest
 from factory.publish.vocabulary import teacher_vocabulary
 from factory.signals import SignalSpec
@@ -100,6 +100,28 @@ class Source:
         return None
 
     @cached_property
+    def spelling(self) -> tuple[str, str, str]:
+        """The white space around the teacher's reasoning between its markers, and behind them: as its first row has it.
+
+        A student that is taught another would write what the teacher never does.
+        """
+        if self.markers is None:
+            return "", "", ""
+        start, end = self.markers
+        for shard in sorted(self.ledger.entries):
+            for batch in read_batches(self.root / shard_path("data", shard), ["text"]):
+                for text in batch.column("text").to_pylist():
+                    thought, closed, answer = text.partition(end)
+                    if not closed:
+                        continue
+                    trail = thought[len(thought.rstrip()) :]
+                    begun = thought.removeprefix(start)
+                    # where the prompt has opened the reasoning, templates that end it on a line begin it on one
+                    lead = begun[: len(begun) - len(begun.lstrip())] if begun != thought else "\n" * ("\n" in trail)
+                    return lead, trail, answer[: len(answer) - len(answer.lstrip())]
+        return "\n", "\n", "\n\n"
+
+    @cached_property
     def endings(self) -> tuple[str, ...] | None:
         """The texts of the tokens that end an answer; None where the teacher's tokenizer is not on this machine."""
         vocabulary = teacher_vocabulary(self.manifest)
@@ -168,7 +190,9 @@ class Source:
         file = next((file for file in self.ledger.entries[shard].files if file.path == name), None)
         told = f"{name}: not in the ledger" if file is None else find_file_damage(self.root, file, "committed")
         if told:
-            raise DatasetError(f"{self.root}: {told}; run `factory verify`, then `factory run --repair`")
+            raise DatasetError(
+                f"{self.root}: {told}; run `factory verify`, then `{run_command(self.manifest)} --repair`"
+            )
         return self.root / name
 
     def _read_stage(self, name: str, columns: tuple[str, ...], arrays: str) -> Iterator[Given]:
@@ -201,10 +225,14 @@ class Source:
             yield from (Given(row) for row in found)
 
 
-def open_source(root: Path, stage: str | None, split: str, as_students: bool = False) -> Source:
-    """A dataset with at least one accepted row; `as_students` where it has other prompts for them. Raises DatasetError
-    or JobError."""
-    manifest, ledger = read_manifest(root), read_ledger(root)
+def open_source(
+    root: Path, stage: str | None, split: str, as_students: bool = False, teacher: str | None = None
+) -> Source:
+    """A dataset with at least one accepted row; `as_students` where it has other prompts for them.
+
+    `teacher` is one of several. Raises DatasetError or JobError.
+    """
+    manifest, ledger = _one_teachers(root, read_manifest(root), teacher), read_ledger(root)
     if not ledger.totals.accepted:
         raise DatasetError(f"{root}: no accepted row, so nothing to export; `factory status` says why")
     if stage is None and split != "train":
@@ -216,10 +244,29 @@ def open_source(root: Path, stage: str | None, split: str, as_students: bool = F
     return source
 
 
+def _one_teachers(root: Path, manifest: dict[str, Any], teacher: str | None) -> dict[str, Any]:
+    """The manifest as of one teacher: the one that is named, or of several the first where all mark their texts alike.
+
+    Raises JobError where they do not.
+    """
+    names = teachers_of(manifest)
+    if len(names) == 1 or (teacher is not None and teacher not in names):
+        return manifest
+    parts = {name: of_teacher(manifest, name) for name in ([teacher] if teacher else names)}
+    details = {name: (part.get("teacher") or {}).get("details") or {} for name, part in parts.items()}
+    marks = {name: [told.get("reasoning_markers"), told.get("end_token_ids")] for name, told in details.items()}
+    if any(mark != marks[next(iter(marks))] for mark in marks.values()):
+        told = ", ".join(f"{name} {' '.join(mark[0] or ('none',))}" for name, mark in marks.items())
+        raise JobError(f"{root}: its teachers mark reasoning and ends of turns differently ({told}); give --teacher")
+    part = next(iter(parts.values()))
+    return part | {"job": {name: value for name, value in part["job"].items() if name != "teachers"}}
+
+
 def _as_student(row: Row) -> Row:
     """A row as its student is asked: texts and ids."""
     asked, teachers = row.columns[STUDENT_PROMPT], row.columns.get("prompt")
-    row = row.as_student()
+    # of an answer that was not accepted there are no such ids, and no format writes any
+    row = row if row.student_prompt_token_ids is None else row.as_student()
     if asked is None or asked == teachers:
         return row
     # ids that are the same, or not read, leave the texts to us; what a repair adds is the teacher's alone
@@ -235,8 +282,7 @@ def _find_stage(root: Path, ledger: Ledger, stage: str, split: str) -> list[Shar
     summary = read_summary(root)
     if summary is None:
         raise JobError(f"--stage {stage}: {root} has no curriculum; `factory curriculum {root}` makes one")
-    if summary["dataset"]["state"] != dataset_state(ledger):
-        raise DatasetError(f"{root}: its curriculum was made from an older state of the dataset; {AGAIN}")
+    require_current(ledger, summary)
     stages = {entry["name"]: entry["rows"] for entry in summary["stages"]}
     if stage not in stages:
         raise JobError(f"--stage {stage}: no such stage (has: {', '.join(stages)}){nearest(stage, stages)}")

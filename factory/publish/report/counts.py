@@ -6,7 +6,7 @@ from factory.checks.fidelity import SECTION, describe
 from factory.dataset.history import count_runs, read_history
 from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import of_teacher, teachers_of
-from factory.dataset.stages import current_summary, describe_range
+from factory.dataset.stages import SPLITS, current_summary, describe_range
 from factory.publish.about import model_of
 from factory.publish.report.store import Store
 
@@ -81,9 +81,7 @@ def _judge_fidelity(checked: dict[str, dict[str, Any]]) -> dict[str, Any] | None
     if not checked:
         return None
     verdicts = [str(part.get("verdict")) for part in checked.values()]
-    worst = next((name for name in ("failed", "passed") if name in verdicts), verdicts[0])
-    if worst == "passed" and set(verdicts) != {"passed"}:
-        worst = next(name for name in verdicts if name != "passed")
+    worst = min(verdicts, key=lambda verdict: (verdict != "failed", verdict == "passed"))
     return {"verdict": worst, "told": _join({name: describe(part) for name, part in checked.items()})}
 
 
@@ -131,7 +129,7 @@ def describe_stages(ledger: Ledger) -> dict[str, Any] | None:
         {
             "stage": stage["name"],
             "range": describe_range(stage),
-            **{split: stage["rows"][split] for split in ("train", "validation", "test")},
+            **{split: stage["rows"][split] for split in SPLITS},
             "train_tokens": stage["tokens"]["train"],
             "hand_off": stage["hand_off"],
             "tasks": {task: sum(part["rows"].values()) for task, part in sorted(stage["tasks"].items())},

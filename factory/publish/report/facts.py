@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.dataset.ledger import Ledger, read_ledger, require_manifest
-from factory.dataset.manifest import read_manifest, read_signals
+from factory.dataset.manifest import read_manifest, read_signals, run_command
+from factory.dataset.stages import dataset_state
 from factory.errors import DatasetError
 from factory.publish.report.counts import describe_flow, describe_head, describe_runs, describe_stages
 from factory.publish.report.coverage import describe_coverage
@@ -31,8 +32,9 @@ def open_dataset(out: Path) -> tuple[Ledger, dict[str, Any]]:
     require_manifest(out)
     manifest, ledger = read_manifest(out), read_ledger(out)
     if not ledger.entries:
+        rest = f"`{run_command(manifest)}` goes on with it, `factory status {out}` tells how far it is"
         told = f"no shard of {ledger.plan['shards']:,} is committed yet, so there is nothing to report"
-        raise DatasetError(f"{out}: {told}; `factory run` goes on with it, `factory status {out}` tells how far it is")
+        raise DatasetError(f"{out}: {told}; {rest}")
     return ledger, manifest
 
 
@@ -44,6 +46,7 @@ def gather(store: Store, manifest: dict[str, Any]) -> dict[str, Any]:
     student = head["student_tokens"]
     return {
         "version": VERSION,
+        "state": dataset_state(ledger),
         "shards": len(ledger.entries),
         "head": head,
         "flow": describe_flow(store),

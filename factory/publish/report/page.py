@@ -8,9 +8,11 @@ their hashes, and lets nothing be fetched or sent.
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 from factory.publish.report import charts
@@ -34,6 +36,7 @@ BLOCKS: Final[tuple[tuple[str, str], ...]] = (
     ("rows", "Rows"),
 )
 LEVELS: Final = ("trivial", "easy", "medium", "hard", "expert")  # where a task has such names, in this order
+STATE: Final = re.compile(r'<meta name="dataset-state" content="(\w+)">')
 UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -77,6 +80,13 @@ def write_page(facts: Facts, shown: Shown, version: str, both: Facts | None = No
         shards=count(facts["shards"], "committed shard"),
     )
     return page
+
+
+def read_state(path: Path) -> str | None:
+    """Of which rows a report is, as `dataset_state` names them; None for any other page."""
+    # it stands before anything that a row says, and what rows say is escaped
+    found = STATE.search(path.read_text(encoding="utf-8", errors="replace").partition("<title>")[0])
+    return found[1] if found else None
 
 
 def draw_charts(facts: Facts, both: Facts | None) -> dict[str, charts.Spec]:

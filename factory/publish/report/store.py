@@ -13,7 +13,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, Self
 
-from factory.dataset.ledger import Ledger
+from factory.dataset.ledger import LEDGER, Ledger
 from factory.dataset.manifest import require_plain_path
 from factory.dataset.shards import read_schema, shard_path
 from factory.errors import DatasetError, one_line
@@ -39,6 +39,7 @@ class Store:
         import duckdb
 
         require_plain_path(ledger.out)
+        _require_files(ledger)
         self.ledger = ledger
         self.spill = tempfile.TemporaryDirectory()
         options = {"memory_limit": MEMORY, "temp_directory": self.spill.name, "preserve_insertion_order": "false"}
@@ -64,7 +65,9 @@ class Store:
             names = [column[0] for column in cursor.description or ()]
             return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
         except self.failure as error:
-            told = f"cannot be read: {one_line(error, 200)}; `factory verify {self.ledger.out}` names what is damaged"
+            # behind its first line DuckDB shows the query
+            why = one_line(DatasetError(str(error).partition("\n")[0]), 300)
+            told = f"cannot be read: {why}; `factory verify {self.ledger.out}` names what is damaged"
             raise DatasetError(f"{self.ledger.out}: {told}") from None
 
     def one(self, sql: str) -> dict[str, Any]:
@@ -96,6 +99,14 @@ class Store:
         ]
         self.rows(f"CREATE TABLE {name} AS SELECT {', '.join(chosen)}, {WHERE} FROM {self.source(name)}")
         self.rows(f"CREATE VIEW {name}_part AS SELECT *, {WHERE} FROM {self.source(name, self.part)}")
+
+
+def _require_files(ledger: Ledger) -> None:
+    for shard in sorted(ledger.entries):
+        for name in (shard_path(folder, shard) for folder in FOLDERS.values()):
+            if not (ledger.out / name).is_file():
+                told = f"{name}: missing, and {LEDGER} names it"
+                raise DatasetError(f"{ledger.out}: {told}; `factory verify` names all that is, --repair makes it again")
 
 
 def choose_part(ledger: Ledger, most: int = PART_ROWS) -> list[int]:

@@ -153,6 +153,18 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         write_report(out)
 
 
+def test_a_missing_file_is_one_line_without_the_query(tmp_path: Path) -> None:
+    out = write_dataset(tmp_path / "out", [[make_record(0), make_rejection(1)], [make_record(2)]])
+    path = out / "rejected" / "train-00001.parquet"
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DatasetError, match=r"train-00001\.parquet") as caught:
+        write_report(out)
+    assert "SELECT" not in str(caught.value)
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"out: rejected/train-00001\.parquet: missing, .*--repair makes it again"):
+        read_facts(out)
+
+
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no manifest\.json"):
         write_report(tmp_path)

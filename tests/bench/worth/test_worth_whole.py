@@ -1,0 +1,35 @@
+"""`make worth` from end to end with a few rows: every arm becomes a student, and a second start makes nothing."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import worth
+import worth_data
+from worth_arms import ARMS
+from worth_settings import Scale, read_settings
+
+pytestmark = [pytest.mark.engine, pytest.mark.long]
+TINY = Scale(rows=[8], seeds=1, steps=6, share=0.02, passes=[], arms=list(ARMS))
+
+
+def test_every_arm_is_trained_and_measured_and_nothing_is_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = read_settings().model_copy(update={"scales": {"full": TINY}})
+    monkeypatch.setattr(worth, "read_settings", lambda: settings)
+    few = partial(worth_data.scaled_job, share=0.02)
+    monkeypatch.setattr(worth_data, "scaled_job", lambda name, work, share=0.02: few(name, work))
+    monkeypatch.setattr(worth, "scaled_job", few)
+    command = ["--work", str(tmp_path), "--workers", "1"]
+    assert worth.main(command) == 0
+    first = capsys.readouterr().out
+    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "full/results").glob("*.json")}
+    assert set(results) == {f"{arm}-8-0" for arm in ARMS}
+    assert all(0 < result["kl"] < 20 for result in results.values())
+    assert len({result["kl"] for result in results.values()}) == len(ARMS)
+    assert all(f"| {arm.told} | 8 | 1 |" in first for arm in ARMS.values())
+    assert "The teacher itself:" in first
+    assert worth.main(command) == 0
+    assert capsys.readouterr().out == first[first.index("| arm |") :]
