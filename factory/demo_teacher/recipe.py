@@ -12,16 +12,16 @@ from factory.demo_teacher.tokenizer import VOCAB_SIZE
 from factory.hashing import derive_seed
 
 TASK_WEIGHTS = {
-    "scheduling": 0.10,
-    "photo_edits": 0.07,
-    "summarization": 0.07,
-    "travel_booking": 0.14,
-    "questions": 0.11,
-    "proactive": 0.12,
-    "conversation_memory": 0.11,
-    "stories": 0.08,
-    "assistant_actions": 0.11,
-    "emotional_support": 0.09,
+    "scheduling": 0.08,
+    "photo_edits": 0.06,
+    "summarization": 0.08,
+    "travel_booking": 0.08,
+    "questions": 0.16,
+    "proactive": 0.07,
+    "conversation_memory": 0.18,
+    "stories": 0.13,
+    "assistant_actions": 0.10,
+    "emotional_support": 0.06,
 }
 """The built-in tasks that are text alone, and what share of the examples is of each."""
 TASKS = tuple(TASK_WEIGHTS)
@@ -46,12 +46,13 @@ class Recipe:
     for most of the run, and with it at the end. Learning rate: warm-up, constant, linear decay to zero.
     """
 
-    steps: int = 1500
+    steps: int = 3000
     model: Mapping[str, Any] = field(default_factory=lambda: dict(MODEL))
     tokenizer_examples: int = 300  # of each task and level
     step_examples: int = 24
-    easy_only: float = 0.0799  # this first part of the run sees easy examples only
-    level_weights: tuple[float, float, float] = (0.40, 0.47, 0.13)
+    earlier_steps: int = 3000  # of the run whose weights this one begins from: its examples do not come again
+    easy_only: float = 0.0  # this first part of the run sees easy examples only
+    level_weights: tuple[float, float, float] = (0.45, 0.42, 0.13)
     with_system: float = 0.94  # from this part of the run on, examples carry their system turn
     warmup_steps: int = 60
     decay: float = 0.88  # the learning rate falls from this part of the run on
@@ -88,8 +89,9 @@ def draw_tokenizer_examples(recipe: Recipe, levels: Mapping[str, Sequence[str]])
 def draw_step(recipe: Recipe, step: int, levels: Mapping[str, Sequence[str]]) -> list[Draw]:
     """The examples of one step; no number comes twice. `levels` are each task's, easiest first."""
     # from the step's number alone, so a run that was cut off draws on as if it had not been
-    draw = random.Random(derive_seed("step", step))
-    first = recipe.tokenizer_examples + step * recipe.step_examples
+    number = recipe.earlier_steps + step
+    draw = random.Random(derive_seed("step", number))
+    first = recipe.tokenizer_examples + number * recipe.step_examples
     weights = (1.0, 0.0, 0.0) if step / recipe.steps < recipe.easy_only else recipe.level_weights
     tasks = draw.choices(TASKS, list(TASK_WEIGHTS.values()), k=recipe.step_examples)
     return [Draw(task, draw.choices(levels[task], weights)[0], first + index) for index, task in enumerate(tasks)]
