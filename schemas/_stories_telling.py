@@ -172,12 +172,16 @@ def tell(s: Scenario) -> list[str]:
 
 
 def _choose_fillers(s: Scenario, told: list[str], fillers: list[str]) -> tuple[list[str], list[str]]:
-    """Sentences for both sides of the turn: as many as the length asks for, so that the turn stays in the middle."""
+    """Sentences for both sides of the turn, which stays in the middle: up to the middle of the length asked for.
+
+    Whoever learns from it counts words only nearly, and would miss an end that is aimed at.
+    """
+    aim = (s.min_words + s.max_words) // 2 - 4
     words = sum(len(text.split()) for text in told)
     before: list[str] = []
     after: list[str] = []
     for filler in fillers:
-        if words >= s.min_words + 8:
+        if words >= aim:
             break
         (before if len(before) <= len(after) else after).append(filler)
         words += len(filler.split())

@@ -84,6 +84,7 @@ class ScriptedEndpoint:
     temperature_in: bool = False
     thinks: bool = True
     sees: bool = True
+    has_list: bool = True  # of its models
     # what has happened
     bodies: list[dict[str, Any]] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)  # by the user's words: answers that were sent whole
@@ -126,7 +127,7 @@ class ScriptedEndpoint:
             return await self.send(writer, 401, error(f"Incorrect API key provided: {given}", "invalid_api_key"))
         if path.startswith("/v1beta/"):
             return await self.reply_as_gemini(method, path, data, writer)
-        if method == "GET" and path == "/v1/models":
+        if method == "GET" and path == "/v1/models" and self.has_list:
             owner = "vllm" if self.vllm else "somebody"
             entry = {"id": MODEL, "owned_by": owner} | ({"max_model_len": 4096} if self.vllm else {})
             return await self.send(writer, 200, {"data": [entry]})

@@ -205,8 +205,10 @@ def _remote_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str
     if not job.teacher.remote:
         return []
     lines = [f"  signals: {tell_remote_signals(job)}"] if job.signals.top_k else []
+    # its rows are thrown away, and no account of the dataset has them
+    spent_by_pilot = [f"  the pilot spent, beside that:{line.removeprefix(' ')}" for line in forecast.spent]
     if price is None:
-        return [*lines, "  cost: not known without [teacher.price]"]
+        return [*lines, "  cost: not known without [teacher.price]", *spent_by_pilot]
     likely = Usage(round(forecast.prompt_tokens), 0, round(forecast.completion_tokens), 0)
     completion = sum(count * prepared.sampling[task].max_tokens for task, _, _, count in prepared.plan.blocks)
     attempts = prepared.plan.samples * (1 + job.validation.retries)
@@ -216,7 +218,7 @@ def _remote_lines(prepared: Prepared, forecast: Forecast, out: Path) -> list[str
     told += f"; at most {cost_of(most, price):,.4f}, if all retries and max_tokens are used"
     told += f"; {spent:,.4f} of it spent" if spent else ""
     told += f"; the run stops before {job.teacher.max_cost:g}" if job.teacher.max_cost is not None else ""
-    return [*lines, told]
+    return [*lines, told, *spent_by_pilot]
 
 
 def _time_lines(forecast: Forecast) -> list[str]:

@@ -30,6 +30,7 @@ from factory.runs.provenance import describe_job
 from factory.runs.run import run_prepared
 from factory.tasks.tasks import held_in
 from factory.teachers.models import REMOTE_SHAPE, ModelShape, locate_model, read_shape, resolve_signals
+from factory.teachers.remote.purse import describe_spending
 from factory.teachers.scripted import SHAPE
 from factory.teachers.tokens import open_counter
 
@@ -64,6 +65,7 @@ class Forecast:
     # of a pilot: rows a second from when its teacher was ready, and the seconds until then
     rows_per_second: float | None = None
     startup_seconds: float = 0.0
+    spent: tuple[str, ...] = ()  # lines on what its requests cost, where the teacher is behind an endpoint
 
     @property
     def bytes(self) -> float:
@@ -282,7 +284,8 @@ def forecast_from_pilot(prepared: Prepared, pilot: Prepared, out: Path) -> Forec
     told = f"{totals.done:,} rows, {totals.accepted:,} accepted, {attempts:.3g} attempts a row"
     speed = _measure_speed(out)
     forecast = _draw_out(prepared, whole.totals, columns, bases, (told,))
-    return replace(forecast, rows_per_second=speed[0], startup_seconds=speed[1])
+    spent = tuple(describe_spending(out))
+    return replace(forecast, rows_per_second=speed[0], startup_seconds=speed[1], spent=spent)
 
 
 def _measure_speed(out: Path) -> tuple[float | None, float]:

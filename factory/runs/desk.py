@@ -4,6 +4,7 @@ One generation comes in, one outcome goes out, or none yet: where a judge is to 
 """
 
 from collections import deque
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from factory.runs.prepare import Prepared
 from factory.runs.probes import judge_probes, teacher_probes
 from factory.runs.progress import Reporter
 from factory.signals import Array, SignalSpec
-from factory.teachers import Teacher, open_teacher, require_way
+from factory.teachers import Teacher, open_teacher, require_served, require_way
 from factory.teachers.fit import refuse_for_student
 from factory.teachers.student import Encode, open_student_encoder
 
@@ -167,6 +168,18 @@ def require_ways(job: Job) -> None:
             require_way(own)
         except TeacherError as error:
             raise TeacherError(f"{whose}{error}") from None
+
+
+def require_later_served(job: Job, names: Iterable[str], out: Path) -> None:
+    """Raise TeacherError where one of these teachers, whose turns come later, is an endpoint that lacks its model.
+
+    The rows of the teachers before it may take hours, and cost.
+    """
+    for name in names:
+        try:
+            require_served(job.of_teacher(name), out)
+        except TeacherError as error:
+            raise TeacherError(f"teachers.{name}: {error}") from None
 
 
 def _open_judge(

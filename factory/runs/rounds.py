@@ -89,6 +89,12 @@ def next_turn(prepared: Prepared, ledger: Ledger) -> str | None:
     return next((name for name in names if section("teacher", name) not in manifest), None)
 
 
+def later_turns(prepared: Prepared, ledger: Ledger) -> list[str]:
+    """The teachers with planned rows left, but for the one whose turn it is; in the order of their turns."""
+    names = dict.fromkeys(prepared.plan.round_of(shard).teacher for shard in ledger.pending())
+    return list(names)[1:]
+
+
 def catch_up(prepared: Prepared, ledger: Ledger) -> None:
     """Let line 1 of the ledger tell of a round that a kill kept from it, and a new manifest of all of them."""
     plan, records = describe_plan(prepared, describe_job(prepared)), prepared.plan.records()

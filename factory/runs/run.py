@@ -30,7 +30,7 @@ from factory.job.job import Job
 from factory.publish.card import save_card
 from factory.quality.parse import count_tokens
 from factory.records import Outcome, PlannedRow, Prompt, Rejection
-from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk
+from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk, require_later_served
 from factory.runs.finish import Draft, Finished, finish_alone, finish_shards
 from factory.runs.parts import require_same_part
 from factory.runs.plan import Rows
@@ -38,7 +38,7 @@ from factory.runs.prepare import Prepared, prepare
 from factory.runs.progress import Progress, Reporter, chooses_later
 from factory.runs.provenance import describe_job, describe_plan, keep_provenance
 from factory.runs.room import Room
-from factory.runs.rounds import catch_up, count_accepted, next_turn, pending_of, plan_on, resume
+from factory.runs.rounds import catch_up, count_accepted, later_turns, next_turn, pending_of, plan_on, resume
 from factory.runs.watch import Watch
 
 # what makes all that is left: the job, its manifest, the ledger, where to tell of it
@@ -83,6 +83,7 @@ def run_prepared(
             for name in prepared.replacing:
                 reporter.tell("replaced", f"task {name}: yours, which replaces the built-in one", task=name)
             if next_turn(prepared, ledger) is not None:
+                require_later_served(prepared.job, later_turns(prepared, ledger), out)
                 (make or _run_teachers)(prepared, manifest, ledger, reporter)
             # no teacher lives here any more, so the plain forward has the memory for itself
             _settle(ledger)

@@ -73,6 +73,17 @@ def require_way(job: Job) -> None:
         find_way(job)
 
 
+def require_served(job: Job, out: Path) -> None:
+    """Raise TeacherError where the job's teacher is behind an endpoint that does not answer now, or lacks its model.
+
+    What that costs, where an endpoint has no list of its models, stands in the account in `out`.
+    """
+    if job.teacher.remote:
+        from factory.teachers.remote.opening import require_served as look
+
+        look(job, out)
+
+
 def require_one_prompt_of_pictures(job: Job, tasks: Iterable[Task]) -> None:
     """Raise TeacherError for a task whose student is shown another prompt than the teacher, with pictures in one."""
     both = [task.name for task in tasks if task.shows_images and task.has_student]

@@ -25,9 +25,12 @@ class Ours:
         from factory.teachers.engine.engine import Engine
 
         self.engine = Engine(spec["setup"])
+        self.end_ids = self.engine.encoder.end_ids
 
     def prepare(self, requests: list[dict[str, Any]]) -> None:
-        """Nothing is made before the clock runs."""
+        """A length that is fixed in advance knows no end: the engine's own stops would heed `ignore_eos` no more."""
+        fixed = any(request["sampling"].get("ignore_eos") for request in requests)
+        self.engine.encoder.end_ids = frozenset() if fixed else self.end_ids
 
     def spool(self, requests: list[dict[str, Any]], folder: Path) -> int:
         from factory.teachers.spool import SpoolWriter

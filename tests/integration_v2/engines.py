@@ -1,7 +1,7 @@
 """Engines in this very process, on either of vLLM's model runners, and a plain forward to hold them against."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,11 +29,13 @@ SCHEMA = {
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
-def prompts(count: int, sampling: Sampling, samples: int = 1, task: str = "adding") -> list[dict[str, Any]]:
-    """Prompts of very different lengths, each as often as it has samples."""
+def prompts(
+    count: int, sampling: Sampling, samples: int = 1, task: str = "adding", words: Sequence[int] = (4, 29, 54, 79)
+) -> list[dict[str, Any]]:
+    """Prompts of very different lengths, each as often as it has samples; a word is about two tokens."""
     made = []
     for number in range(count):
-        text = " ".join(WORDS[(number + place) % len(WORDS)] for place in range(4 + number % 4 * 25))
+        text = " ".join(WORDS[(number + place) % len(WORDS)] for place in range(words[number % len(words)]))
         for sample in range(samples):
             told = {"id": f"p{number}s{sample}", "attempt": 0, "task": task, "seed": 7 * number + sample, "keeps": True}
             messages = [{"role": "user", "content": f"Add {number}: {text}"}]

@@ -21,6 +21,8 @@ from factory.records import Generation, Sampling  # noqa: E402
 BRIEF = Sampling(temperature=1.0, max_tokens=30, thinking_tokens=10)
 SURE = Sampling(temperature=0.0, max_tokens=24, thinking_tokens=10)
 CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}
+# the cache has five blocks of 128 tokens: each of these prompts fits one, and its answer needs another
+SMALL, CROSSING = 0.0016, (44, 46, 48, 50)
 ALL = {"top_k": 5, "hidden_layers": [0, 2, -1]}
 
 
@@ -72,8 +74,8 @@ def test_a_preempted_request_keeps_every_number(
 ) -> None:
     """A cache for about half of the requests."""
     long = Sampling(temperature=1.0, max_tokens=80, thinking_tokens=60)
-    with start(tmp_path / "v2", ALL | {"final_norm": False}, CHUNKED, kv_cache_gb=0.0016) as engine:
-        rows = answer(engine, prompts(6, long))
+    with start(tmp_path / "v2", ALL | {"final_norm": False}, CHUNKED, kv_cache_gb=SMALL) as engine:
+        rows = answer(engine, prompts(6, long, words=CROSSING))
     assert "preempted" in capfd.readouterr().out
     for made in rows.values():
         plain.check(made, layers=(0, 2, 4), norm_at=None)
@@ -101,8 +103,8 @@ def test_a_step_ahead_survives_a_cache_that_is_too_small(
     tmp_path: Path, plain: Plain, running_ahead: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     long = Sampling(temperature=1.0, max_tokens=80, thinking_tokens=60)
-    with start(tmp_path / "v2", ALL, CHUNKED, kv_cache_gb=0.0016) as engine:
-        rows = answer(engine, prompts(6, long))
+    with start(tmp_path / "v2", ALL, CHUNKED, kv_cache_gb=SMALL) as engine:
+        rows = answer(engine, prompts(6, long, words=CROSSING))
     assert "preempted" in capfd.readouterr().out
     for made in rows.values():
         plain.check(made, layers=(0, 2, 4))
@@ -194,7 +196,7 @@ def test_the_first_runner_may_run_ahead_too(
 ) -> None:
     """Where vLLM takes it on a GPU: for what the second one does not support."""
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
-    with start(tmp_path / "v1", ALL, {}, kv_cache_gb=0.0016) as engine:
+    with start(tmp_path / "v1", ALL, {}, kv_cache_gb=SMALL) as engine:
         settings = engine.info()["settings"]
         assert (settings["model_runner"], settings["async_scheduling"]) == ("v1", True)
         rows = answer(engine, prompts(6, BRIEF, samples=2))

@@ -12,12 +12,23 @@ from factory.signals import Array, SignalSpec
 from factory.teachers.engine.copies import to_device
 
 BLOCK = 64  # vocabulary entries in one block of the two-stage top-k
+FLOOR = -1e30  # instead of the logarithm of 0
 
 
-def exact_topk(values_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def largest_of_blocks(values_BV: torch.Tensor) -> torch.Tensor:
+    """The largest value of each whole block, and behind these the largest of what is left over, if there is any."""
+    rows, vocab = values_BV.shape
+    blocks = vocab // BLOCK
+    largest = values_BV[:, : blocks * BLOCK].view(rows, blocks, BLOCK).amax(-1)
+    rest = values_BV[:, blocks * BLOCK :]
+    return torch.cat([largest, rest.amax(-1, keepdim=True)], 1) if rest.shape[1] else largest
+
+
+def exact_topk(values_BV: torch.Tensor, k: int, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest values and their indices, descending. Exact, at about half the cost of a plain topk.
 
-    The k largest values lie inside the k blocks with the largest maxima, so only those blocks are searched.
+    The k largest values lie inside the k blocks with the largest maxima, so only those blocks are searched. `largest`
+    are the `largest_of_blocks` of these values, or of others in the same order.
     """
     rows, vocab = values_BV.shape
     blocks = vocab // BLOCK
@@ -25,7 +36,7 @@ def exact_topk(values_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     if blocks < 4 * k:
         return values_BV.topk(k)
     whole = values_BV[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
-    best_BK = whole.amax(-1).topk(k).indices
+    best_BK = largest[:, :blocks].topk(k).indices
     values = whole.gather(1, best_BK[:, :, None].expand(-1, -1, BLOCK)).reshape(rows, k * BLOCK)
     indices = (best_BK[:, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)).reshape(rows, k * BLOCK)
     # what is left behind the last whole block is always searched
@@ -69,22 +80,32 @@ class Distribution:
         # scores: logits less the row's largest, so at most 0; weights: their softmax, used up for the tail at the end
         self.scores_BV, weights_BV, product_BV = workspace.take(logits_BV)
         self.scores_BV.copy_(logits_BV)
-        # an id the model rules out has -inf, and 0 * -inf is not a number: a finite floor keeps the entropy exact
-        self.scores_BV.sub_(self.scores_BV.amax(-1, keepdim=True)).clamp_min_(-1e30)
+        largest = largest_of_blocks(self.scores_BV)
+        self.scores_BV.sub_(largest.amax(-1, keepdim=True))
+        # a device is not waited for to be looked at, so there the floor comes unasked
+        if self.device.type != "cpu":
+            self.scores_BV.clamp_min_(FLOOR)
         # faster than exp, but its sum is only nearly 1
         torch.softmax(self.scores_BV, -1, out=weights_BV)
         total_B = weights_BV.sum(-1)
         log_weight_B = total_B.log()
+        mean_B = torch.mul(weights_BV, self.scores_BV, out=product_BV).sum(-1)
+        # an id the model rules out has -inf, and 0 * -inf is not a number: a finite floor keeps the entropy exact
+        if self.device.type == "cpu" and bool(mean_B.isnan().any()):
+            self.scores_BV.clamp_min_(FLOOR)
+            mean_B = torch.mul(weights_BV, self.scores_BV, out=product_BV).sum(-1)
+        top = exact_topk(self.scores_BV, signals.top_k, largest) if fractions_B is None else None
+        largest_B = weights_BV.amax(-1) if top is None else weights_BV.gather(1, top[1][:, :1])[:, 0]
         # of exp(scores): the largest weight is that of score 0, so dividing by it undoes the softmax's own total
-        self.log_total_B = log_weight_B - weights_BV.amax(-1).log()
-        self.entropy_B = self.log_total_B - torch.mul(weights_BV, self.scores_BV, out=product_BV).sum(-1) / total_B
+        self.log_total_B = log_weight_B - largest_B.log()
+        self.entropy_B = self.log_total_B - mean_B / total_B
         self.draws_BK: torch.Tensor | None = None
-        if fractions_B is None:
-            kept_BK, self.ids_BK = exact_topk(self.scores_BV, signals.top_k)
-            self.kept_BK = kept_BK - self.log_total_B[:, None]
+        if top is not None:
+            self.kept_BK, self.ids_BK = top[0] - self.log_total_B[:, None], top[1]
             if signals.keep == "top_p":
                 self.kept_BK, self.ids_BK = cut_to_mass(self.kept_BK, self.ids_BK, signals.top_p)
         else:
+            assert fractions_B is not None
             self._draw(weights_BV, signals.top_k, fractions_B)
         # summed without the kept ids rather than as 1 - kept, which would cancel for a peaked distribution
         held_BK = self.ids_BK

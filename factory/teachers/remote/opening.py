@@ -127,11 +127,7 @@ async def _probe(
     samplings = [probe.sampling for probe in probes] or [Sampling()]
     endpoint, sampling = way.open(), samplings[0]
     try:
-        read = read_gemini_model if job.teacher.backend == "gemini" else read_models
-        models = await read(endpoint, job.teacher.model)
-        if not models.known:  # nothing has answered yet: a wrong address must not be told as anything else
-            bare = OpenAIWire(Said(job.teacher.model, SignalSpec(), {}, ()), vllm=False)
-            await Prober(endpoint, bare, purse, sampling, thinks=False).find("")
+        models = await _find_model(job, endpoint, purse, sampling)
         dialect = _dialect(job, models)
         _require_sayable(job, signals, dialect, samplings)
         compiled, left_out = _compile(job, schemas, dialect)
@@ -147,6 +143,34 @@ async def _probe(
         return wire, described | _tell_unsent(dialect, samplings)
     finally:
         await endpoint.close()
+
+
+async def _find_model(job: Job, endpoint: Endpoint, purse: Purse, sampling: Sampling) -> Models:
+    """What the endpoint says of the job's model. Raises TeacherError where it lacks it, or cannot be reached."""
+    read = read_gemini_model if job.teacher.backend == "gemini" else read_models
+    models = await read(endpoint, job.teacher.model)
+    if not models.known:  # nothing has answered yet: a wrong address must not be told as anything else
+        bare = OpenAIWire(Said(job.teacher.model, SignalSpec(), {}, ()), vllm=False)
+        await Prober(endpoint, bare, purse, sampling, thinks=False).find("")
+    return models
+
+
+def require_served(job: Job, out: Path) -> None:
+    """Raise TeacherError where the job's endpoint, asked later, lacks the model or cannot be reached now."""
+    purse = Purse(usage_path(out), account_of(job), job.teacher.price, job.teacher.max_cost)
+    way = find_way(job)
+
+    async def look() -> None:
+        endpoint = way.open()
+        try:
+            await _find_model(job, endpoint, purse, Sampling())
+        finally:
+            await endpoint.close()
+
+    try:
+        asyncio.run(look())
+    finally:
+        purse.close()
 
 
 def _dialect(job: Job, models: Models) -> Dialect:

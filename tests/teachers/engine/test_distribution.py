@@ -17,6 +17,7 @@ from factory.teachers.engine.distribution import (
     draw_ids,
     exact_topk,
     fractions,
+    largest_of_blocks,
     row_width,
     split_rows,
 )
@@ -42,7 +43,7 @@ def reduce(logits: torch.Tensor, signals: SignalSpec = PLAIN, fraction: Any = No
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_the_likeliest_ids_are_exact(vocab: int, k: int) -> None:
     logits = draw_logits(0, 3, vocab)
-    values, ids = exact_topk(logits, k)
+    values, ids = exact_topk(logits, k, largest_of_blocks(logits))
     expected = logits.topk(k)
     assert torch.equal(values, expected.values)
     assert torch.equal(ids, expected.indices)

@@ -21,6 +21,9 @@ from factory.teachers.remote.purse import read_account, read_spending
 SHARED = {"name": "adding", "count": 20, "teacher": {"near": 1, "far": 1}}
 
 
+TEXT = {"top_k": 0}
+
+
 def job_of(teachers: dict[str, Any], **sections: Any) -> Job:
     base = {"out": "out", "shard_rows": 4, "signals": {"top_k": 4}, "tasks": [SHARED]}
     return Job.model_validate(base | {"teachers": teachers} | sections)
@@ -112,6 +115,19 @@ def test_what_one_teacher_cannot_keep_is_refused_before_the_other_is_asked(works
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("listed", [True, False], ids=["a list of models", "no list"])
+def test_a_model_that_a_later_endpoint_lacks_is_told_before_the_first_is_asked(workspace: Path, listed: bool) -> None:
+    out = workspace / "out"
+    with serving(ScriptedEndpoint()) as near, serving(ScriptedEndpoint(has_list=listed)) as far:
+        teachers = {"near": behind(near), "far": behind(far) | {"model": "adder-l"}}
+        with pytest.raises(TeacherError, match=r"^teachers\.far: teacher\.model 'adder-l': ") as refused:
+            run(job_of(teachers, signals=TEXT), workspace, out)
+        assert not near.bodies
+        assert "\n" not in str(refused.value)
+        # mended, the same command makes all of it
+        assert run(job_of(teachers | {"far": behind(far)}, signals=TEXT), workspace, out).accepted == 20
+
+
 @pytest.mark.parametrize("several", [False, True], ids=["[teacher]", "[teachers.far]"])
 def test_a_pilot_asks_an_endpoint_a_few_rows(workspace: Path, several: bool) -> None:
     with serving(ScriptedEndpoint()) as endpoint:
@@ -122,6 +138,8 @@ def test_a_pilot_asks_an_endpoint_a_few_rows(workspace: Path, several: bool) -> 
     assert len(asked) == 6
     assert any("predicted from: pilot" in line and "6 rows, 6 accepted" in line for line in lines), lines
     assert any(line.startswith("  cost: about ") for line in lines)
+    spent = next(line for line in lines if line.startswith("  the pilot spent, beside that: teacher "))
+    assert f" {endpoint.billed.prompt:,} prompt " in spent
     assert not (workspace / "out").exists()
 
 
