@@ -100,7 +100,7 @@ def test_no_example_comes_twice_in_a_run_and_every_task_and_level_comes() -> Non
 
 
 def test_easy_comes_first_and_then_tasks_and_levels_by_their_weights() -> None:
-    recipe, levels = Recipe(), shared_corpus().levels
+    recipe, levels = Recipe(steps=1000, easy_only=0.08), shared_corpus().levels
     easy = int(recipe.easy_only * recipe.steps)
     assert {draw.level for step in range(easy) for draw in draw_step(recipe, step, levels)} == {"easy"}
     seen = [draw for step in range(easy + 1, easy + 401) for draw in draw_step(recipe, step, levels)]

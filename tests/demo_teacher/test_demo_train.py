@@ -195,6 +195,13 @@ def test_the_command_refuses_another_recipe_with_one_line_and_2(
     assert told.count("\n") == 1
 
 
+def test_a_row_weighs_as_the_root_of_its_tokens() -> None:
+    none = -100
+    targets = torch.tensor([[none, 5, 6, 7, 8], [none, none, none, none, 9], [none] * 5])
+    weights = train.token_weights(targets)
+    assert weights.tolist() == [0.5, 0.5, 0.5, 0.5, 1.0]  # a row of 4 tokens weighs 2, one of 1 weighs 1, none nothing
+
+
 @pytest.mark.parametrize("steps", ["0", "-1", "many"])
 def test_the_command_refuses_steps_that_are_none(tmp_path: Path, steps: str) -> None:
     with pytest.raises(SystemExit, match="2"):
