@@ -46,8 +46,8 @@ class Batch:
 def token_weights(targets: torch.Tensor) -> torch.Tensor:
     """What each of the N positions with a loss of `targets` [B, T] weighs [N]: the root of its row's count, inverted.
 
-    Between a mean over tokens, where a day's plan of 900 weighs as twenty remembered facts, and one over rows, where its
-    tokens would hardly be learnt.
+    Between a mean over tokens, where a day's plan of 900 weighs as twenty remembered facts, and one over rows, where
+    its tokens would hardly be learnt.
     """
     chosen = targets != -100
     return chosen.sum(1, keepdim=True).rsqrt().expand_as(targets)[chosen]
