@@ -57,7 +57,10 @@ def make_one(
     done: list[str] = []
     while driver.process.poll() is None and figures.tried + len(done) < kills:
         time.sleep(rng.uniform(0.1, 3.0))
-        what = rng.choice(("worker", "worker", "node", "driver")) if driver.events("worker") else "driver"
+        what = rng.choice(("worker", "worker", "node", "driver"))
+        # a busy machine is slow to start workers: were the driver killed instead, nothing else ever would be
+        while what != "driver" and not driver.events("worker") and driver.process.poll() is None:
+            time.sleep(0.1)
         if driver.process.poll() is None:
             kill_something(what, cluster, nodes, driver)
             done.append(what)
