@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 made.append(make_one(folder, cluster, nodes, rng, figures, options.kills))
     kinds = ", ".join(f"{count} {what}s" for what, count in Counter(chain.from_iterable(made)).most_common())
     equal = ", each equal to one machine's byte for byte" if figures.sound else ""
-    figures.remark = f"{kinds}; {len(made)} datasets{equal}"
+    figures.remark = f"{kinds}; datasets made meanwhile: {len(made)}{equal}"
     print(figures.row())
     print("\n".join(figures.faults))
     return 0 if figures.sound else 1
