@@ -16,6 +16,8 @@ from PIL import Image
 from publish.test_exported_forms import student_with
 from publish.test_exporting import torn_after
 
+from factory.curriculum.build import make_curriculum
+from factory.curriculum.config import CurriculumConfig
 from factory.dataset import tables
 from factory.errors import JobError
 from factory.job.job import Job
@@ -163,6 +165,16 @@ def test_an_export_with_pictures_goes_on_to_the_same_bytes(
     assert not (tmp_path / "torn/README.md").exists()
     export_to(paired, tmp_path / "torn", to)
     assert read_tree(tmp_path / "torn") == read_tree(tmp_path / "whole")
+
+
+def test_a_stage_shows_each_row_its_own_picture(pictured: Path, make_job: MakeJob) -> None:
+    root = make_dataset(pictured, make_job, tasks=TASKS)
+    make_curriculum(root, CurriculumConfig())
+    export_to(root, pictured / "x", "parquet-text", stage="stage-1")
+    stored = {row["id"]: row["images"] for row in read_table(root, "data")}
+    rows = read_export(pictured / "x")
+    assert rows
+    assert {row["id"]: row["images"] for row in rows} == {row["id"]: stored[row["id"]] for row in rows}
 
 
 def test_row_groups_are_cut_by_the_bytes_of_pictures(
