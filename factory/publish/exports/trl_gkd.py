@@ -48,6 +48,7 @@ FORMAT = Format(
     refuse=nothing,
     fields=_fields,
     convert=_convert,
+    blind="its collator takes token ids alone, without pixels beside them",
     options=("student", "length"),
     beside=lambda written: {"train.py": SCRIPT},
     usage=lambda written: "python train.py            # after `pip install trl`, with your STUDENT and TEACHER",

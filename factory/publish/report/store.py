@@ -33,9 +33,12 @@ WHERE: Final = "split_part(split_part(filename, 'train-', -1), '.', 1)::INTEGER 
 
 
 class Store:
-    """A connection of its own to the tables of one dataset, of which a shard at least is committed."""
+    """A connection of its own to the tables of one dataset, of which a shard at least is committed.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Without `whole` the part's two tables alone are there: numbers of a million rows need not be read for its texts.
+    """
+
+    def __init__(self, ledger: Ledger, whole: bool = True) -> None:
         import duckdb
 
         require_plain_path(ledger.out)
@@ -47,9 +50,12 @@ class Store:
         self.connection = duckdb.connect(":memory:", config=options)
         self.failure: tuple[type[Exception], ...] = (duckdb.IOException, duckdb.InvalidInputException)
         self.failure += (duckdb.ConversionException, duckdb.InternalException, duckdb.SerializationException)
+        self.failure += (duckdb.OutOfMemoryException,)
         self.part = choose_part(ledger)  # shards, as many as the part has
         for name, folder in FOLDERS.items():
-            self._make(name, folder)
+            if whole:
+                self._make(name, folder)
+            self.rows(f"CREATE VIEW {name}_part AS SELECT *, {WHERE} FROM {self.source(name, self.part)}")
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +104,6 @@ class Store:
             for column in COLUMNS[name]
         ]
         self.rows(f"CREATE TABLE {name} AS SELECT {', '.join(chosen)}, {WHERE} FROM {self.source(name)}")
-        self.rows(f"CREATE VIEW {name}_part AS SELECT *, {WHERE} FROM {self.source(name, self.part)}")
 
 
 def _require_files(ledger: Ledger) -> None:
