@@ -130,7 +130,7 @@ def test_kto_learns_from_right_and_wrong_answers_to_pictures(
 def test_the_script_beside_the_data_runs(to: str, root: Path, model: str, tmp_path: Path) -> None:
     export_to(root, tmp_path / to, to, **TO[to])
     script = (tmp_path / to / "train.py").read_text().replace('"STUDENT"', repr(model))
-    more = "max_steps=1, use_cpu=True, bf16=False, per_device_train_batch_size=2, report_to=[], output_dir="
+    more = "max_steps=1, bf16=False, per_device_train_batch_size=2, report_to=[], output_dir="
     environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", script.replace("output_dir=", more)]
     done = subprocess.run(command, cwd=tmp_path / to, env=environment, capture_output=True, text=True, check=False)

@@ -10,11 +10,14 @@ from factory.publish.exports.refusals import refuse_chat, refuse_untold_tools
 from factory.publish.exports.source import Given, Source
 
 DEFAULT = "apart"
-SCRIPT = """from datasets import load_dataset
+SCRIPT = """import torch
+from datasets import load_dataset
 from trl import DPOConfig, DPOTrainer
 
 rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
-args = DPOConfig(output_dir="student", max_length=None)  # cut off at a length, a row would teach to break off
+cpu = not torch.accelerator.is_available()
+# cut off at a length, a row would teach to break off
+args = DPOConfig(output_dir="student", use_cpu=cpu, max_length=None)
 trainer = DPOTrainer(model="STUDENT", args=args, train_dataset=rows)
 trainer.train()
 """

@@ -19,13 +19,15 @@ DEFAULT = "apart"
 # stages whose rejections say that the answer is bad; of filters, these reasons alone
 AGAINST: Final = ("parse", "schema", "check", "judge")
 FILTERED: Final = ("refusal", "repetition")
-SCRIPT = """from datasets import load_dataset
+SCRIPT = """import torch
+from datasets import load_dataset
 from trl import KTOConfig, KTOTrainer
 
 rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
 # weights that let both kinds count alike: {desirable} desirable rows, {undesirable} undesirable ones
 weights = {{"desirable_weight": {weights[0]:.3g}, "undesirable_weight": {weights[1]:.3g}}}
-args = KTOConfig(output_dir="student", max_length=None, **weights)
+cpu = not torch.accelerator.is_available()
+args = KTOConfig(output_dir="student", use_cpu=cpu, max_length=None, **weights)
 trainer = KTOTrainer(model="STUDENT", args=args, train_dataset=rows)
 trainer.train()
 """

@@ -18,13 +18,15 @@ from factory.publish.exports.refusals import refuse_chat, refuse_untold_tools
 from factory.publish.exports.source import Given, Source
 
 DEFAULT = "apart"  # TRL hands reasoning_content to the student's chat template
-SCRIPT = """from datasets import load_dataset
+SCRIPT = """import torch
+from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
+cpu = not torch.accelerator.is_available()
 trainer = SFTTrainer(
     model="STUDENT",
-    args=SFTConfig(output_dir="student", completion_only_loss=True, max_length={length}),
+    args=SFTConfig(output_dir="student", use_cpu=cpu, completion_only_loss=True, max_length={length}),
     train_dataset=rows,
 )
 trainer.train()
