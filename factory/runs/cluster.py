@@ -20,6 +20,7 @@ from factory.dataset.history import note_worker, write_state
 from factory.dataset.ledger import WORKERS, Ledger
 from factory.dataset.manifest import list_changes, reconcile_manifest, section, write_atomically
 from factory.dataset.stages import current_summary
+from factory.dataset.store import DISK, Store
 from factory.errors import FactoryError, JobError, TeacherError, one_line
 from factory.hashing import canonical_json
 from factory.publish.card import save_card
@@ -42,7 +43,13 @@ TOKEN: Final = f"{WORKERS}/token"
 
 
 def run_on_cluster(
-    prepared: Prepared, out: Path, address: str, mend: bool = False, log_json: bool = False, port: int | None = None
+    prepared: Prepared,
+    out: Path,
+    address: str,
+    mend: bool = False,
+    log_json: bool = False,
+    port: int | None = None,
+    store: Store = DISK,
 ) -> Totals:
     """Make the job's dataset in `out`, as `run_prepared` does, by the workers of a cluster.
 
@@ -54,7 +61,7 @@ def run_on_cluster(
         def make(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
             Driver(prepared, manifest, ledger, reporter, nodes).run(port)
 
-        return run_prepared(prepared, out, mend, log_json, make)
+        return run_prepared(prepared, out, mend, log_json, make, store)
 
 
 class Driver:
@@ -348,5 +355,6 @@ class Driver:
         # not at every shard: the card names all of them, and there may be millions
         if self.described and self.wrote >= self.next_card:
             save_card(self.ledger, current_summary(self.ledger))
+            self.ledger.store.save()
             took = time.monotonic() - self.wrote
             self.next_card = time.monotonic() + CARD_SHARE * took
