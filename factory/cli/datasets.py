@@ -11,7 +11,7 @@ from factory.terminal import say
 def add(commands: Commands) -> None:
     """The group's commands and their arguments."""
     status = commands.add_parser("status", help="planned, accepted, rejected by reason, errors, left")
-    status.add_argument("dir", metavar="DIR", help="or s3://BUCKET/PREFIX")
+    status.add_argument("dir", help="or s3://BUCKET/PREFIX")
     status.add_argument("--json", action="store_true", help="one JSON object")
     status.set_defaults(command=_status)
 

@@ -120,11 +120,11 @@ def connect() -> Objects:
 
 
 class Bucket:
-    """The objects of one address, by their names below it."""
+    """The objects of one address, by their names below it; `objects` are a connection that is there already."""
 
-    def __init__(self, url: Url, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, url: Url, objects: Objects | None = None, part_bytes: int = PART_BYTES) -> None:
         self.url, self.part_bytes = url, part_bytes
-        self.objects = connect()
+        self.objects = objects or connect()
         self.down = False  # it has failed beyond all tries
 
     def list(self) -> dict[str, Seen]:
@@ -266,7 +266,7 @@ class Bucket:
             else:
                 told = f"the store does not answer as it should ({_tell(error, code)}); {GO_ON}"
             self.down = True
-            raise DatasetError(f"{where if name and code else self.url}: {told}") from None
+            raise DatasetError(f"{where if code not in ('', 'NoSuchBucket') else self.url}: {told}") from None
 
 
 def _condition(over: str | None) -> dict[str, str]:

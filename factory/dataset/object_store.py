@@ -35,7 +35,8 @@ from typing import Final
 
 from blake3 import blake3
 
-from factory.dataset.bucket import GO_ON, Bucket, Conflict, Seen, Url
+from factory.dataset.bucket import GO_ON, Bucket, Conflict, Objects, Seen, Url
+from factory.dataset.entries import ShardEntry
 from factory.dataset.history import HISTORY
 from factory.dataset.ledger import LEDGER, read_ledger
 from factory.dataset.manifest import MANIFEST, write_atomically
@@ -59,9 +60,9 @@ HELD: Final = "wait or stop it; where it is gone for good, --take-over goes on i
 class ObjectStore:
     """Keeps one dataset at an address while it is made in a folder. `take_over`: from a writer that is gone."""
 
-    def __init__(self, url: Url, take_over: bool = False) -> None:
+    def __init__(self, url: Url, take_over: bool = False, objects: Objects | None = None) -> None:
         self.url, self.take_over = url, take_over
-        self.bucket = Bucket(url)
+        self.bucket = Bucket(url, objects)
         self.out = Path()
         self.held = ""  # the ETag of our own WRITER
         self.there: dict[str, str] = {}  # ETags of objects that may be replaced
@@ -184,7 +185,9 @@ class ObjectStore:
     def _bring(self, objects: dict[str, Seen]) -> None:
         """Let the folder hold the dataset as it is, but for the files of its shards."""
         self.there = {name: seen.etag for name, seen in objects.items()}
-        before = read_ledger(self.out).entries if (self.out / LEDGER).exists() else {}
+        before: dict[int, ShardEntry] = {}
+        with suppress(DatasetError):  # none is here, or a damaged one
+            before = read_ledger(self.out).entries
         if LEDGER not in objects:
             if before:
                 raise DatasetError(
@@ -293,12 +296,12 @@ class ObjectStore:
 def _is_ahead(out: Path, theirs: bytes) -> bool:
     """Whether a folder's ledger has all that the store's has, of the same plan or one that goes on from it."""
     try:
-        mine = (out / LEDGER).read_bytes()
-    except FileNotFoundError:
+        mine = read_ledger(out)
+    except DatasetError:
         return False
-    (plan, *shards), (other, *others) = mine.splitlines(), theirs.splitlines()
-    own, its = (json.loads(line) for line in (plan, other))
-    return set(others) <= set(shards) and own["digest"] == its["digest"] and own["planned"] >= its["planned"]
+    plan, *shards = theirs.splitlines()
+    its, own = json.loads(plan), set((out / LEDGER).read_bytes().splitlines())
+    return own >= set(shards) and mine.plan["digest"] == its["digest"] and mine.plan["planned"] >= its["planned"]
 
 
 @contextmanager

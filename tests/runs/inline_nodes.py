@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import Ledger
+from factory.dataset.store import DISK, Store
 from factory.runs.cluster import Driver
 from factory.runs.nodes import Needs, WorkerLost
 from factory.runs.prepare import Prepared
@@ -79,7 +80,9 @@ class InlineNodes:
         actor.close()
 
 
-def run_inline(prepared: Prepared, out: Path, nodes: InlineNodes, stop_at: int | None = None) -> Any:
+def run_inline(
+    prepared: Prepared, out: Path, nodes: InlineNodes, stop_at: int | None = None, store: Store = DISK
+) -> Any:
     """Make a job's dataset by workers in this process; with `stop_at` as if killed before so many shards."""
 
     def make(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
@@ -95,7 +98,7 @@ def run_inline(prepared: Prepared, out: Path, nodes: InlineNodes, stop_at: int |
             ledger.commit = stop  # type: ignore[method-assign]
         driver.run()
 
-    return run_prepared(prepared, out, make=make)
+    return run_prepared(prepared, out, make=make, store=store)
 
 
 def lose(call: Call, why: str = "killed") -> None:
