@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from s3_support import KEY, Gate, bucket_of, connection, contents, new_url, s3_e
 from test_plan_parts import TWICE, as_job
 
 from factory.cli import main
-from factory.dataset.bucket import Bucket, Conflict, Url
+from factory.dataset.bucket import Bucket, Conflict, Url, connect
 from factory.dataset.ledger import read_ledger
 from factory.dataset.object_store import WRITER, ObjectStore
 from factory.errors import DatasetError
@@ -321,6 +322,12 @@ def test_no_bucket_and_refused_keys_are_one_line_and_no_secret_is_told(gate: Gat
     assert "the store refuses these credentials (InvalidAccessKeyId); set AWS_ACCESS_KEY_ID" in error
     assert error.count("\n") == 1
     assert KEY not in error + "".join(path.read_text() for path in workspace.rglob("*.json*"))
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DatasetError, match=r"s3fs is not installed; pip install 'distillation-factory\[s3\]'"):
+        connect()
 
 
 def test_conditions_are_kept_by_what_is_tested_against(gate: Gate) -> None:
