@@ -249,7 +249,8 @@ class ObjectStore:
                 self._put(name, data, digest)
                 self.saved[name] = digest
         for name in [name for name in self.there if name.startswith("templates/") and name not in names]:
-            self.bucket.remove(name, self.there.pop(name))
+            with suppress(Conflict):
+                self.bucket.remove(name, self.there.pop(name))
         # only now: what the store's ledger names can be fetched again
         for file in self.uploaded:
             (self.out / file.path).unlink(missing_ok=True)
