@@ -1,6 +1,7 @@
 """Nodes in this process: real workers, whose calls run one at a time in a random order, and any may go wrong."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class InlineNodes:
         self, rooms: dict[str, int], before: Callable[[Call], None] = lambda call: None, seed: int = 0
     ) -> None:
         self.has = rooms
+        self.clock: Callable[[], float] = time.monotonic
         self.before = before
         self.random = random.Random(seed)
         self.started: list[Setup] = []
@@ -86,7 +88,7 @@ def run_inline(
     """Make a job's dataset by workers in this process; with `stop_at` as if killed before so many shards."""
 
     def make(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
-        driver = Driver(prepared, manifest, ledger, reporter, nodes)  # type: ignore[arg-type]
+        driver = Driver(prepared, manifest, ledger, reporter, nodes, nodes.clock)  # type: ignore[arg-type]
         if stop_at is not None:
             commit = ledger.commit
 
