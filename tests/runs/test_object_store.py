@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,40 @@ def test_a_kill_after_any_upload_loses_nothing(last: str, gate: Gate, workspace:
     here = start_factory("run", "job.toml", cwd=workspace)
     assert here.wait() == 0
     assert made_there(url) == files_of(workspace / "out")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lost", [False, True], ids=["before", "after"])
+def test_the_way_to_it_ends_at_any_request(
+    lost: bool, gate: Gate, workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the request is done or after it; then the same folder goes on, or another one from what is there."""
+    job = make_job(filters={"duplicates": True})
+    prepared, here = prepare(job, workspace), made_here(job, workspace)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    impatient, last = connect(), 0
+    impatient.retries = 1  # type: ignore[attr-defined]
+    for number in range(1, 200):
+        url, asked = new_url(), 0
+
+        def end(method: str, key: str, number: int = number) -> str:
+            nonlocal asked
+            asked += 1
+            return "" if asked < number else "lost" if lost and asked == number else "busy"
+
+        gate.rule, out = end, workspace / f"work-{number}"
+        with suppress(DatasetError):
+            run_prepared(prepared, out, store=ObjectStore(url, False, impatient))
+            last = number
+        gate.rule = lambda method, key: ""
+        if not last:
+            elsewhere = number % 2 == 0
+            out = workspace / f"elsewhere-{number}" if elsewhere else out
+            run_prepared(prepared, out, store=ObjectStore(url, elsewhere, connection()))
+        assert made_there(url) == here, number
+        if last:
+            break
+    assert last > 30
 
 
 def test_another_machine_goes_on_where_one_left_off(gate: Gate, workspace: Path, make_job: MakeJob) -> None:
