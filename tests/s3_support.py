@@ -145,7 +145,7 @@ def s3_environment(gate: Gate) -> dict[str, str]:
 
 @cache
 def connection() -> Objects:
-    """One for all tests of a process: to make one takes longer than most of what they ask."""
+    """One for all tests of a process, as its server: to make one takes longer than most of what they ask."""
     return connect()
 
 

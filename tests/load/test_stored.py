@@ -1,13 +1,13 @@
 """Rows of a dataset in an object store are those of the same dataset on a disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from s3_support import Gate, connection, new_url, s3_environment, serve_s3
+from s3_support import Gate, connection, new_url
 
 from factory.dataset.object_store import ObjectStore
 from factory.errors import DatasetError
@@ -17,17 +17,9 @@ from factory.runs.prepare import prepare
 from factory.runs.run import run, run_prepared
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Gate]:
-    with serve_s3() as gate:
-        yield gate
-
-
 def test_rows_are_read_where_they_are(
-    server: Gate, workspace: Path, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    gate: Gate, workspace: Path, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in s3_environment(server).items():
-        monkeypatch.setenv(name, value)
     # tests never ask the hub; where that is said, `datasets` asks nobody else for files to copy either
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     job, url = make_job(), new_url()
