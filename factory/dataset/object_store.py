@@ -23,7 +23,6 @@ import platform
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,9 +40,8 @@ from factory.dataset.history import HISTORY
 from factory.dataset.ledger import LEDGER, read_ledger
 from factory.dataset.manifest import MANIFEST, write_atomically
 from factory.dataset.shards import ShardFile, file_digest
-from factory.dataset.store import MARK
+from factory.dataset.store import MARK, Tell
 from factory.errors import DatasetError
-from factory.terminal import say
 
 WRITER: Final = ".writer"
 FILES_AT_ONCE: Final = 2
@@ -76,7 +74,7 @@ class ObjectStore:
         return str(self.url)
 
     @contextmanager
-    def hold(self, out: Path) -> Iterator[None]:
+    def hold(self, out: Path, tell: Tell) -> Iterator[None]:
         """See `Store`. Raises DatasetError where another writer has it, or it is not a dataset that a run can go on
         with."""
         self.out = out
@@ -85,7 +83,9 @@ class ObjectStore:
             objects = self.bucket.list()
             self._require_own(objects)
             self.bucket.give_up_parts()
-            self._bring(objects)
+            if dropped := self._bring(objects):
+                told = f"{dropped} shards that were made here are not there, where another run went on; made again"
+                tell("dropped", f"{self.url}: {told}", shards=dropped)
             self.brought = True
             yield
         except BaseException:
@@ -182,8 +182,8 @@ class ObjectStore:
                 told = f"not empty and not a dataset of the factory (has {name}); choose another `out`"
             raise DatasetError(f"{self.url}: {told}")
 
-    def _bring(self, objects: dict[str, Seen]) -> None:
-        """Let the folder hold the dataset as it is, but for the files of its shards."""
+    def _bring(self, objects: dict[str, Seen]) -> int:
+        """Let the folder hold the dataset as it is, but for the files of its shards; how many shards it loses by it."""
         self.there = {name: seen.etag for name, seen in objects.items()}
         before: dict[int, ShardEntry] = {}
         with suppress(DatasetError):  # none is here, or a damaged one
@@ -194,13 +194,10 @@ class ObjectStore:
                     f"{self.url}: is empty, and {self.out} has the ledger of {len(before)} shards that were there; "
                     f"bring them back, or remove {self.out} to begin anew"
                 )
-            return
+            return 0
         if not _is_ahead(self.out, self.bucket.read(LEDGER)[0]):
             self._replace(objects)
         entries = read_ledger(self.out).entries
-        if lost := before.keys() - entries.keys():
-            told = f"{len(lost)} shards that were made here are not there, where another run went on; made again"
-            say(f"{self.url}: {told}", sys.stderr)
         for file in (file for entry in entries.values() for file in entry.files):
             seen = objects.get(file.path)
             if seen is None or seen.bytes != file.bytes:
@@ -212,6 +209,7 @@ class ObjectStore:
             del self.there[file.path]
             if (self.out / file.path).exists():  # a kill came before it was taken away
                 self.uploaded.append(file)
+        return len(before.keys() - entries.keys())
 
     def _replace(self, objects: dict[str, Seen]) -> None:
         """Put what is there in place of what is here; answers on the spool stay."""

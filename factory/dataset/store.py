@@ -4,13 +4,14 @@ A ledger tells its store of each shard: before a shard's line is written its fil
 is saved. What reads rows of committed shards asks for their files first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final, Protocol
 
 from factory.dataset.shards import ShardFile
 
+Tell = Callable[..., None]  # an event, the line that people read of it, and fields for machines
 MARK: Final = ".store.json"  # in a working folder: which address it is of
 
 
@@ -21,7 +22,7 @@ class Store(Protocol):
     def address(self) -> str:
         """Where the dataset is found; "" where that is its directory."""
 
-    def hold(self, out: Path) -> AbstractContextManager[None]:
+    def hold(self, out: Path, tell: Tell) -> AbstractContextManager[None]:
         """Hold it against other machines while the context lasts, and bring what it has of the dataset into `out`."""
 
     def put(self, files: Sequence[ShardFile]) -> None:
@@ -39,7 +40,7 @@ class Disk:
 
     address = ""
 
-    def hold(self, out: Path) -> AbstractContextManager[None]:
+    def hold(self, out: Path, tell: Tell) -> AbstractContextManager[None]:
         return nullcontext()
 
     def put(self, files: Sequence[ShardFile]) -> None:

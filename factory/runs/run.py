@@ -68,7 +68,7 @@ def run_prepared(
     that is the user's to mend; nothing that was committed is touched.
     """
     reporter = Reporter(as_json=log_json)
-    with hold(out), store.hold(out):
+    with hold(out), store.hold(out, reporter.tell):
         try:
             # what is there was planned for the job as it was begun, which may have asked for less
             prepared = resume(prepared, out)

@@ -258,6 +258,26 @@ def test_objects_that_nobody_committed_are_replaced(gate: Gate, workspace: Path,
     assert made_there(url) == made_here(job, workspace)
 
 
+def test_a_folder_follows_what_others_have_made_there(
+    gate: Gate, workspace: Path, make_job: MakeJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, url = make_job(), new_url()
+    make(job, workspace, url)
+    whole, ledger = made_there(url), workspace / "work/ledger.jsonl"
+    plan, first, second, third = ledger.read_bytes().splitlines(keepends=True)
+    # here two shards are committed, there another and one of them
+    ledger.write_bytes(plan + second + third)
+    bucket_of(url).put("ledger.jsonl", plan + first + second, over=bucket_of(url).list()["ledger.jsonl"].etag)
+    make(job, workspace, url)
+    told = "1 shards that were made here are not there, where another run went on; made again"
+    assert f"{url}: {told}\n" in capsys.readouterr().err
+    assert made_there(url) == whole
+    # a ledger that is damaged here is brought anew
+    ledger.write_bytes(b"torn")
+    make(job, workspace, url)
+    assert made_there(url) == whole
+
+
 def test_whatever_is_not_of_a_run_is_left_alone(gate: Gate, workspace: Path, make_job: MakeJob) -> None:
     url = new_url()
     bucket_of(url).put("thesis.tex", b"mine")
