@@ -313,7 +313,10 @@ def require_room(prepared: Prepared, out: Path, address: str = "") -> str | None
         return None
     forecasts = [make_forecast(part, out) for part in parts]
     left, work = _left(parts, forecasts, out), _most_work(parts, forecasts, out)
-    if not left or (0.0 if address else left) + work <= free:
+    if not left:
+        return None
+    left = 0.0 if address else left
+    if left + work <= free:
         return None
     basis = "; ".join(dict.fromkeys(note_bases(forecast.bases) for forecast in forecasts))
     told = (
