@@ -125,7 +125,7 @@ class Bucket:
     def __init__(self, url: Url, objects: Objects | None = None, part_bytes: int = PART_BYTES) -> None:
         self.url, self.part_bytes = url, part_bytes
         self.objects = objects or connect()
-        self.down = False  # it has failed beyond all tries
+        self.down: DatasetError | None = None  # what it has failed by, beyond all tries
 
     def list(self) -> dict[str, Seen]:
         """All objects, by name."""
@@ -250,8 +250,8 @@ class Bucket:
         try:
             yield
         except (NoCredentialsError, PartialCredentialsError):
-            self.down = True
-            raise DatasetError(f"{self.url}: there are no credentials for it; {KEYS}") from None
+            self.down = DatasetError(f"{self.url}: there are no credentials for it; {KEYS}")
+            raise self.down from None
         except (OSError, BotoCoreError, ClientError) as error:
             code = _code_of(error)
             if code in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
@@ -265,8 +265,8 @@ class Bucket:
                 told += f" there; {GO_ON}"
             else:
                 told = f"the store does not answer as it should ({_tell(error, code)}); {GO_ON}"
-            self.down = True
-            raise DatasetError(f"{where if code not in ('', 'NoSuchBucket') else self.url}: {told}") from None
+            self.down = DatasetError(f"{where if code not in ('', 'NoSuchBucket') else self.url}: {told}")
+            raise self.down from None
 
 
 def _condition(over: str | None) -> dict[str, str]:

@@ -93,11 +93,13 @@ class ObjectStore:
             with suppress(DatasetError):
                 self._leave()
             raise
+        if self.bucket.down is not None:  # whoever met it has made do without, as a card may
+            raise self.bucket.down
         self._leave()
 
     def _leave(self) -> None:
         """The last upload, and nobody's from now on."""
-        if self.bucket.down:
+        if self.bucket.down is not None:
             return
         if self.brought and (self.out / MANIFEST).exists() and (self.out / LEDGER).exists():
             self.save(now=True)
@@ -160,12 +162,12 @@ class ObjectStore:
     def _require_held(self) -> None:
         now = self.bucket.look(WRITER)
         if now is None or now.etag != self.held:
-            self.bucket.down = True
             raise self._lost()
 
     def _lost(self) -> DatasetError:
-        self.bucket.down = True
-        return DatasetError(f"{self.url}: another run has taken over there, so this one stops; what it committed stays")
+        told = f"{self.url}: another run has taken over there, so this one stops; what it committed stays"
+        self.bucket.down = DatasetError(told)
+        return self.bucket.down
 
     # ── what is there ──
 

@@ -22,6 +22,9 @@ class Store(Protocol):
     def address(self) -> str:
         """Where the dataset is found; "" where that is its directory."""
 
+    def __hash__(self) -> int:
+        """What is counted of a dataset is remembered by its store, too."""
+
     def hold(self, out: Path, tell: Tell) -> AbstractContextManager[None]:
         """Hold it against other machines while the context lasts, and bring what it has of the dataset into `out`."""
 

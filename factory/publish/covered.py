@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from factory.dataset.ledger import Ledger, read_ledger
 from factory.dataset.stages import dataset_state
+from factory.dataset.store import Store as Kept
 from factory.errors import DatasetError
 from factory.publish.report.coverage import describe_coverage
 from factory.publish.report.phrasings import UNKNOWN
-from factory.publish.report.store import Store
+from factory.publish.report.store import FOLDERS, Store, choose_part
 
 Facts = dict[str, Any]
 WHAT: Final = "Phrasings, names and places, first words and rows alike"
@@ -35,16 +36,17 @@ def tell_coverage(ledger: Ledger) -> list[str]:
         told = "the extra `report` was not installed where this card was written; `factory report` counts them"
         return [f"- {WHAT} were not counted: {told}."]
     try:
-        found = _count(ledger.out, dataset_state(ledger))
+        found = _count(ledger.out, dataset_state(ledger), ledger.store)
     except (DatasetError, OSError):  # a card must not end a run whose rows are safe; `verify` says what is wrong
         return [f"- {WHAT} could not be counted: files of the rows could not be read; `factory verify` names them."]
     return write_lines(found, ledger.totals.accepted)
 
 
 @lru_cache(maxsize=1)
-def _count(out: Path, state: str) -> Facts:
+def _count(out: Path, state: str, kept: Kept) -> Facts:
     """The report's own figures of the rows as `state` names them: a card is often written twice in a row."""
-    with Store(read_ledger(out), whole=False) as store:
+    ledger = read_ledger(out, store=kept)
+    with ledger.here(choose_part(ledger), *FOLDERS.values()), Store(ledger, whole=False) as store:
         return describe_coverage(store)
 
 

@@ -326,6 +326,23 @@ def test_a_dataset_grows_there(gate: Gate, workspace: Path, make_job: MakeJob) -
     assert made_there(url) == made_here(more, workspace)
 
 
+def test_a_store_that_fails_while_the_card_is_counted_fails_the_run(
+    gate: Gate, workspace: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("duckdb")
+    url, more = new_url(), make_job(tasks=[{"name": "adding", "count": 44}])
+    make(make_job(), workspace, url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    # earlier shards are there alone, and the card tells of their texts, too
+    gate.rule = lambda method, key: "busy" if method == "GET" and "/data/" in key else ""
+    with pytest.raises(DatasetError, match=r"train-00000.parquet: the store does not answer as it should \(SlowDown"):
+        run_prepared(prepare(more, workspace), workspace / "work", store=ObjectStore(url))
+    gate.rule = lambda method, key: ""
+    make(more, workspace, url)
+    run(make_job(), workspace, workspace / "here")
+    assert made_there(url) == made_here(more, workspace)
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

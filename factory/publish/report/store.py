@@ -42,7 +42,8 @@ class Store:
         import duckdb
 
         require_plain_path(ledger.out)
-        _require_files(ledger)
+        self.part = choose_part(ledger)  # shards, as many as the part has
+        _require_files(ledger, sorted(ledger.entries) if whole else self.part)
         self.ledger = ledger
         self.spill = tempfile.TemporaryDirectory()
         options = {"memory_limit": MEMORY, "temp_directory": self.spill.name, "preserve_insertion_order": "false"}
@@ -51,7 +52,6 @@ class Store:
         self.failure: tuple[type[Exception], ...] = (duckdb.IOException, duckdb.InvalidInputException)
         self.failure += (duckdb.ConversionException, duckdb.InternalException, duckdb.SerializationException)
         self.failure += (duckdb.OutOfMemoryException,)
-        self.part = choose_part(ledger)  # shards, as many as the part has
         for name, folder in FOLDERS.items():
             if whole:
                 self._make(name, folder)
@@ -106,8 +106,8 @@ class Store:
         self.rows(f"CREATE TABLE {name} AS SELECT {', '.join(chosen)}, {WHERE} FROM {self.source(name)}")
 
 
-def _require_files(ledger: Ledger) -> None:
-    for shard in sorted(ledger.entries):
+def _require_files(ledger: Ledger, shards: Sequence[int]) -> None:
+    for shard in shards:
         for name in (shard_path(folder, shard) for folder in FOLDERS.values()):
             if not (ledger.out / name).is_file():
                 told = f"{name}: missing, and {LEDGER} names it"
