@@ -1,7 +1,7 @@
 """What many tests share: a workspace with one small task that no built-in knows, and jobs over it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,27 @@ def workspace(tmp_path: Path) -> Path:
     """A folder with the task `adding`."""
     write_task(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Any]:
+    """An S3 server of this process's tests, behind a gate: see s3_support."""
+    from s3_support import serve_s3
+
+    with serve_s3() as gate:
+        yield gate
+
+
+@pytest.fixture
+def gate(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The same, empty-handed, with the environment that leads there."""
+    from s3_support import s3_environment
+
+    for name, value in s3_environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    s3_server.seen.clear()
+    yield s3_server
+    s3_server.rule = lambda method, key: ""
 
 
 @pytest.fixture

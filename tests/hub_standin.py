@@ -2,12 +2,17 @@
 
 Strict where the hub is: a draft is not merged, a large file is not committed before its bytes are there, a card without
 valid metadata is refused. `trouble` is asked before each request, and may answer in the hub's place or cut the line.
+
+    python tests/hub_standin.py
+
+runs one until Ctrl-C and says what to set so that `factory push`, `huggingface_hub` and `datasets` talk to it.
 """
 
 import base64
 import hashlib
 import json
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -341,3 +346,22 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"POST /api/datasets/{NAME}/discussions/(\d+)/merge", Handler.merge),
     (rf"(?:GET|HEAD) /datasets/{NAME}/resolve/{REVISION}/(.+)", Handler.resolve),
 ]
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where whoever started it has it ignored
+        signal.signal(number, signal.default_int_handler)
+    hub = Hub()
+    print(
+        f"export HF_ENDPOINT={hub.url} HF_TOKEN=anything\n(a stand-in of the hub, in memory; Ctrl-C ends it)",
+        flush=True,
+    )
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        for name, repository in hub.repositories.items():
+            print(f"{name}: {len(repository.refs['main'])} files on main")
+
+
+if __name__ == "__main__":
+    main()

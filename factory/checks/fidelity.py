@@ -101,10 +101,11 @@ def check(ledger: Ledger, manifest: dict[str, Any], count: int, trust_remote_cod
         if signals is None or not signals.any:
             raise NotChecked("the dataset keeps no signals")
         reference = require_reference(manifest, trust_remote_code)
-        choices = choose_rows(ledger, count)
+        with ledger.here(spread_shards(ledger, count), "data", "hidden_states"):
+            choices = choose_rows(ledger, count)
+            rows = [read_row(ledger.out, choice, signals) for choice in choices]
         if not choices:
             raise NotChecked("no row was accepted")
-        rows = [read_row(ledger.out, choice, signals) for choice in choices]
         answer = forward_rows(reference, signals, rows)
     except NotChecked as reason:
         return begun | {"verdict": "not checked", "reason": " ".join(str(reason).split())}
@@ -116,11 +117,16 @@ def digest_files(ledger: Ledger) -> str:
     return content_hash([[f.path, f.digest] for _, entry in sorted(ledger.entries.items()) for f in entry.files])
 
 
+def spread_shards(ledger: Ledger, count: int) -> list[int]:
+    """Up to `count` shards with accepted rows: the ends and what lies evenly between, as a fault may begin in the
+    middle of a run."""
+    shards = [shard for shard, entry in sorted(ledger.entries.items()) if entry.accepted]
+    return sorted({shards[i * (len(shards) - 1) // max(1, count - 1)] for i in range(count)}) if shards else []
+
+
 def choose_rows(ledger: Ledger, count: int) -> list[Choice]:
     """Up to `count` accepted rows, the same every time: spread over the shards, the tasks and the lengths."""
-    shards = [shard for shard, entry in sorted(ledger.entries.items()) if entry.accepted]
-    # the ends and what lies evenly between: a fault may begin in the middle of a run
-    spread = sorted({shards[i * (len(shards) - 1) // max(1, count - 1)] for i in range(count)}) if shards else []
+    spread = spread_shards(ledger, count)
     left = {shard: list(_list_rows(ledger.out, shard)) for shard in spread}
     seen: Counter[str] = Counter()
     chosen: list[Choice] = []

@@ -22,10 +22,10 @@ from factory.terminal import report, say
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `factory`."""
-    options = build_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    command: Callable[[argparse.Namespace], int] = options.command
     try:
+        options = build_parser().parse_args(arguments)
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        command: Callable[[argparse.Namespace], int] = options.command
         code = command(options)
     except FactoryError as error:
         code = report(error)

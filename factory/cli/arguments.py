@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeAlias
 
+from factory.errors import DatasetError
 from factory.terminal import printable, say
 
 
@@ -23,6 +25,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def directory(text: str) -> Path:
+    """A path on a disk. Raises DatasetError for an address, which would be taken for one."""
+    if "://" in text:
+        copied = f"first `aws s3 sync {text} DIR`" if text.startswith("s3://") else "it"
+        raise DatasetError(f"{text}: is an address, and this command takes a directory; copy {copied}, then give DIR")
+    return Path(text)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -1,21 +1,22 @@
 """Commands that take a dataset: status, verify, curriculum, show."""
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from factory.cli.arguments import Commands, positive, print_lines
+from factory.cli.arguments import Commands, directory, positive, print_lines
 from factory.terminal import say
 
 
 def add(commands: Commands) -> None:
     """The group's commands and their arguments."""
     status = commands.add_parser("status", help="planned, accepted, rejected by reason, errors, left")
-    status.add_argument("dir", type=Path)
+    status.add_argument("dir", help="or s3://BUCKET/PREFIX")
     status.add_argument("--json", action="store_true", help="one JSON object")
     status.set_defaults(command=_status)
 
     verify = commands.add_parser("verify", help="check checksums, counts, columns and alignment of a dataset")
-    verify.add_argument("dir", type=Path)
+    verify.add_argument("dir", type=directory)
     verify.add_argument(
         "--fidelity", type=positive, metavar="N", help="also run N rows again through transformers and compare"
     )
@@ -24,7 +25,7 @@ def add(commands: Commands) -> None:
     _add_curriculum(commands)
 
     show = commands.add_parser("show", help="show the first rows, readable, with their signals")
-    show.add_argument("dir", type=Path)
+    show.add_argument("dir", type=directory)
     show.add_argument("-n", type=positive, default=1, metavar="COUNT", help="how many (default: 1)")
     show.add_argument("--rejected", action="store_true", help="rows that were not accepted, and why")
     show.add_argument("--reason", help="of these, the ones with this reason, stage, or STAGE/REASON")
@@ -36,7 +37,7 @@ def add(commands: Commands) -> None:
 
 def _add_curriculum(commands: Commands) -> None:
     curriculum = commands.add_parser("curriculum", help="make stages, splits and hand-off labels of a complete dataset")
-    curriculum.add_argument("dir", type=Path)
+    curriculum.add_argument("dir", type=directory)
     curriculum.add_argument("config", type=Path, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
     curriculum.set_defaults(command=_curriculum)
 
@@ -49,17 +50,26 @@ def _status(options: argparse.Namespace) -> int:
     from factory.publish.show import describe_totals, read_samples, read_totals
     from factory.teachers.remote.purse import read_spending
 
-    totals = read_totals(options.dir)
-    if options.json:
-        (samples, keep), runs = read_samples(options.dir), asdict(count_runs(options.dir))
-        spent = read_spending(options.dir)
-        told = {"samples": samples, "keep": keep, "runs": runs} | ({"spent": spent} if spent else {})
-        state = read_state(options.dir)
-        told |= {"cluster": state} if state else {}
-        say(json.dumps(totals.figures() | told))
-    else:
-        print_lines(describe_totals(options.dir, totals))
+    with _seen(options.dir) as folder:
+        totals = read_totals(folder)
+        if options.json:
+            (samples, keep), runs = read_samples(folder), asdict(count_runs(folder))
+            spent = read_spending(folder)
+            told = {"samples": samples, "keep": keep, "runs": runs} | ({"spent": spent} if spent else {})
+            state = read_state(folder)
+            told |= {"cluster": state} if state else {}
+            say(json.dumps(totals.figures() | told))
+        else:
+            print_lines(describe_totals(folder, totals, options.dir))
     return 0
+
+
+def _seen(place: str) -> AbstractContextManager[Path]:
+    """The directory of a dataset, or what an object store has that tells of its state."""
+    from factory.dataset.bucket import is_url, read_url
+    from factory.dataset.object_store import view
+
+    return view(read_url(place)) if is_url(place) else nullcontext(directory(place))
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory.cli.arguments import Commands, Parser, positive, print_lines
+from factory.cli.arguments import Commands, Parser, directory, positive, print_lines
 from factory.errors import JobError
 from factory.terminal import say
 
 if TYPE_CHECKING:
+    from factory.dataset.bucket import Url
     from factory.dataset.entries import Totals
+    from factory.dataset.store import Store
+    from factory.job.job import Job
     from factory.runs.prepare import Prepared
 
 
@@ -18,7 +21,7 @@ def add(commands: Commands) -> None:
     """The group's commands and their arguments."""
     plan = commands.add_parser("plan", help="what a job will take: rows, tokens, bytes a token, disk; spends nothing")
     plan.add_argument("job", type=Path)
-    plan.add_argument("--out", type=Path, help="instead of the job's out")
+    plan.add_argument("--out", help="instead of the job's out")
     plan.add_argument(
         "--pilot",
         type=positive,
@@ -31,10 +34,10 @@ def add(commands: Commands) -> None:
 
     run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
     run.add_argument("job", type=Path)
-    run.add_argument("--out", type=Path, help="instead of the job's out")
+    run.add_argument("--out", help="instead of the job's out")
     score = commands.add_parser("score", help="take the signals of transcripts that exist, or go on with it")
     score.add_argument("job", type=Path)
-    score.add_argument("--out", type=Path, help="instead of the job's out")
+    score.add_argument("--out", help="instead of the job's out")
     score.add_argument("--traces", type=Path, help="write the traces here again, with reference_logprobs")
     for command in (plan, run, score):
         allow_outside(command)
@@ -51,11 +54,16 @@ def add(commands: Commands) -> None:
         command.add_argument(
             "--metrics", type=positive, metavar="PORT", help="with --ray: for Prometheus, on this port"
         )
+        command.add_argument(
+            "--take-over", action="store_true", help="with an out in an object store: from a run that is gone"
+        )
         command.set_defaults(command=_run, scores=command is score)
 
     merge = commands.add_parser("merge", help="join the parts of a plan to the dataset that one run makes")
-    merge.add_argument("out", type=Path, help="a new directory")
-    merge.add_argument("parts", type=Path, nargs="+", metavar="PART", help="the directories of all parts, in any order")
+    merge.add_argument("out", type=directory, help="a new directory")
+    merge.add_argument(
+        "parts", type=directory, nargs="+", metavar="PART", help="the directories of all parts, in any order"
+    )
     merge.add_argument("--copy", action="store_true", help="copy files where they could be hard links")
     merge.set_defaults(command=_merge)
 
@@ -67,20 +75,29 @@ def allow_outside(command: Parser) -> None:
     )
 
 
-def read_job(options: argparse.Namespace) -> tuple[Any, Path]:
+def read_job(options: argparse.Namespace) -> tuple[Any, "Path | Url"]:
     """The job, and where its dataset goes; its own paths stay inside unless the options say otherwise."""
+    from factory.dataset.bucket import is_url, read_url
     from factory.dataset.manifest import require_plain_path
     from factory.job.job import load_job, source_paths
     from factory.job.paths import require_inside
 
     job = load_job(options.job)
-    out = options.out or Path(job.out)
-    require_plain_path(out)
+    named = options.out or job.out
+    out = read_url(named) if is_url(named) else Path(named)
+    if isinstance(out, Path):
+        require_plain_path(out)
     if not options.allow_outside:
         # an --out was typed by whoever starts the job; the paths inside it may be anyone's
-        paths = [] if options.out else [("out", out)]
+        paths = [("out", out)] if isinstance(out, Path) and not options.out else []
+        paths += [] if isinstance(out, Path) else [("store.folder", Path(job.store.folder))]
         require_inside([*paths, *source_paths(job)], [Path(), options.workspace, options.job.parent])
     return job, out
+
+
+def _work_in(job: "Job", out: "Path | Url") -> Path:
+    """The directory that a dataset is made in: its own, or a working folder of one in an object store."""
+    return out if isinstance(out, Path) else Path(job.store.folder) / out.folder
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -91,7 +108,8 @@ def _plan(options: argparse.Namespace) -> int:
         raise JobError("--gpus and --tps belong together: how many there are, and how fast each is; give both")
     fleet = Fleet(options.gpus, options.tps) if options.gpus is not None else None
     job, out = read_job(options)
-    print_lines(estimate(job, options.workspace, out, options.pilot, fleet))
+    address = "" if isinstance(out, Path) else str(out)
+    print_lines(estimate(job, options.workspace, _work_in(job, out), options.pilot, fleet, address))
     return 0
 
 
@@ -100,44 +118,68 @@ def _run(options: argparse.Namespace) -> int:
     from factory.publish.show import describe_nothing, describe_totals
     from factory.runs.prepare import prepare
 
-    job, out = read_job(options)
+    job, place = read_job(options)
     # which command it is stands in the job too; both must say the same, before an engine is started for nothing
     if options.scores != (job.transcripts is not None):
         other, why = ("run", "no [transcripts]") if options.scores else ("score", "[transcripts] in place of [[tasks]]")
         raise JobError(f"{options.job}: has {why}; use factory {other}")
     prepared = prepare(job, options.workspace)
-    prepared, out = _take_part(options, prepared, out)
+    prepared, place = _take_part(options, prepared, place)
+    out, store = _work_in(job, place), _open_store(options, place)
     traces = getattr(options, "traces", None)
     if traces is not None:
         _require_traces(prepared)
-    warning = None if options.no_disk_check else require_room(prepared, out)
+    warning = None if options.no_disk_check else require_room(prepared, out, store.address)
     if warning:
         say(warning, sys.stderr)
-    totals = _make(options, prepared, out)
-    print_lines(describe_totals(out, totals))
+    totals = _make(options, prepared, out, store)
+    print_lines(describe_totals(out, totals, store.address))
     if traces is not None:
         _write_traces(prepared, out, traces)
     if totals.accepted:
         return 0
-    say(f"error: no row of {totals.planned:,} was accepted; {describe_nothing(out, totals)}", sys.stderr)
+    say(
+        f"error: no row of {totals.planned:,} was accepted; {describe_nothing(out, totals, not store.address)}",
+        sys.stderr,
+    )
     return 1
 
 
-def _make(options: argparse.Namespace, prepared: "Prepared", out: Path) -> "Totals":
+def _open_store(options: argparse.Namespace, place: "Path | Url") -> "Store":
+    """What keeps the dataset. Raises JobError for options that mean nothing there."""
+    from factory.dataset.object_store import ObjectStore
+    from factory.dataset.store import DISK
+
+    if isinstance(place, Path):
+        if options.take_over:
+            raise JobError(
+                f"--take-over: {place} is a directory, where the system lets go of what is gone; leave it out"
+            )
+        return DISK
+    named = {"--repair": options.repair, "--traces": getattr(options, "traces", None)}
+    if asked := next((name for name, given in named.items() if given), None):
+        raise JobError(
+            f"{asked}: reads files of shards, which are in {place} and not here; copy all to a directory "
+            f"(`aws s3 sync {place} DIR`), and give --out DIR {asked}"
+        )
+    return ObjectStore(place, options.take_over)
+
+
+def _make(options: argparse.Namespace, prepared: "Prepared", out: Path, store: "Store") -> "Totals":
     """Run a job, here or on a cluster."""
     if options.ray is not None:
         from factory.runs.cluster import run_on_cluster
 
-        return run_on_cluster(prepared, out, options.ray, options.repair, options.log_json, options.metrics)
+        return run_on_cluster(prepared, out, options.ray, options.repair, options.log_json, options.metrics, store)
     if options.metrics is not None:
         raise JobError("--metrics is of a run on a cluster; give --ray too, or leave it out")
     from factory.runs.run import run_prepared
 
-    return run_prepared(prepared, out, mend=options.repair, log_json=options.log_json)
+    return run_prepared(prepared, out, mend=options.repair, log_json=options.log_json, store=store)
 
 
-def _take_part(options: argparse.Namespace, prepared: "Prepared", out: Path) -> tuple["Prepared", Path]:
-    """The part of the job that is asked for, and its directory; the whole job where none is."""
+def _take_part(options: argparse.Namespace, prepared: "Prepared", out: "Path | Url") -> tuple["Prepared", "Path | Url"]:
+    """The part of the job that is asked for, and its place; the whole job where none is."""
     from factory.runs.parts import part_path, read_part, take_part
 
     if options.part is None:
@@ -148,7 +190,7 @@ def _take_part(options: argparse.Namespace, prepared: "Prepared", out: Path) -> 
         raise JobError(f"--part: {error}") from None
     if getattr(options, "traces", None) is not None:
         raise JobError("--traces: a part has only some of the rows; merge the parts, then score into the whole with it")
-    return take_part(prepared, part), options.out or part_path(out, part)
+    return take_part(prepared, part), out if options.out else part_path(out, part)
 
 
 def _merge(options: argparse.Namespace) -> int:

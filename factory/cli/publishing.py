@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from factory.cli.arguments import Commands, positive, print_lines
+from factory.cli.arguments import Commands, directory, positive, print_lines
 from factory.terminal import say
 
 
@@ -17,8 +17,8 @@ def add(commands: Commands) -> None:
 
 def _add_report(commands: Commands) -> None:
     report = commands.add_parser("report", help="write report.html: what is in a dataset, or how two of a plan differ")
-    report.add_argument("dir", type=Path)
-    report.add_argument("other", type=Path, nargs="?", help="compare with this dataset over the same plan")
+    report.add_argument("dir", type=directory)
+    report.add_argument("other", type=directory, nargs="?", help="compare with this dataset over the same plan")
     report.add_argument("--to", type=Path, metavar="FILE", help="instead of report.html (comparison.html) in DIR")
     report.add_argument("--rows", type=positive, default=60, metavar="N", help="how many rows to show (default: 60)")
     report.add_argument("--json", action="store_true", help="print the numbers as one JSON object, write no file")
@@ -27,8 +27,8 @@ def _add_report(commands: Commands) -> None:
 
 def _add_export(commands: Commands) -> None:
     export = commands.add_parser("export", help="write the rows as a trainer reads them, with its config beside them")
-    export.add_argument("dir", type=Path)
-    export.add_argument("out", type=Path, help="a new folder; the same command goes on where it was cut off")
+    export.add_argument("dir", type=directory)
+    export.add_argument("out", type=directory, help="a new folder; the same command goes on where it was cut off")
     export.add_argument("--to", required=True, metavar="FORMAT", help="trl-sft, axolotl-kd, ...: docs/trainers.md")
     export.add_argument("--stage", metavar="NAME", help="a stage of the curriculum (default: all accepted rows)")
     export.add_argument("--split", default="train", help="of a stage: train, validation or test (default: train)")
@@ -47,7 +47,7 @@ def _add_export(commands: Commands) -> None:
 
 def _add_align(commands: Commands) -> None:
     align = commands.add_parser("align", help="token ids and top-k of a student with another tokenizer")
-    align.add_argument("dir", type=Path)
+    align.add_argument("dir", type=directory)
     align.add_argument("--student", required=True, metavar="TOKENIZER", help="its folder, hub id, or demo")
     align.add_argument("--name", help="the config will be aligned-NAME (default: the tokenizer's name)")
     align.set_defaults(command=_align)
@@ -55,7 +55,7 @@ def _add_align(commands: Commands) -> None:
 
 def _add_push(commands: Commands) -> None:
     push = commands.add_parser("push", help="send a dataset to the hub, whole or not at all")
-    push.add_argument("dir", type=Path)
+    push.add_argument("dir", type=directory)
     push.add_argument("repo", metavar="OWNER/NAME", help="the same command goes on where it was cut off")
     push.add_argument(
         "--local", action="store_true", help="OWNER/NAME is a new folder: write the copy there, send none"

@@ -57,7 +57,7 @@ class Layout:
         choices = {name: getattr(self.signals, name) for name in CHOICES}
         meaning |= {name: value for name, value in choices.items() if value != getattr(NO_SIGNALS, name)}
         schema = pa.schema([pa.field(column.name, column.type) for column in self.columns])
-        return schema.with_metadata({"factory": canonical_json(meaning)} | _features(schema))
+        return schema.with_metadata({"factory": canonical_json(meaning)} | picture_features(schema))
 
     def writer_options(self) -> dict[str, Any]:
         """How Parquet stores this config."""
@@ -94,7 +94,7 @@ def writer_options(config: str, columns: Iterable[Any]) -> dict[str, Any]:
     }
 
 
-def _features(schema: pa.Schema) -> dict[str, str]:
+def picture_features(schema: pa.Schema) -> dict[str, str]:
     """What `datasets` needs to be told of a file with pictures: that their bytes are images."""
     if "images" not in schema.names:
         return {}

@@ -23,7 +23,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +40,7 @@ from factory.dataset.manifest import (
     write_atomically,
 )
 from factory.dataset.shards import ShardFile
+from factory.dataset.store import DISK, MARK, Store
 from factory.errors import DatasetError
 from factory.hashing import canonical_json
 
@@ -52,8 +53,9 @@ PUSHED = re.compile(r"train-\d+-[0-9a-f]{12}\.parquet")  # a file of rows in a p
 class Ledger:
     """The ledger of one output directory. Open it with `open_ledger` to run, with `read_ledger` to look."""
 
-    def __init__(self, out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry]) -> None:
+    def __init__(self, out: Path, plan: dict[str, Any], entries: dict[int, ShardEntry], store: Store = DISK) -> None:
         self.out = out
+        self.store = store
         self.plan = plan
         self.entries = entries
         self.totals = Totals()
@@ -73,7 +75,12 @@ class Ledger:
     def of_teacher(self, teacher: str) -> "Ledger":
         """The shards of one teacher alone, to look at."""
         own = {shard: entry for shard, entry in self.entries.items() if self.teacher_of(shard) == teacher}
-        return Ledger(self.out, self.plan, own)
+        return Ledger(self.out, self.plan, own, self.store)
+
+    def here(self, shards: Iterable[int], *folders: str) -> AbstractContextManager[None]:
+        """Have the files of committed shards, those in these folders, in the directory while the context lasts."""
+        files = (file for shard in shards for file in self.entries[shard].files)
+        return self.store.here(file for file in files if file.path.partition("/")[0] in folders)
 
     def replan(self, plan: dict[str, Any]) -> None:
         """Put a longer plan in place of the one so far; what is committed stays."""
@@ -86,6 +93,7 @@ class Ledger:
         """Make a shard count. Its files must be in place."""
         assert entry.accepted + entry.rejected + entry.errors == entry.planned
         assert entry.shard not in self.entries
+        self.store.put(entry.files)
         # appended and synced, never rewritten: a kill can tear this line and no other
         with (self.out / LEDGER).open("ab") as handle:
             handle.write(_line(entry))
@@ -156,14 +164,14 @@ def hold_dataset(out: Path) -> AbstractContextManager[None]:
     return hold(out)
 
 
-def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> Ledger:
+def open_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any], store: Store = DISK) -> Ledger:
     """Begin or resume the dataset in a directory that is held. Raises DatasetError where another job made it."""
     # manifest first: a kill between the two leaves a manifest without a ledger, which the next start completes
     anew = is_unspent(out)
     reconcile_manifest(out, manifest, anew)
     if anew or not (out / LEDGER).exists():
         write_atomically(out / LEDGER, _line(plan))
-    return read_ledger(out, mend=True)
+    return read_ledger(out, mend=True, store=store)
 
 
 def require_resumable(out: Path, manifest: dict[str, Any]) -> None:
@@ -215,15 +223,15 @@ def _has_answers(out: Path) -> bool:
 
 
 def _require_vacant(out: Path) -> None:
-    # a lock and temporary files are what a start that was refused leaves behind
-    strangers = sorted(p.name for p in out.iterdir() if p.name != LOCK and not p.name.startswith(".tmp-"))
+    # these and temporary files are what a start that was refused leaves behind
+    strangers = sorted(p.name for p in out.iterdir() if p.name not in (LOCK, MARK) and p.name[:5] != ".tmp-")
     if strangers:
         raise DatasetError(
             f"{out}: not empty and not a dataset of the factory (has {strangers[0]}); choose another `out`"
         )
 
 
-def read_ledger(out: Path, mend: bool = False) -> Ledger:
+def read_ledger(out: Path, mend: bool = False, store: Store = DISK) -> Ledger:
     """The ledger of a dataset; `mend` also cuts a torn last line off the file.
 
     Raises DatasetError where there is none, or where any line but a torn last one is not what was written.
@@ -234,7 +242,7 @@ def read_ledger(out: Path, mend: bool = False) -> Ledger:
     # only whoever holds the directory may: a reader may look while a run is in the middle of a line
     if mend:
         _cut_torn_line(out / LEDGER)
-    return Ledger(out, plan, entries)
+    return Ledger(out, plan, entries, store)
 
 
 def _cut_torn_line(path: Path) -> None:

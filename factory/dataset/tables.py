@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.dataset.columns import storage_of
+from factory.dataset.columns import IMAGES, storage_of
+from factory.dataset.layouts import picture_features
 from factory.dataset.shards import ROW_GROUP_BYTES, ShardFile, place_file, told_as_damage
 from factory.hashing import content_hash
 from factory.signals import Array
@@ -34,6 +35,7 @@ SCALARS: Final = {
     "int64": pa.int64(),
     "float16": pa.float16(),
     "float32": pa.float32(),
+    "pictures": IMAGES,  # a row's list of them; in a column called `images`, which `datasets` is told of
 }
 # a name of SCALARS, one with [] (a list: arrays) or [][] (arrays [S, K]), {name: kind} or [{name: kind}]
 Kind = str | dict[str, Any] | list[dict[str, Any]]
@@ -74,6 +76,8 @@ class TableWriter:
 def open_table(folder: Path, name: str, fields: Sequence[Field], form: Form) -> Iterator[tuple[TableWriter, list[Any]]]:
     """A writer for `folder / name`; the list holds the ShardFile once the file is in place, after the block."""
     schema = pa.schema([pa.field(field.name, _type(field.kind)) for field in fields])
+    if told := picture_features(schema):
+        schema = schema.with_metadata(told)
     done: list[Any] = []
     with place_file(folder, name) as placed, _writer(placed.sink, schema, form) as writer:
         table = TableWriter(writer, schema, fields)
@@ -146,7 +150,7 @@ def _weigh(value: Any) -> int:
         return sum(map(_weigh, value))
     if isinstance(value, dict):
         return sum(map(_weigh, value.values()))
-    return len(value) if isinstance(value, str) else 200
+    return len(value) if isinstance(value, str | bytes) else 200
 
 
 def saved_dataset_files(folder: Path, files: Sequence[ShardFile], formatted: str | None) -> dict[str, str]:

@@ -36,9 +36,12 @@ SHORT_SHARDS = 32  # one at the end of each round: a goal is come to in fewer
 SELDOM = ("images", "experts", "attention")  # told where a job keeps them
 
 
-def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None, fleet: Fleet | None = None) -> list[str]:
+def estimate(
+    job: Job, workspace: Path, out: Path, pilot: int | None = None, fleet: Fleet | None = None, address: str = ""
+) -> list[str]:
     """Readable lines about a job; `pilot` runs so many rows of each task with the real teacher first.
 
+    `address`: of the object store that keeps the shards; `out` is where they are made.
     Raises a FactoryError for what `run` would refuse before it starts an engine.
     """
     prepared = prepare(job, workspace)
@@ -79,7 +82,7 @@ def estimate(job: Job, workspace: Path, out: Path, pilot: int | None = None, fle
         lines += [f"  teacher {part.turn}:"] if part.turn else []
         lines += [*engine_lines(part.job, has_cpu_engine()), *_forecast_lines(forecast)]
         lines += [*_remote_lines(part, forecast, out), *_byte_lines(part)]
-    return [*lines, *_disk_lines(parts, forecasts, out), *tell_scale(fleet, prepared.plan, forecasts)]
+    return [*lines, *_disk_lines(parts, forecasts, out, address), *tell_scale(fleet, prepared.plan, forecasts)]
 
 
 def parts_of(prepared: Prepared) -> list[Prepared]:
@@ -240,13 +243,16 @@ def _byte_lines(prepared: Prepared) -> list[str]:
     ]
 
 
-def _disk_lines(parts: list[Prepared], forecasts: list[Forecast], out: Path) -> list[str]:
+def _disk_lines(parts: list[Prepared], forecasts: list[Forecast], out: Path, address: str) -> list[str]:
     free, most = shutil.disk_usage(_existing(out)).free, sum(map(upper_bound, parts))
     lines = [
         f"  disk: at most {format_bytes(most)}, if every answer ran to max_tokens and compressed to nothing less; "
         f"free: {format_bytes(free)}",
     ]
-    need = _left(parts, forecasts, out) + _most_work(parts, forecasts, out)
+    work = _most_work(parts, forecasts, out)
+    told = f"  kept in {address}; here, in {out}, shards are until they are uploaded: about {format_bytes(work)}"
+    lines += [told] if address else []
+    need = work + (0.0 if address else _left(parts, forecasts, out))
     if need > free:
         lines.append(
             f"  warning: the disk may not hold it: {format_bytes(need)} are needed with the room to work in; "
@@ -293,9 +299,10 @@ def working_bytes(prepared: Prepared, forecast: Forecast, out: Path) -> float:
     return shard + max(0.0, spool - sum(path.stat().st_size for path in (out / SPOOL).glob("*.gen")))
 
 
-def require_room(prepared: Prepared, out: Path) -> str | None:
+def require_room(prepared: Prepared, out: Path, address: str = "") -> str | None:
     """Raise DatasetError where the disk cannot hold what is left of a job; a warning where only its bound does not fit.
 
+    Of what an object store keeps (`address`) it has to hold what is at work alone.
     A job whose upper bound fits is not looked at any closer.
     """
     free = shutil.disk_usage(_existing(out)).free
@@ -306,7 +313,10 @@ def require_room(prepared: Prepared, out: Path) -> str | None:
         return None
     forecasts = [make_forecast(part, out) for part in parts]
     left, work = _left(parts, forecasts, out), _most_work(parts, forecasts, out)
-    if not left or left + work <= free:
+    if not left:
+        return None
+    left = 0.0 if address else left
+    if left + work <= free:
         return None
     basis = "; ".join(dict.fromkeys(note_bases(forecast.bases) for forecast in forecasts))
     told = (

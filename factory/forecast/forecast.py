@@ -117,12 +117,17 @@ def shape_of_teacher(job: Job) -> ModelShape:
 
 
 def committed_ledger(prepared: Prepared, out: Path) -> Ledger | None:
-    """The ledger in `out` where this very job has committed shards; None where it has not, or where it is damaged."""
+    """The ledger in `out` where this very job has committed shards; None where it has not, they are not here, or
+    it is damaged."""
     try:
         ledger = read_ledger(out)
     except DatasetError:
         return None
-    return ledger if ledger.entries and ledger.plan.get("digest") == describe_job(prepared)["digest"] else None
+    if not ledger.entries or ledger.plan.get("digest") != describe_job(prepared)["digest"]:
+        return None
+    # those of a working folder are in an object store
+    here = ((out / file.path).exists() for entry in ledger.entries.values() for file in entry.files)
+    return ledger if all(here) else None
 
 
 def _basis(prepared: Prepared, name: str, unsolved: bool) -> Basis:

@@ -17,5 +17,7 @@ class ClusterConfig(Config):
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
     # deaths of workers in a row, without a shard between them
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 10
+    # how long a worker may take without an answer of its teacher, or to start it, before it is given up
+    hang_s: Annotated[float, Field(gt=0)] = 3600.0
     # how long a run waits while no node has room for a worker
     wait_s: Annotated[float, Field(gt=0)] = 600.0

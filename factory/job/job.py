@@ -29,6 +29,7 @@ from factory.job.gates import (
 from factory.job.paths import named_files
 from factory.job.publish import PublishConfig
 from factory.job.signals import SignalsConfig, StorageConfig
+from factory.job.store import StoreConfig
 from factory.job.teacher import SamplingConfig, TeacherConfig
 
 
@@ -104,6 +105,7 @@ class Job(Config):
     difficulty: DifficultyConfig = DifficultyConfig()
     publish: PublishConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
+    store: StoreConfig = StoreConfig()
     tasks: list[TaskConfig] = Field(default_factory=list)
     transcripts: TranscriptsConfig | None = None
 

@@ -48,7 +48,8 @@ def load_rows(
     teacher: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Rows | RowStream:
-    """Open a dataset: a local directory, or `owner/name` on the Hugging Face Hub at `revision`.
+    """Open a dataset: a local directory, `owner/name` on the Hugging Face Hub at `revision`, or `s3://BUCKET/PREFIX`
+    where a run has made it.
 
     `join_hidden_states` gives each accepted row its hidden states, and so does `config="hidden_states"`: they mean
     nothing without their tokens. The same with `join_experts` (routing) and `join_attention` (maps). A stage of a

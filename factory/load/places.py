@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from factory.curriculum.regroup import STAGE_LABELS
+from factory.dataset.bucket import is_url
 from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import MANIFEST
 from factory.dataset.merging import SIGNALS
@@ -17,6 +18,7 @@ from factory.dataset.stages import FOLDER, SUMMARY
 from factory.errors import DatasetError
 from factory.load.card import Splits, escaped, find_split, read_card, state_of
 from factory.load.present import APART, find_curriculum, find_ledger, folder_of, require_present, stage_rows
+from factory.load.stored import open_stored
 
 
 class Place(Protocol):
@@ -230,6 +232,8 @@ class Apart:
 
 def find_place(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> Place:
     root, cache = Path(source), str(cache_dir) if cache_dir else None
+    if is_url(str(source)):
+        return open_stored(source, revision, cache)
     if root.is_dir():
         if revision is not None:
             raise DatasetError(f"{root}: a directory has no revision {revision!r}; leave out `revision`")

@@ -4,6 +4,7 @@ All of it is taken from manifest and ledger; what neither can know stands in the
 where it is missing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -127,8 +128,8 @@ def tell_cleaning(totals: Totals, manifest: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def tell_limits(totals: Totals, manifest: dict[str, Any]) -> list[str]:
-    """Coverage, biases that the counts show, and what nobody has looked at."""
+def tell_limits(totals: Totals, manifest: dict[str, Any], coverage: Sequence[str] = ()) -> list[str]:
+    """Coverage, biases that the counts show, and what nobody has looked at; `coverage` is told of the rows' texts."""
     lines = ["## Coverage, biases and limits", ""]
     tasks: dict[str, dict[str, int]] = {}
     lost: list[tuple[float, str]] = []
@@ -144,8 +145,10 @@ def tell_limits(totals: Totals, manifest: dict[str, Any]) -> list[str]:
         f"{task}/{level}"
         for task, levels in tasks.items()
         for level, count in levels.items()
-        if count < FEW * sum(levels.values())
+        if 0 < count < FEW * sum(levels.values())
     ]
+    if never := [f"{task}/{level}" for task, levels in tasks.items() for level, count in levels.items() if not count]:
+        lines.append(f"- Asked for and without an accepted row: {', '.join(never)}.")
     if thin:
         lines.append(f"- Thin, under {FEW:.0%} of its task: {', '.join(thin)}.")
     if lost:
@@ -153,6 +156,7 @@ def tell_limits(totals: Totals, manifest: dict[str, Any]) -> list[str]:
         lines.append(
             f"- Only rows that passed are in the default config, so what the teacher fails at is rare: {told}."
         )
+    lines += coverage
     lines.append("- The rows have the teacher's mistakes wherever the checks do not reach, its style and its biases.")
     lines += [f"- {line}" for line in (manifest.get(PUBLISH) or {}).get("limits", [])]
     return [*lines, ""]

@@ -268,6 +268,7 @@ ALIGNED: Final = Format(
     arrays="logprobs",
     writes_ids=False,
     checks_student=False,
+    blind="a picture takes other ids in a student's own prompt",
     options=("student",),
     beside=lambda written: {},
     usage=lambda written: f"python -c 'import datasets; print(datasets.load_dataset(\"{written.out.name}\"))'",

@@ -1,7 +1,7 @@
 """The dataset card: a README whose `configs:` is what `datasets.load_dataset` reads, and which says what is inside.
 
-It is a function of ledger, manifest and curriculum.json alone, written anew after each commit: no time, no path, no
-number that was not in one of them. So equal datasets have equal cards, and a card that is lost comes back with the run.
+It is a function of ledger, manifest, curriculum.json and, once all rows are there, their texts; written anew after each
+commit: no time, no path. So equal datasets have equal cards, and a card that is lost comes back with the run.
 """
 
 from collections.abc import Collection, Sequence
@@ -37,6 +37,7 @@ from factory.publish.about import (
     tell_origin,
     tell_terms,
 )
+from factory.publish.covered import tell_coverage
 from factory.signals import SignalSpec
 
 OWN: Final = "the teacher's own distribution, before temperature and any grammar mask; the entropy is exact"
@@ -78,7 +79,8 @@ def save_card(ledger: Ledger, curriculum: dict[str, Any] | None) -> None:
     aligned = dict(aligned_configs(ledger))
     named = [dataset_state(ledger), curriculum and curriculum["files"], *([aligned] if aligned else [])]
     signals = read_signals(manifest) or SignalSpec()
-    card = write_card(ledger.totals, manifest, signals, curriculum, content_hash(named), list(aligned))
+    state, coverage = content_hash(named), tell_coverage(ledger)
+    card = write_card(ledger.totals, manifest, signals, curriculum, state, list(aligned), coverage=coverage)
     write_atomically(ledger.out / "README.md", card.encode())
 
 
@@ -88,7 +90,8 @@ def write_pushed_card(
     """The card of a copy on the hub, whose arrays stand in a config of their own; `without` names what it has not."""
     manifest = read_manifest(ledger.out)
     signals, aligned = read_signals(manifest) or SignalSpec(), [name for name, _ in aligned_configs(ledger)]
-    return write_card(ledger.totals, manifest, signals, curriculum, state, aligned, Copy(repo, tuple(without)))
+    copy, coverage = Copy(repo, tuple(without)), tell_coverage(ledger)
+    return write_card(ledger.totals, manifest, signals, curriculum, state, aligned, copy, coverage)
 
 
 def card_configs_of(ledger: Ledger, signals: SignalSpec, curriculum: dict[str, Any] | None) -> list[str]:
@@ -105,11 +108,12 @@ def write_card(
     state: str = "",
     aligned: Sequence[str] = (),
     copy: Copy | None = None,
+    coverage: Sequence[str] = (),
 ) -> str:
     """The text of out/README.md, with the configs of a curriculum (what curriculum.json says) where there is one.
 
-    `state` names the rows as they are, by their content; `copy` is said of one on the hub. The card holds no time and
-    no path, so equal datasets have equal cards.
+    `state` names the rows as they are, by their content; `copy` is said of one on the hub, `coverage` of the
+    rows' texts. The card holds no time and no path, so equal datasets have equal cards.
     """
     names = teachers_of(manifest)
     parts = [of_teacher(manifest, name) for name in names]
@@ -134,7 +138,7 @@ def write_card(
         *tell_origin(totals, manifest),
         *_quality(totals, manifest, signals),
         *tell_cleaning(totals, manifest),
-        *tell_limits(totals, manifest),
+        *tell_limits(totals, manifest, coverage),
         *_teacher_table(names, parts, totals),
     ]
     for name, part in zip(names, parts, strict=True):

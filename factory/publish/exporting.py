@@ -160,13 +160,17 @@ def _require_right(source: Source, asked: Asked, form: Format) -> None:
         raise JobError(
             f"--to {asked.to} --prompt student: hidden states are those of the teacher's prompts; leave --prompt out"
         )
-    if source.signals.images:  # a student would learn to speak of pictures that it never saw
-        raise JobError(
-            f"--to {asked.to}: some rows show pictures, and exports carry none; datasets.load_dataset gives them"
-        )
+    if source.signals.images and form.blind:  # a student would learn to speak of pictures that it never saw
+        raise JobError(f"--to {asked.to}: some rows show pictures, and {form.blind}; {_tell_carriers()}")
     if told := form.refuse(source, asked):
         raise JobError(f"--to {asked.to}: {told}")
     require_student(source, asked, form)
+
+
+def _tell_carriers() -> str:
+    """Which formats pictures go with, as they are asked for."""
+    carry = [form for form in FORMATS.values() if not form.blind]
+    return f"they go with {', '.join(f'{f.name} --rows messages' if 'rows' in f.options else f.name for f in carry)}"
 
 
 def _is_done(out: Path, plan: dict[str, Any]) -> bool:
@@ -344,6 +348,8 @@ def _readme(written: Written, form: Format, named: str) -> str:
         lines += [f"Token ids are those of the teacher's tokenizer ({checked}): the student must have the same.", ""]
     if form.arrays == "logprobs" and (told := source.details.get("distribution")):
         lines += [f"The distributions are {told}.", ""]
+    if source.signals.images:
+        lines += [f"Pictures are PNG files in the column `images`, in the order of their places. {form.pictures}", ""]
     if source.ledger.totals.left:
         lines += [f"The dataset was unfinished: {source.ledger.totals.left:,} planned rows were still to come.", ""]
     lines += [f"- left out: {count:,} rows, {reason}" for reason, count in written.left.items()]

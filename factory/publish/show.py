@@ -30,8 +30,11 @@ IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"
 TYPES = IDS | dict.fromkeys(("topk_counts", "topk_draws", "topk_steps"), np.uint16)
 
 
-def describe_totals(out: Path, totals: Totals) -> list[str]:
-    """Counts of a dataset: planned, accepted, rejected by reason, errors, left; and by task and level."""
+def describe_totals(out: Path, totals: Totals, address: str = "") -> list[str]:
+    """Counts of a dataset: planned, accepted, rejected by reason, errors, left; and by task and level.
+
+    `address` says where it is, where that is not `out`.
+    """
     samples, keep = read_samples(out)
     # of a prompt's samples one is kept at most: a share of rows would call that a loss
     chosen = samples > 1 and keep != "all"
@@ -42,7 +45,7 @@ def describe_totals(out: Path, totals: Totals) -> list[str]:
         state = "complete; `factory merge` joins the parts"
     state = f"part {totals.part}: {state}" if totals.part else state
     lines = [
-        f"{out}: {state}",
+        f"{address or out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"
         f" + errors {totals.errors:,} + left {totals.left:,}",
         f"  shards {totals.committed_shards:,} of {totals.shards:,}, {totals.completion_tokens:,} completion tokens, "
@@ -92,12 +95,15 @@ def _command(out: Path) -> str:
     return run_command(read_manifest(out) if (out / MANIFEST).exists() else {})
 
 
-def describe_nothing(out: Path, totals: Totals) -> str:
-    """Why a dataset has no accepted row: the one reason there is, in the words of the first row that has it."""
+def describe_nothing(out: Path, totals: Totals, rows: bool = True) -> str:
+    """Why a dataset has no accepted row: the one reason there is, in the words of the first row that has it.
+
+    `rows`: they are there to be read.
+    """
     if len(totals.reasons) != 1:
         return "the reasons are above"
     (reason,) = totals.reasons
-    row = next(chosen_rows(out, Choice(reason=reason)), None)
+    row = next(chosen_rows(out, Choice(reason=reason)), None) if rows else None
     why = f": {row['findings'][0]}" if row is not None and row["findings"] else ""
     return f"all for one reason, {reason}{why}"
 

@@ -111,13 +111,15 @@ class Deduplication:
 
     def __init__(self, config: FiltersConfig, ledger: Ledger, forms: Mapping[str, Form]) -> None:
         self.duplicates, self.forms = Duplicates(config), forms
-        self.out = ledger.out
+        self.ledger = ledger
         self.earlier = deque(sorted(ledger.entries))
 
     def find(self, shard: int, row: StoredRow) -> tuple[str, str] | None:
         """Why a row of a shard was there already; None where it was not. Rows must come in the plan's order."""
         while self.earlier and self.earlier[0] < shard:
-            self.duplicates.remember(stored_rows(self.out, self.earlier.popleft(), self.forms))
+            earlier = self.earlier.popleft()
+            with self.ledger.here([earlier], "data"):
+                self.duplicates.remember(stored_rows(self.ledger.out, earlier, self.forms))
         return self.duplicates.find(row)
 
 

@@ -12,6 +12,7 @@ its leases; what it delivers later is not taken. This process may be killed too:
 import json
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +21,12 @@ from factory.dataset.history import note_worker, write_state
 from factory.dataset.ledger import WORKERS, Ledger
 from factory.dataset.manifest import list_changes, reconcile_manifest, section, write_atomically
 from factory.dataset.stages import current_summary
+from factory.dataset.store import DISK, Store
 from factory.errors import FactoryError, JobError, TeacherError, one_line
 from factory.hashing import canonical_json
 from factory.publish.card import save_card
 from factory.runs.delivery import Delivery
-from factory.runs.hands import Hand, find_needs, require_job
+from factory.runs.hands import Hand, come_further, find_needs, require_job
 from factory.runs.leases import Leases
 from factory.runs.metrics import serve_metrics
 from factory.runs.nodes import Nodes, WorkerLost, connect
@@ -42,7 +44,13 @@ TOKEN: Final = f"{WORKERS}/token"
 
 
 def run_on_cluster(
-    prepared: Prepared, out: Path, address: str, mend: bool = False, log_json: bool = False, port: int | None = None
+    prepared: Prepared,
+    out: Path,
+    address: str,
+    mend: bool = False,
+    log_json: bool = False,
+    port: int | None = None,
+    store: Store = DISK,
 ) -> Totals:
     """Make the job's dataset in `out`, as `run_prepared` does, by the workers of a cluster.
 
@@ -54,15 +62,22 @@ def run_on_cluster(
         def make(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
             Driver(prepared, manifest, ledger, reporter, nodes).run(port)
 
-        return run_prepared(prepared, out, mend, log_json, make)
+        return run_prepared(prepared, out, mend, log_json, make, store)
 
 
 class Driver:
     """Makes what is left of one dataset."""
 
     def __init__(
-        self, prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter, nodes: Nodes
+        self,
+        prepared: Prepared,
+        manifest: dict[str, Any],
+        ledger: Ledger,
+        reporter: Reporter,
+        nodes: Nodes,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self.prepared, self.manifest, self.ledger, self.reporter = prepared, manifest, ledger, reporter
         self.nodes = nodes
         self.out = ledger.out.absolute()
@@ -153,10 +168,17 @@ class Driver:
                     self._hear(calls[call], delivery)
             if not waited:  # no node has room, or none is there
                 time.sleep(TICK_S)
+            self._look_after()
             delivery.commit_ready()
             self.progress.tick()
             if time.monotonic() - self.wrote > TELL_S:
                 self._write_state()
+
+    def _look_after(self) -> None:
+        """Give up workers that live and come no further."""
+        for hand in list(self.hands.values()):
+            if come_further(hand, self.out / WORKERS / hand.name, self.clock()) > self.config.hang_s:
+                self._lose(hand, f"it has come no further for {self.config.hang_s:g} s (cluster.hang_s)")
 
     def _staff(self) -> None:
         """Start workers where there is room for them, as many as have something to do."""
@@ -165,24 +187,28 @@ class Driver:
             return
         self.looked = now
         most = self.leases.left if self.config.workers == "auto" else min(self.config.workers, self.leases.left)
-        for node, room in self.nodes.rooms(self.needs).items():
-            here = sum(hand.node == node for hand in self.hands.values())
-            while node not in self.bad_nodes and here < room and len(self.hands) < max(1, most):
-                self._start(node)
-                here += 1
+        rooms = {node: room for node, room in self.nodes.rooms(self.needs).items() if node not in self.bad_nodes}
+        free = dict(rooms)
+        for hand in self.hands.values():
+            free[hand.node] = free.get(hand.node, 0) - 1
+        places = [node for node, room in free.items() for _ in range(room)][: max(0, max(1, most) - len(self.hands))]
+        for number, node in enumerate(places):
+            # all that workers before have answered is read by those that begin now
+            self._start(node, -(-len(self.orphans) // (len(places) - number)))
         if self.hands:
             self.nobody_since = now
         elif now - (self.nobody_since or now) > self.config.wait_s:
             waited = f"no node has had room for a worker of {self.needs} for {self.config.wait_s:g} s (cluster.wait_s)"
             raise JobError(f"{waited}; committed shards are whole, start nodes and the same command goes on from them")
 
-    def _start(self, node: str) -> None:
+    def _start(self, node: str, orphans: int) -> None:
         name = secrets.token_hex(4)
         setup = Setup(
             self.prepared.job, self.prepared.workspace.absolute(), Path.cwd(), self.out, name, (TOKEN, self.token)
         )
-        if self.orphans:
-            self.leases.inherit(name, adopt(self.out, self.orphans.pop(0), name))
+        if orphans:
+            self.leases.inherit(name, adopt(self.out, self.orphans[:orphans], name))
+            del self.orphans[:orphans]
         hand = self.hands[name] = Hand(name, node, self.nodes.start(setup, node, self.needs))
         self._ask(hand, "greet")
 
@@ -326,7 +352,7 @@ class Driver:
         self.orphans.append(hand.name)
         self.looked = 0.0
         told = f"worker {hand.name} on {hand.host or 'a new node'} is lost ({why}); {lost} shards go to others"
-        self.reporter.tell("worker_lost", told, worker=hand.name, node=hand.host, shards=lost)
+        self.reporter.tell("worker_lost", told, worker=hand.name, node=hand.host, shards=lost, why=why)
         if self.deaths > self.config.max_restarts:
             raise TeacherError(
                 f"{self.deaths} workers were lost without a shard between them (cluster.max_restarts), the last: {why}"
@@ -348,5 +374,6 @@ class Driver:
         # not at every shard: the card names all of them, and there may be millions
         if self.described and self.wrote >= self.next_card:
             save_card(self.ledger, current_summary(self.ledger))
+            self.ledger.store.save()
             took = time.monotonic() - self.wrote
             self.next_card = time.monotonic() + CARD_SHARE * took

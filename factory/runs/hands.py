@@ -1,13 +1,16 @@
 """Hands: what a driver knows of its workers, what each takes of its node, and which jobs are not for them."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from factory.errors import JobError
 from factory.job.job import Job
 from factory.runs.nodes import Needs
 from factory.runs.prepare import Prepared
+from factory.runs.worker import PULSE
 
 
 @dataclass(slots=True)
@@ -29,6 +32,9 @@ class Hand:
     shards: int = 0
     rows: int = 0
     tokens: int = 0
+    # what it had come to when it last came further, and when that was
+    pulse: tuple[Any, ...] = ()
+    heard: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
 
@@ -46,6 +52,26 @@ def require_job(prepared: Prepared) -> None:
                 f"--ray: {key}.backend {teacher.backend!r}: an endpoint is asked by one machine, which keeps its pace "
                 f"and its account; leave --ray out"
             )
+        if teacher.start_timeout_s >= job.cluster.hang_s:
+            raise JobError(
+                f"cluster.hang_s: {job.cluster.hang_s:g} s, in which an engine may be starting ({key}.start_timeout_s: "
+                f"{teacher.start_timeout_s:g} s); set it higher"
+            )
+
+
+def come_further(hand: Hand, folder: Path, now: float) -> float:
+    """How long a worker whose call is under way has come no further: no shard, and no answer of its teacher.
+
+    Only our own clock counts: of the file that it writes meanwhile nothing but its size is looked at. One that has not
+    been greeted may be waiting for its place on the node, which is no fault of its own.
+    """
+    size = 0
+    with suppress(OSError):
+        size = (folder / PULSE).stat().st_size
+    pulse = (hand.stage, hand.call is None, hand.shards, size)
+    if hand.call is None or hand.stage == "greet" or pulse != hand.pulse:
+        hand.pulse, hand.heard = pulse, now
+    return now - hand.heard
 
 
 def find_needs(job: Job, totals: dict[str, float]) -> Needs:

@@ -37,8 +37,11 @@ class Leases:
             if shard in self.waiting:
                 self.waiting.remove(shard)
                 taken.append(shard)
+        others = {shard for name, shards in self.heirs.items() if name != worker for shard in shards}
         while self.waiting and len(own) + len(taken) < most:
-            taken.append(self.waiting.pop())
+            # what another has answers for goes last
+            places = range(len(self.waiting) - 1, -1, -1)
+            taken.append(self.waiting.pop(next((at for at in places if self.waiting[at] not in others), -1)))
         own += taken
         return taken
 
@@ -52,6 +55,7 @@ class Leases:
     def lose(self, worker: str) -> list[int]:
         """A worker is gone: its shards wait again, in their places."""
         lost = self.held.pop(worker, [])
+        self.heirs.pop(worker, None)
         for shard in lost:
             insort(self.waiting, shard, key=lambda number: -number)
         return lost

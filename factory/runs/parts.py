@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from factory.dataset.bucket import Url
 from factory.dataset.ledger import LEDGER, is_unspent, planned_shards, scan_ledger
 from factory.errors import DatasetError, JobError
 from factory.job.job import Job
@@ -36,7 +37,7 @@ def read_part(text: str) -> Part:
     return Part(int(number), int(of))
 
 
-def part_path(out: Path, part: Part) -> Path:
+def part_path(out: "Path | Url", part: Part) -> "Path | Url":
     """Where a part goes when nobody says where: beside the whole."""
     return out.with_name(f"{out.name}-part-{part.number:05d}-of-{part.of:05d}")
 

@@ -69,7 +69,7 @@ def describe_plan(prepared: Prepared, manifest: dict[str, Any]) -> dict[str, Any
 def describe_job(prepared: Prepared) -> dict[str, Any]:
     """The manifest's sections that are known before the teacher starts: all that decides which rows a job makes."""
     # the digest says which rows a job makes, so where they go, how, how fast and how well checked is not in it
-    job = prepared.job.model_dump(mode="json", exclude={"out", "publish", "cluster"})
+    job = prepared.job.model_dump(mode="json", exclude={"out", "publish", "cluster", "store"})
     for task in job["tasks"]:
         # a dataset keeps the name of the job that began it: what it grows to stands in its rounds
         goal = (prepared.begun or {}).get(task["name"], task)

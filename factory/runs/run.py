@@ -25,6 +25,7 @@ from factory.dataset.ledger import SPOOL, WORKERS, Ledger, hold, open_ledger, pl
 from factory.dataset.manifest import reconcile_manifest
 from factory.dataset.shards import write_shard
 from factory.dataset.stages import current_summary
+from factory.dataset.store import DISK, Store
 from factory.errors import DatasetError
 from factory.job.job import Job
 from factory.publish.card import save_card
@@ -52,17 +53,22 @@ def run(job: Job, workspace: Path, out: Path, mend: bool = False, log_json: bool
 
 
 def run_prepared(
-    prepared: Prepared, out: Path, mend: bool = False, log_json: bool = False, make: Make | None = None
+    prepared: Prepared,
+    out: Path,
+    mend: bool = False,
+    log_json: bool = False,
+    make: Make | None = None,
+    store: Store = DISK,
 ) -> Totals:
     """Make the job's dataset in `out`, going on from what is committed there. Returns the dataset's totals.
 
-    `make` makes what is left, where not this process does. `mend` first gives up every shard that is damaged, so that
-    it is made again, and no other.
+    `make` makes what is left, where not this process does; `store` keeps the shards, where the directory does not.
+    `mend` first gives up every shard that is damaged, so that it is made again, and no other.
     Raises FidelityError where the whole dataset's signals do not pass their check, another FactoryError for anything
     that is the user's to mend; nothing that was committed is touched.
     """
     reporter = Reporter(as_json=log_json)
-    with hold(out):
+    with hold(out), store.hold(out, reporter.tell):
         try:
             # what is there was planned for the job as it was begun, which may have asked for less
             prepared = resume(prepared, out)
@@ -74,12 +80,16 @@ def run_prepared(
                 _tell_repaired(repair(out, plan, manifest), reporter)
             else:
                 require_manifest(out)
-            ledger = open_ledger(out, plan, manifest)
+            ledger = open_ledger(out, plan, manifest, store)
             keep_provenance(prepared, ledger)
             catch_up(prepared, ledger)
             prepared = plan_on(prepared, ledger)
+            # before anything is spent: what refuses to be written to says so now
+            store.save()
             planned, done = ledger.totals.planned, ledger.totals.done
-            reporter.tell("started", out=str(out), digest=manifest["digest"], planned=planned, committed=done)
+            reporter.tell(
+                "started", out=store.address or str(out), digest=manifest["digest"], planned=planned, committed=done
+            )
             for name in prepared.replacing:
                 reporter.tell("replaced", f"task {name}: yours, which replaces the built-in one", task=name)
             if next_turn(prepared, ledger) is not None:
@@ -189,6 +199,7 @@ def _make_round(desk: Desk, ledger: Ledger, progress: Progress) -> None:
         for outcome in finished.outcomes:
             desk.release(outcome.prompt)
         save_card(ledger, current_summary(ledger))
+        ledger.store.save()
         progress.commit(entry.planned, entry.accepted)
         progress.reporter.tell("shard", **entry.counts())
     watch.tell_failed(partial(_count_rows, prepared, ledger, desk.turn), progress.reporter.tell)

@@ -6,6 +6,7 @@ answered.
 
     .workers/a1b2/.spool engine.log     the teacher's
     .workers/a1b2/leases                a line for each shard that was leased to it
+    .workers/a1b2/pulse                 grows with what it answers, however long a shard takes
     .workers/a1b2/data/train-00007...   shards that are whole and not committed yet
 """
 
@@ -13,6 +14,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -36,8 +38,11 @@ from factory.runs.room import Room
 from factory.runs.rounds import replay
 from factory.runs.run import produce, store_shard
 from factory.runs.watch import Watch
+from factory.teachers.spool import join_spools
 
 LEASES: Final = "leases"
+PULSE: Final = "pulse"
+BEAT_S: Final = 1.0  # the least time between two beats: a file on a shared disk is no place for every row
 COMPARED: Final = ("vllm", "numpy", "pyarrow")  # packages that decide numbers or bytes
 
 
@@ -61,6 +66,22 @@ class Told:
 
     entry: ShardEntry
     tokens: int
+
+
+class Beating(Progress):
+    """Progress of a worker, which nobody reads but for its pulse."""
+
+    def __init__(self, path: Path, committed: int) -> None:
+        super().__init__(0, committed, 0, _quiet())
+        self.path, self.beat_at = path, 0.0
+
+    def answer(self, tokens: int) -> None:
+        super().answer(tokens)
+        now = time.monotonic()
+        if now >= self.beat_at:
+            self.beat_at = now + BEAT_S
+            with self.path.open("ab") as handle:
+                handle.write(b".")
 
 
 class Leased:
@@ -123,7 +144,7 @@ class Worker:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self.watch = Watch(trusted)
         self.desk = open_desk(self._planned(begun, records), self.home, self.stack, Reporter(), turn)
-        self.progress = Progress(0, committed, 0, _quiet())
+        self.progress = Beating(self.home / PULSE, committed)
         return self.desk.described
 
     def plan(self, begun: Goals | None, records: list[dict[str, Any]]) -> None:
@@ -203,20 +224,21 @@ def list_versions() -> dict[str, str]:
     return found
 
 
-def adopt(out: Path, orphan: str, heir: str) -> list[int]:
-    """Give a new worker what is left of one that is gone: its spool, under another name, and the shards it had.
+def adopt(out: Path, orphans: Iterable[str], heir: str) -> list[int]:
+    """Give a new worker what is left of some that are gone: their spools, under another name, and the shards they had.
 
-    The old folder is gone afterwards: a worker that is only cut off from us can add nothing to what the new one reads.
+    Their folders are gone then: a worker that is only cut off from us can add nothing to what the new one reads.
     """
-    old, new = out / WORKERS / orphan, out / WORKERS / heir
+    new = out / WORKERS / heir
     new.mkdir(parents=True, exist_ok=True)
     shards: list[int] = []
-    with suppress(OSError, ValueError):
-        shards = [int(line) for line in (old / LEASES).read_text(encoding="utf-8").splitlines()]
-    for name in (SPOOL, JUDGE_FOLDER):
-        with suppress(OSError):
-            (old / name).replace(new / name)
-    shutil.rmtree(old, ignore_errors=True)
+    for old in (out / WORKERS / orphan for orphan in orphans):
+        with suppress(OSError, ValueError):
+            shards += [int(line) for line in (old / LEASES).read_text(encoding="utf-8").splitlines()]
+        for name in (SPOOL, f"{JUDGE_FOLDER}/{SPOOL}"):
+            with suppress(OSError):
+                join_spools(old / name, new / name)
+        shutil.rmtree(old, ignore_errors=True)
     return shards
 
 

@@ -177,6 +177,14 @@ class Spool:
             (self.folder / segment).unlink(missing_ok=True)
 
 
+def join_spools(old: Path, new: Path) -> None:
+    """Move the segments of a spool that nobody writes to any more behind those of another that nobody reads yet."""
+    new.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.stem.partition("-")[0]) for path in new.glob("*.gen")), default=-1)
+    for place, path in enumerate(sorted(old.glob("*.gen"))):
+        path.replace(new / f"{number + place:06d}-{writer_of(path.name)}.gen")
+
+
 def writer_of(segment: str) -> str:
     """Who wrote a segment, by its name."""
     return Path(segment).stem.partition("-")[2]

@@ -1,6 +1,6 @@
 """What a cluster's driver costs: its own code over workers that do nothing, so that a thousand fit into one process.
 
-    python tests/bench/bench_cluster.py [--shards N] [--lines N] [--ray W ...]
+    python tests/bench/bench_cluster.py [--shards N] [--lines N] [--ray W ... [--tps N] [--rows N]]
 
 The driver, the leases, the delivery and the ledger are the real ones; a worker answers at once with the entry of a
 shard whose files are empty. Processor time is the driver's alone: what the stand-ins take is not counted, and Ray's
@@ -176,7 +176,7 @@ shard_rows = 8
 [teacher]
 backend = "scripted"
 in_flight = 8
-scripted = {{ tokens_per_second = 400 }}
+scripted = {{ tokens_per_second = {tps} }}
 [cluster]
 workers = {workers}
 [signals]
@@ -187,10 +187,10 @@ count = {rows}
 """
 
 
-def race(folder: Path, workers: int, rows: int) -> dict[str, float]:
+def race(folder: Path, workers: int, rows: int, tps: int) -> dict[str, float]:
     """Rows a second of so many workers on a real cluster."""
     write_task(folder)
-    (folder / "job.toml").write_text(SLOW.format(workers=workers, rows=rows), encoding="utf-8")
+    (folder / "job.toml").write_text(SLOW.format(workers=workers, rows=rows, tps=tps), encoding="utf-8")
     times: list[float] = []
     with start_cluster(1, cpus=workers) as (cluster, _):
         command = [sys.executable, "-m", "factory.cli", "run", "job.toml", "--ray", cluster.address, "--log-json"]
@@ -208,12 +208,12 @@ def race(folder: Path, workers: int, rows: int) -> dict[str, float]:
     return {"workers": workers, "rows": rate, "shards": float(len(steady))}
 
 
-def race_all(numbers: Sequence[int]) -> None:
+def race_all(numbers: Sequence[int], rows: int, tps: int) -> None:
     print("| workers | rows/s | of linear |\n|---:|---:|---:|")
     first = 0.0
     for workers in numbers:
         with tempfile.TemporaryDirectory() as folder:
-            told = race(Path(folder), workers, workers * 400)
+            told = race(Path(folder), workers, workers * rows, tps)
         each = told["rows"] / workers
         first = first or each
         print(f"| {workers} | {told['rows']:.2f} | {each / first:.3f} |", flush=True)
@@ -224,9 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", type=int, default=2000)
     parser.add_argument("--lines", type=int, default=200_000)
     parser.add_argument("--ray", type=int, nargs="*", default=[], metavar="W", help="workers of a real cluster")
+    parser.add_argument("--tps", type=int, default=400, help="tokens a second of each of them")
+    parser.add_argument("--rows", type=int, default=400, help="rows for each of them")
     options = parser.parse_args(arguments)
     if options.ray:
-        race_all(options.ray)
+        race_all(options.ray, options.rows, options.tps)
         return
     print("| workers | shards | driver, processor ms a shard | wall ms a shard |\n|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:

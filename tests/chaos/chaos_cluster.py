@@ -13,8 +13,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +48,19 @@ def kill_something(what: str, cluster: Any, nodes: list[Any], driver: Driver) ->
             os.kill(driver.events("worker")[-1]["process"], signal.SIGKILL)
 
 
-def make_one(folder: Path, cluster: Any, nodes: list[Any], rng: random.Random, figures: Figures, kills: int) -> None:
-    """One dataset, with kills until it is complete or all are done."""
+def make_one(
+    folder: Path, cluster: Any, nodes: list[Any], rng: random.Random, figures: Figures, kills: int
+) -> list[str]:
+    """One dataset, with kills until it is complete or all are done; what was killed."""
     out = folder / "out"
     driver = Driver(folder, cluster.address)
     done: list[str] = []
     while driver.process.poll() is None and figures.tried + len(done) < kills:
         time.sleep(rng.uniform(0.1, 3.0))
-        what = rng.choice(("worker", "worker", "node", "driver")) if driver.events("worker") else "driver"
+        what = rng.choice(("worker", "worker", "node", "driver"))
+        # a busy machine is slow to start workers: were the driver killed instead, nothing else ever would be
+        while what != "driver" and not driver.events("worker") and driver.process.poll() is None:
+            time.sleep(0.1)
         if driver.process.poll() is None:
             kill_something(what, cluster, nodes, driver)
             done.append(what)
@@ -67,6 +74,7 @@ def make_one(folder: Path, cluster: Any, nodes: list[Any], rng: random.Random, f
     for path in sorted(out.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     out.rmdir()
+    return done
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,8 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_job(folder, count=150, shard_rows=4, teacher=SLOW, sections=SECTIONS)
         run(load_job(folder / "job.toml"), folder, folder / "alone")
         with start_cluster(2) as (cluster, nodes):
+            made: list[list[str]] = []
             while figures.tried < options.kills:
-                make_one(folder, cluster, nodes, rng, figures, options.kills)
+                made.append(make_one(folder, cluster, nodes, rng, figures, options.kills))
+    kinds = ", ".join(f"{count} {what}s" for what, count in Counter(chain.from_iterable(made)).most_common())
+    equal = ", each equal to one machine's byte for byte" if figures.sound else ""
+    figures.remark = f"{kinds}; datasets made meanwhile: {len(made)}{equal}"
     print(figures.row())
     print("\n".join(figures.faults))
     return 0 if figures.sound else 1

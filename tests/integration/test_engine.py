@@ -236,6 +236,7 @@ def poisoned_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return poisoned_teacher(tmp_path_factory.mktemp("poisoned") / "model")
 
 
+@pytest.mark.long
 def test_a_prompt_that_hangs_the_engine_twice_is_one_rejected_row(poisoned_model: Path, tmp_path: Path) -> None:
     phrases = {
         "user_j2": "{{ scenario.a }} {{ scenario.word }}",

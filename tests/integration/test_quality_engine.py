@@ -50,7 +50,7 @@ def test_every_sample_is_judged_and_the_best_is_kept(tmp_path: Path, own: bool) 
     assert not list(verify(made.out))
 
 
-@pytest.mark.parametrize("capture", ["decode", "prefill"])
+@pytest.mark.parametrize("capture", ["decode", pytest.param("prefill", marks=pytest.mark.long)])
 def test_nothing_is_kept_of_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
     read: list[Generation] = []
     inner = Spool.read

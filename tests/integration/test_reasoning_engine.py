@@ -203,6 +203,7 @@ def check(scenario: Scenario, answer: Answer) -> list[str]:
 """
 
 
+@pytest.mark.long
 def test_a_grammar_that_the_engine_cannot_compile_costs_its_own_rows_alone(tmp_path: Path) -> None:
     """It is beyond llguidance's limits, which show only together with a tokenizer."""
     from conftest import write_task

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.request import Request, urlopen
 
+import hub_standin
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_task
@@ -533,3 +536,25 @@ def test_what_is_no_dataset_is_not_made_one(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="not a dataset of the factory"):
             call()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_has_no_hub_starts_the_stand_in() -> None:
+    """What README says: one command, whose first line is what the other terminal needs."""
+    command = [sys.executable, hub_standin.__file__]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ending(process):
+        assert process.stdout is not None
+        told = re.fullmatch(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+) HF_TOKEN=\w+\n", process.stdout.readline())
+        assert told
+        asked = json.dumps({"name": "mine", "organization": "me", "type": "dataset"}).encode()
+        urlopen(Request(f"{told[1]}/api/repos/create", asked, {"Content-Type": "application/json"})).close()
+        process.terminate()
+        assert "me/mine: 1 files on main" in process.stdout.read()
+
+
+@contextmanager
+def ending(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """A process that is waited for afterwards, whatever happens."""
+    try:
+        yield
+    finally:
+        process.kill()

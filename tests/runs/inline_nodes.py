@@ -1,11 +1,13 @@
 """Nodes in this process: real workers, whose calls run one at a time in a random order, and any may go wrong."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from factory.dataset.ledger import Ledger
+from factory.dataset.store import DISK, Store
 from factory.runs.cluster import Driver
 from factory.runs.nodes import Needs, WorkerLost
 from factory.runs.prepare import Prepared
@@ -35,6 +37,7 @@ class InlineNodes:
         self, rooms: dict[str, int], before: Callable[[Call], None] = lambda call: None, seed: int = 0
     ) -> None:
         self.has = rooms
+        self.clock: Callable[[], float] = time.monotonic
         self.before = before
         self.random = random.Random(seed)
         self.started: list[Setup] = []
@@ -79,11 +82,13 @@ class InlineNodes:
         actor.close()
 
 
-def run_inline(prepared: Prepared, out: Path, nodes: InlineNodes, stop_at: int | None = None) -> Any:
+def run_inline(
+    prepared: Prepared, out: Path, nodes: InlineNodes, stop_at: int | None = None, store: Store = DISK
+) -> Any:
     """Make a job's dataset by workers in this process; with `stop_at` as if killed before so many shards."""
 
     def make(prepared: Prepared, manifest: dict[str, Any], ledger: Ledger, reporter: Reporter) -> None:
-        driver = Driver(prepared, manifest, ledger, reporter, nodes)  # type: ignore[arg-type]
+        driver = Driver(prepared, manifest, ledger, reporter, nodes, nodes.clock)  # type: ignore[arg-type]
         if stop_at is not None:
             commit = ledger.commit
 
@@ -95,7 +100,7 @@ def run_inline(prepared: Prepared, out: Path, nodes: InlineNodes, stop_at: int |
             ledger.commit = stop  # type: ignore[method-assign]
         driver.run()
 
-    return run_prepared(prepared, out, make=make)
+    return run_prepared(prepared, out, make=make, store=store)
 
 
 def lose(call: Call, why: str = "killed") -> None:

@@ -83,6 +83,25 @@ def test_sigterm_parks_in_order_and_the_same_command_goes_on_with_other_workers(
 
 
 @pytest.mark.long
+def test_a_worker_that_stands_still_is_ended_and_others_go_on(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    patient = SLOW + "\nstart_timeout_s = 1.0\n[cluster]\nhang_s = 25.0"
+    write_job(tmp_path, count=60, shard_rows=4, teacher=patient)
+    with start_cluster(2) as (cluster, _):
+        driver = Driver(tmp_path, cluster.address)
+        worker = driver.wait_for("worker", 2)
+        driver.wait_for("shard", 2)
+        os.kill(worker["process"], signal.SIGSTOP)
+        lost = driver.wait_for("worker_lost", 1)
+        assert lost["worker"] == worker["worker"]
+        assert lost["why"] == "it has come no further for 25 s (cluster.hang_s)"
+        driver.end()
+    run(load_job(tmp_path / "job.toml"), tmp_path, tmp_path / "alone")
+    assert read_tree(tmp_path / "out", but=VARIABLE) == read_tree(tmp_path / "alone", but=VARIABLE)
+    assert not Path(f"/proc/{worker['process']}").exists()
+
+
+@pytest.mark.long
 def test_a_cluster_of_this_machine_alone_tells_prometheus_and_status(tmp_path: Path) -> None:
     import socket
     import urllib.request

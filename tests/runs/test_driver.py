@@ -1,12 +1,13 @@
 """The driver of a cluster and its workers, in one process: what is leased, taken, decided and refused."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SCHEMA, write_task
-from dataset_support import read_tree
+from dataset_support import make_generation, read_tree
 from inline_nodes import Call, InlineNodes, run_inline
 from test_plan_parts import FAULTY, JOBS, TWICE, VARIABLE, as_job
 
@@ -15,13 +16,14 @@ from factory.dataset.history import read_history
 from factory.dataset.ledger import read_ledger
 from factory.errors import FactoryError, JobError, TeacherError
 from factory.job.job import Job
-from factory.runs.hands import find_needs, require_job
+from factory.runs.hands import Hand, come_further, find_needs, require_job
 from factory.runs.leases import Leases
 from factory.runs.nodes import WorkerLost
 from factory.runs.parts import Part, take_part
 from factory.runs.prepare import prepare
 from factory.runs.run import run
-from factory.runs.worker import WORKERS
+from factory.runs.worker import PULSE, WORKERS, Beating
+from factory.teachers.spool import Spool, SpoolWriter
 
 THREE = {"a": 1, "b": 2}
 MORE: dict[str, dict[str, Any]] = {
@@ -303,3 +305,101 @@ def test_where_and_how_it_runs_is_no_part_of_what_the_job_is(workspace: Path) ->
     slow = {"backend": "scripted", "scripted": {"tokens_per_second": 5}}
     jobs = [as_job({"teacher": {"backend": "scripted"}}), as_job({"cluster": {"workers": 3}, "teacher": slow})]
     assert len({describe_job(prepare(job, workspace))["digest"] for job in jobs}) == 1
+
+
+class StuckNodes(InlineNodes):
+    """Now and then a worker lives and comes no further; a clock of its own tells how long."""
+
+    def __init__(self, rooms: dict[str, int], stuck: int, seed: int) -> None:
+        super().__init__(rooms, seed=seed)
+        self.left, self.now = stuck, 0.0
+        self.stuck: list[int] = []
+        self.clock = lambda: self.now
+
+    def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
+        self.now += seconds
+        for call in calls:
+            fit = call.method == "step" and id(call.actor) not in self.stuck
+            if fit and self.left and self.random.random() < 0.3:
+                self.left -= 1
+                self.stuck.append(id(call.actor))
+        return super().wait([call for call in calls if id(call.actor) not in self.stuck], seconds)
+
+
+def test_a_worker_that_lives_and_comes_no_further_is_given_up(workspace: Path) -> None:
+    job = as_job(TWICE | {"cluster": {"hang_s": 2000.0, "max_restarts": 50}})
+    run(job, workspace, workspace / "alone")
+    nodes = StuckNodes(THREE, 3, seed=5)
+    run_inline(prepare(job, workspace), workspace / "out", nodes)
+    assert nodes.left == 0
+    assert read_tree(workspace / "out", but=VARIABLE) == read_tree(workspace / "alone", but=VARIABLE)
+    assert sum(line.get("outcome") == "lost" for line in read_history(workspace / "out")) == 3
+    assert nodes.now > 2000
+
+
+def test_whoever_answers_comes_further(tmp_path: Path) -> None:
+    hand = Hand("a", "node", None, stage="step", call="under way")
+    beating = Beating(tmp_path / PULSE, 0)
+    assert come_further(hand, tmp_path, 10.0) == 0
+    assert come_further(hand, tmp_path, 50.0) == 40
+    beating.answer(3)
+    assert come_further(hand, tmp_path, 60.0) == 0
+    # at most a beat a second: a file on a shared disk
+    beating.answer(3)
+    assert (tmp_path / PULSE).stat().st_size == 1
+    assert come_further(hand, tmp_path, 75.0) == 15
+    hand.shards += 1
+    assert come_further(hand, tmp_path, 80.0) == 0
+    # nobody waits for one that was asked nothing, or whose node has no place for it yet
+    assert come_further(replace(hand, call=None), tmp_path, 900.0) == 0
+    assert come_further(replace(hand, stage="greet"), tmp_path, 900.0) == 0
+
+
+def test_a_bound_that_a_start_may_exceed_is_refused(workspace: Path) -> None:
+    job = as_job(TWICE | {"cluster": {"hang_s": 600.0}})
+    with pytest.raises(JobError, match=r"cluster.hang_s: 600 s, in which an engine may be starting \(teacher.start_"):
+        require_job(prepare(job, workspace))
+
+
+def test_two_workers_read_what_five_have_left(workspace: Path) -> None:
+    """Their spools, and they go first for their shards."""
+    job, out = as_job(TWICE), workspace / "out"
+    run(job, workspace, workspace / "alone")
+    left = [out / WORKERS / f"old{number}" for number in range(5)]
+
+    def leave(call: Call) -> None:
+        if call.method == "open":
+            assert not any(folder.exists() for folder in left)
+
+    nodes = InlineNodes({"a": 2}, leave)
+    with pytest.raises(KeyboardInterrupt):
+        run_inline(prepare(job, workspace), out, InlineNodes({"a": 1}), stop_at=1)
+    pending = list(read_ledger(out).pending())
+    for number, folder in enumerate(left):
+        (folder / ".spool").mkdir(parents=True)
+        (folder / "leases").write_text(f"{pending[number]}\n")
+        writer = SpoolWriter(folder / ".spool")
+        writer.append(make_generation(number))
+        writer.handle.close()
+    seen: dict[str, set[int]] = {}
+
+    class Counting(InlineNodes):
+        def call(self, actor: Any, method: str, *asked: Any) -> Call:
+            if method == "open":
+                spool = Spool(actor.home / ".spool").recover()
+                seen[actor.setup.name] = {int(name.removeprefix("id")) for name, _ in spool}
+            return super().call(actor, method, *asked)
+
+    nodes = Counting({"a": 2}, leave)
+    run_inline(prepare(job, workspace), out, nodes)
+    assert sorted(number for numbers in seen.values() for number in numbers) == [0, 1, 2, 3, 4]
+    assert sorted(map(len, seen.values())) == [2, 3]
+    assert read_tree(out, but=VARIABLE) == read_tree(workspace / "alone", but=VARIABLE)
+
+
+def test_what_another_has_answers_for_is_taken_last() -> None:
+    leases = Leases(range(6))
+    leases.inherit("a", [0, 1, 2])
+    assert leases.take("b", 2) == [3, 4]
+    assert leases.take("a", 2) == [0, 1]
+    assert leases.take("b", 4) == [5, 2]

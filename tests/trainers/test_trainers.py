@@ -242,9 +242,7 @@ def test_what_the_readme_says_runs(workspace: Path, make_job: MakeJob, tokenizer
         for name in ("STUDENT", "TEACHER"):
             script = script.replace(f'"{name}"', repr(str(workspace / "model")))
         # nothing else is changed but how long it trains, and where
-        script = script.replace(
-            "output_dir=", "max_steps=1, use_cpu=True, per_device_train_batch_size=2, report_to=[], output_dir="
-        )
+        script = script.replace("output_dir=", "max_steps=1, per_device_train_batch_size=2, report_to=[], output_dir=")
         environment = os.environ | {"HF_HOME": str(workspace / "home")}
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, cwd=workspace / to, env=environment, capture_output=True, text=True, check=False)

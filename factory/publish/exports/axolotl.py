@@ -91,6 +91,7 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     arrays="logprobs",
+    blind="its prepared rows are token ids and distributions, without pixels beside them",
     options=("student", "k", "mass", "length"),
     beside=_beside,
     usage=lambda written: "axolotl train axolotl.yaml    # with your student in place of STUDENT",

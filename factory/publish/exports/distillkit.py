@@ -171,6 +171,7 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     arrays="logprobs",
+    blind="its packed rows are token ids and distributions, without pixels beside them",
     options=("student", "k", "mass", "length", "pack", "filler"),
     form="arrow",
     gather=gather,

@@ -66,6 +66,10 @@ class Format:
     row_files: Callable[[int, Values], Files] | None = None
     # "torch" where `datasets` is to give rows as tensors.
     formatted: str | None = None
+    # Why pictures cannot go with its rows, as part of a sentence; "" where they do.
+    blind: str = ""
+    # How whoever reads its pictures finds them, a sentence for the README.
+    pictures: str = "The messages show pictures by parts without text."
 
     def holds_ids(self, asked: Asked) -> bool:
         """Whether what it writes holds token ids, which a student must understand as the teacher does."""

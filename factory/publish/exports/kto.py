@@ -12,19 +12,22 @@ from factory.dataset.tables import Field
 from factory.publish.exports import chat
 from factory.publish.exports.asked import Asked
 from factory.publish.exports.format import Format, Left, Values, Written
-from factory.publish.exports.refusals import refuse_chat
+from factory.publish.exports.refusals import refuse_chat, refuse_untold_tools
 from factory.publish.exports.source import Given, Source
 
 DEFAULT = "apart"
 # stages whose rejections say that the answer is bad; of filters, these reasons alone
 AGAINST: Final = ("parse", "schema", "check", "judge")
 FILTERED: Final = ("refusal", "repetition")
-SCRIPT = """from datasets import load_dataset
+SCRIPT = """import torch
+from datasets import load_dataset
 from trl import KTOConfig, KTOTrainer
 
 rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
 # weights that let both kinds count alike: {desirable} desirable rows, {undesirable} undesirable ones
-args = KTOConfig(output_dir="student", desirable_weight={weights[0]:.3g}, undesirable_weight={weights[1]:.3g})
+weights = {{"desirable_weight": {weights[0]:.3g}, "undesirable_weight": {weights[1]:.3g}}}
+cpu = not torch.accelerator.is_available()
+args = KTOConfig(output_dir="student", use_cpu=cpu, max_length=None, **weights)
 trainer = KTOTrainer(model="STUDENT", args=args, train_dataset=rows)
 trainer.train()
 """
@@ -45,13 +48,14 @@ def _refuse(source: Source, asked: Asked) -> str | None:
     against = [reason for reason in source.ledger.totals.reasons if is_against(*reason.split("/", 1))]
     if not against:
         return "there is no bad answer to learn from: no row was rejected by parse, schema, check or judge"
-    return refuse_chat(source, asked)
+    return refuse_untold_tools(source) or refuse_chat(source, asked)
 
 
 def _fields(source: Source, asked: Asked) -> Sequence[Field]:
     turns = chat.turn_kind(source, asked, DEFAULT)
     prompt = Field("prompt", chat.prompt_kind(source, asked, DEFAULT))
-    return prompt, Field("completion", turns), Field("label", "bool"), *chat.tool_fields(source)
+    more = (*chat.tool_fields(source), *chat.picture_fields(source))
+    return prompt, Field("completion", turns), Field("label", "bool"), *more
 
 
 def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
@@ -80,6 +84,7 @@ def _values(given: Given, source: Source, asked: Asked, completion: list[dict[st
         "completion": completion,
         "label": label,
         **chat.tools_of(row, source),
+        **chat.pictures_of(row, source),
         "_positions": 1,
         "_counts": {kind: 1},
     }
@@ -115,7 +120,7 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     configs=("default", "rejected"),
-    columns=("prompt", "completion", "score", "findings", "text", "kind", "stage", "reason", "tools"),
+    columns=("prompt", "completion", "score", "findings", "text", "kind", "stage", "reason", "tools", "images"),
     options=("reasoning", "student"),
     writes_ids=False,
     beside=lambda written: {"train.py": _script(written)},

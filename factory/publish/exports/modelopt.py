@@ -64,6 +64,7 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     arrays="states",
+    blind="its reader takes ids and states alone, and at a picture's places the ids are not what the teacher read",
     options=("student", "length"),
     row_files=_row_files,
     beside=lambda written: {},

@@ -91,6 +91,16 @@ def refuse_chat(source: Source, asked: Asked) -> str | None:
     return None
 
 
+def refuse_untold_tools(source: Source) -> str | None:
+    """TRL's trainers, whose collators of pictures hand no tools to a chat template."""
+    if source.signals.images and source.signals.tools:
+        return (
+            "TRL shows a student no tools where it shows pictures, so it would learn to call what it never saw; "
+            "`--to messages` carries both"
+        )
+    return None
+
+
 def last_layer(source: Source) -> int | None:
     """The number of the teacher's last layer; None where nothing tells it."""
     if isinstance(layers := source.details.get("layers"), int):

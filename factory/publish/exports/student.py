@@ -6,6 +6,7 @@ from jinja2 import TemplateError
 
 from factory.errors import JobError, one_line
 from factory.publish.exports.asked import Asked
+from factory.publish.exports.chat import inside
 from factory.publish.exports.format import Format
 from factory.publish.exports.source import Source
 from factory.publish.vocabulary import Vocabulary, student_vocabulary, teacher_vocabulary
@@ -21,7 +22,9 @@ def require_student(source: Source, asked: Asked, form: Format) -> None:
     if form.holds_ids(asked):
         _require_ids(source, asked, student)
         return
-    apart = asked.reasoning == "apart" or (asked.reasoning is None and form.name != "messages")
+    apart = not inside(source, asked, "content" if form.name == "messages" else "apart")
+    if source.signals.images and form.name != "messages":  # LLaMA-Factory and others have templates of their own
+        _require_pictures(asked, student)
     if apart:
         _require_reasoning(source, asked, student)
     if source.signals.tools:
@@ -53,6 +56,20 @@ def _require_reasoning(source: Source, asked: Asked, student: Vocabulary) -> Non
         raise JobError(
             f"--student {asked.student}: its chat template drops reasoning_content, so no reasoning would be trained; "
             "give --reasoning content"
+        )
+
+
+def _require_pictures(asked: Asked, student: Vocabulary) -> None:
+    """The template must show a picture's place, and the text beside it."""
+    if student.tokenizer is None:
+        return
+    said = [{"type": "image", "text": None}, {"type": "text", "text": SENTINEL}]
+    shown, blind = (_render(asked, student, [{"role": "user", "content": parts}]) for parts in (said, said[1:]))
+    # a template of texts alone may print the parts as they are, or nothing
+    if shown == blind or SENTINEL not in shown or "'type'" in shown:
+        raise JobError(
+            f"--student {asked.student}: its chat template shows no pictures, so it would learn to speak of what it "
+            "never saw; name a model that sees"
         )
 
 

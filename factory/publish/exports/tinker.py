@@ -86,6 +86,7 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     arrays="logprobs",
+    blind="its datums are made of token ids here, without pixels beside them",
     options=("student", "k", "mass", "length"),
     beside=lambda written: {"datums.py": SCRIPT},
     usage=lambda written: "python datums.py             # after `pip install tinker`; your training loop imports it",

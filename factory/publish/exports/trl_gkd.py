@@ -13,7 +13,8 @@ from factory.publish.exports.refusals import nothing
 from factory.publish.exports.source import Given, Source
 from factory.publish.exports.trl_sft import ids_and_mask
 
-SCRIPT = """from datasets import load_dataset
+SCRIPT = """import torch
+from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -24,7 +25,7 @@ tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 trainer = GKDTrainer(
     model=AutoModelForCausalLM.from_pretrained("STUDENT"),
     teacher_model=AutoModelForCausalLM.from_pretrained("TEACHER"),
-    args=GKDConfig(output_dir="student", lmbda=0.0, beta=0.0),
+    args=GKDConfig(output_dir="student", use_cpu=not torch.accelerator.is_available(), lmbda=0.0, beta=0.0),
     processing_class=tokenizer,
     train_dataset=rows,
 )
@@ -48,6 +49,7 @@ FORMAT = Format(
     refuse=nothing,
     fields=_fields,
     convert=_convert,
+    blind="its collator takes token ids alone, without pixels beside them",
     options=("student", "length"),
     beside=lambda written: {"train.py": SCRIPT},
     usage=lambda written: "python train.py            # after `pip install trl`, with your STUDENT and TEACHER",

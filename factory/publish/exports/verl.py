@@ -32,6 +32,7 @@ YAML = """# the part of a verl configuration that reads these files
 data:
   train_files: data/*.parquet
   prompt_key: prompt
+  image_key: images  # where rows show pictures
   reward_fn_key: data_source
 custom_reward_function:
   path: reward.py
@@ -56,6 +57,7 @@ def _fields(source: Source, asked: Asked) -> Sequence[Field]:
         Field("ability", "text"),
         Field("reward_model", {"style": "text", "ground_truth": "text"}),
         Field("extra_info", {"split": "text", "index": "text", "level": "text"}),
+        *chat.picture_fields(source),
     )
 
 
@@ -66,13 +68,17 @@ def _convert(given: Given, source: Source, asked: Asked) -> Values | Left:
     if row["sample"]:
         return Left("another sample of a prompt that is there")
     prompt = chat.prompt_of(row, source, asked, "content")
+    # a repaired prompt ends with an answer that was not accepted: the request itself is what is trained on
+    prompt = prompt[:-2] if row["repaired"] else prompt
+    if chat.is_taken(prompt, source):
+        return Left(chat.SPELT)
     return {
         "data_source": row["task"],
-        # a repaired prompt ends with an answer that was not accepted: the request itself is what is trained on
-        "prompt": prompt[:-2] if row["repaired"] else prompt,
+        "prompt": chat.placed(prompt) if source.signals.images else prompt,
         "ability": row["task"],
         "reward_model": {"style": "rule", "ground_truth": row["scenario"]},
         "extra_info": {"split": "train", "index": row["prompt_id"], "level": row["level"]},
+        **chat.pictures_of(row, source),
         "_positions": 1,
     }
 
@@ -95,9 +101,10 @@ FORMAT = Format(
     fields=_fields,
     convert=_convert,
     configs=("default", "rejected"),
-    columns=("prompt", "prompt_id", "sample", "task", "level", "scenario", "repaired", "kind", "stage"),
+    columns=("prompt", "prompt_id", "sample", "task", "level", "scenario", "repaired", "kind", "stage", "images"),
     arrays="none",
     writes_ids=False,
+    pictures="`<image>` stands in the prompts where verl puts one.",
     beside=_beside,
     usage=lambda written: (
         "python -m verl.trainer.main_ppo data.train_files=$PWD/data/*.parquet "

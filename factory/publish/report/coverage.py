@@ -62,15 +62,24 @@ def describe_coverage(store: Store) -> dict[str, Any]:
 
 
 def _count_phrasings(store: Store, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """How many rows each phrasing of a task has at each level; those whose template is not told, as `unknown`."""
+    """How many rows each phrasing of a task has at each level; those whose template is not told, as `unknown`.
+
+    Levels that were asked for and phrasings without any row are among them, with 0.
+    """
     for task, of_task in _by_task(rows):
         phrasings = read_phrasings(store.ledger.out, task)
         if not phrasings:
             continue
         found = Counter((phrasings.name("\n".join(row["prompt"])), row["level"]) for row in of_task)
-        levels = sorted({level for _, level in found})
-        for name in sorted({name for name, _ in found}):
+        levels = sorted({level for _, level in found} | _asked_levels(store, task))
+        for name in sorted({name for name, _ in found} | set(phrasings.pieces)):
             yield {"task": task, "phrasing": name, "levels": {level: found[name, level] for level in levels}}
+
+
+def _asked_levels(store: Store, task: str) -> set[str]:
+    """The levels of all its rows, accepted or not."""
+    begin = f"{task}/"
+    return {cell.removeprefix(begin) for cell in store.ledger.totals.cells if cell.startswith(begin)}
 
 
 def _count_openings(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

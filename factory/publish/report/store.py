@@ -33,13 +33,17 @@ WHERE: Final = "split_part(split_part(filename, 'train-', -1), '.', 1)::INTEGER 
 
 
 class Store:
-    """A connection of its own to the tables of one dataset, of which a shard at least is committed."""
+    """A connection of its own to the tables of one dataset, of which a shard at least is committed.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Without `whole` the part's two tables alone are there: numbers of a million rows need not be read for its texts.
+    """
+
+    def __init__(self, ledger: Ledger, whole: bool = True) -> None:
         import duckdb
 
         require_plain_path(ledger.out)
-        _require_files(ledger)
+        self.part = choose_part(ledger)  # shards, as many as the part has
+        _require_files(ledger, sorted(ledger.entries) if whole else self.part)
         self.ledger = ledger
         self.spill = tempfile.TemporaryDirectory()
         options = {"memory_limit": MEMORY, "temp_directory": self.spill.name, "preserve_insertion_order": "false"}
@@ -47,9 +51,11 @@ class Store:
         self.connection = duckdb.connect(":memory:", config=options)
         self.failure: tuple[type[Exception], ...] = (duckdb.IOException, duckdb.InvalidInputException)
         self.failure += (duckdb.ConversionException, duckdb.InternalException, duckdb.SerializationException)
-        self.part = choose_part(ledger)  # shards, as many as the part has
+        self.failure += (duckdb.OutOfMemoryException,)
         for name, folder in FOLDERS.items():
-            self._make(name, folder)
+            if whole:
+                self._make(name, folder)
+            self.rows(f"CREATE VIEW {name}_part AS SELECT *, {WHERE} FROM {self.source(name, self.part)}")
 
     def __enter__(self) -> Self:
         return self
@@ -98,11 +104,10 @@ class Store:
             for column in COLUMNS[name]
         ]
         self.rows(f"CREATE TABLE {name} AS SELECT {', '.join(chosen)}, {WHERE} FROM {self.source(name)}")
-        self.rows(f"CREATE VIEW {name}_part AS SELECT *, {WHERE} FROM {self.source(name, self.part)}")
 
 
-def _require_files(ledger: Ledger) -> None:
-    for shard in sorted(ledger.entries):
+def _require_files(ledger: Ledger, shards: Sequence[int]) -> None:
+    for shard in shards:
         for name in (shard_path(folder, shard) for folder in FOLDERS.values()):
             if not (ledger.out / name).is_file():
                 told = f"{name}: missing, and {LEDGER} names it"
