@@ -61,9 +61,11 @@ def sample(rng: Random, level: str) -> Scenario:
     return draw_conversation(rng, LEVELS[level])
 
 
-def _tell(step: Step, of_two: bool) -> str:
-    phrase = f" {step.phrase}" if of_two else ""
-    return f"{step.session} {step.whose}{phrase} {'forgotten' if step.value is None else step.value}"
+def _tell(step: Step, asked: tuple[str, ...]) -> str:
+    # whether it is the fact that is needed is decided beside it, and what holds now only among those that are
+    phrase = f" {step.phrase}" if len(asked) > 1 else ""
+    needed = "yes" if f"{step.whose} {step.phrase}" in asked else "no"
+    return f"{step.session} {step.whose}{phrase}, {needed}: {'forgotten' if step.value is None else step.value}"
 
 
 def solve(scenario: Scenario) -> tuple[str, str]:
@@ -74,7 +76,7 @@ def solve(scenario: Scenario) -> tuple[str, str]:
     # of everybody who has such a thing
     near = [step for step in expected.steps if any(asked.endswith(f" {step.phrase}") for asked in expected.asked)]
     # whose and what alone: sentences that begin alike teach a small model to loop
-    steps = ", ".join(_tell(step, len(expected.asked) > 1) for step in near)
+    steps = "; ".join(_tell(step, expected.asked) for step in near)
     told += [f"By session: {steps}."] if near else []
     told += [f"Now: {', '.join(expected.values)}." if expected.values else "Not known: say so and ask."]
     return " ".join(told), expected.reply

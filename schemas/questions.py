@@ -106,7 +106,9 @@ def _tell(s: Scenario, expected: Expected, evidence: Evidence) -> str:
     date = s.passages[evidence.passage - 1].date
     dated = f" of {date}" if date is not None and expected.asked in ("update", "conflict") else ""
     value = f"{evidence.value}" if evidence.value is not None else f"no {expected.brief}"
-    return f"Passage {evidence.passage}{dated}: {evidence.place}, {value}."
+    # said beside the name, so that what follows chooses among those that are asked for and compares no names
+    asked = "yes" if evidence.place in s.question else "no"
+    return f"Passage {evidence.passage}{dated}: {evidence.place}, {asked}: {value}."
 
 
 def _add(values: list[str]) -> Iterator[str]:
