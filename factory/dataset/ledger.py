@@ -39,13 +39,14 @@ from factory.dataset.manifest import (
     seal,
     write_atomically,
 )
+from factory.dataset.shards import LEDGER as LEDGER
 from factory.dataset.shards import ShardFile
 from factory.dataset.store import DISK, MARK, Store
 from factory.errors import DatasetError
 from factory.hashing import canonical_json
 
 # the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
-LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
+LOCK, SPOOL = ".lock", ".spool"
 WORKERS = ".workers"  # folders of a cluster's workers, each with a spool of its own, while they are at work
 PUSHED = re.compile(r"train-\d+-[0-9a-f]{12}\.parquet")  # a file of rows in a pushed copy
 

@@ -109,6 +109,15 @@ def run_command(manifest: dict[str, Any]) -> str:
     return "factory score" if isinstance(job, dict) and job.get("transcripts") else "factory run"
 
 
+def command_of(out: Path) -> str:
+    """The same of a dataset as far as its manifest can be read, be it damaged."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    return run_command(manifest if isinstance(manifest, dict) else {})
+
+
 def teachers_of(manifest: dict[str, Any]) -> list[str]:
     """The teachers that have made rows of a dataset, by name, in the job's order; [""] where there is one only."""
     job = manifest.get("job")

@@ -15,7 +15,8 @@ from factory.dataset.entries import Totals
 from factory.dataset.history import count_runs, read_state
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest, run_command
-from factory.dataset.shards import read_batches, shard_path
+from factory.dataset.shards import ShardFile, find_file_damage, read_batches, shard_path
+from factory.dataset.sound import tell_next
 from factory.hashing import canonical_json
 from factory.messages import Message, text_of
 from factory.records import Prompt, Rejection
@@ -145,14 +146,16 @@ class Choice:
         return self.reason is None or self.reason in reason
 
 
-def chosen_rows(out: Path, choice: Choice) -> Iterator[dict[str, Any]]:
-    """The rows of a choice, shard after shard; only the files that hold one are read whole."""
-    for shard in sorted(read_ledger(out).entries):
+def chosen_rows(out: Path, choice: Choice, read: list[ShardFile] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a choice, shard after shard; only the files that hold one are read whole, and put on `read`."""
+    for shard, entry in sorted(read_ledger(out).entries.items()):
         for folder in choice.folders():
             path = out / shard_path(folder, shard)
             names = ["id", "prompt_id", "task", "level", *(("stage", "reason") if folder == "rejected" else ())]
             labels = (label for batch in read_batches(path, names) for label in batch.to_pylist())
             wanted = {number for number, label in enumerate(labels) if choice.takes(label)}
+            if wanted and read is not None:
+                read += [file for file in entry.files if file.path == shard_path(folder, shard)]
             first = 0
             for batch in read_batches(path) if wanted else ():
                 for number in sorted(wanted & set(range(first, first + batch.num_rows))):
@@ -161,14 +164,21 @@ def chosen_rows(out: Path, choice: Choice) -> Iterator[dict[str, Any]]:
 
 
 def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[str]:
-    """The first rows of a choice (accepted ones), readable; a line that says so where there are none."""
+    """The first rows of a choice (accepted ones), readable; a line that says so where there are none.
+
+    Before them a warning for each file they are read from that is not what was committed.
+    """
     manifest, choice = read_manifest(out), choice or Choice()
-    rows = list(islice(chosen_rows(out, choice), count))
+    read: list[ShardFile] = []
+    rows = list(islice(chosen_rows(out, choice, read), count))
     if not rows and choice == Choice():
         return [f"{out}: no accepted row yet; `factory status {out}` tells why rows were rejected"]
     if not rows:
         return [f"{out}: no such row; `factory status {out}` lists tasks, levels and reasons"]
-    return [line for row in rows for line in _describe_row(row, manifest)]
+    # who looks at damage must be able to see it, and be told that it is no row of the teacher's
+    damage = [told for file in read if (told := find_file_damage(out, file, "committed"))]
+    lines = [f"warning: {out}: {told}; {tell_next(out)}" for told in damage]
+    return [*lines, *(line for row in rows for line in _describe_row(row, manifest))]
 
 
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:

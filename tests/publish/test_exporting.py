@@ -167,6 +167,20 @@ def test_a_damaged_shard_is_told_before_its_rows_are_read(workspace: Path, make_
     assert not (workspace / "x/README.md").exists()
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_shard_that_is_cut_or_gone_names_the_next_step(workspace: Path, make_job: MakeJob, cut: bool) -> None:
+    root = make_dataset(workspace, make_job)
+    path = root / "data/train-00000.parquet"
+    data = path.read_bytes()
+    path.unlink()
+    if cut:
+        path.write_bytes(data[:100])
+    for to in ("trl-sft", "messages", "parquet-text"):
+        with pytest.raises(DatasetError, match=r"train-00000\.parquet: .*`factory verify.*(--repair|makes it whole)"):
+            export_to(root, workspace / "x", to)
+        assert not (workspace / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("to", "options", "told"),
     [

@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import write_task
-from dataset_support import held_ledger, make_prompt, read_table
+from dataset_support import forge_text, held_ledger, make_prompt, read_table
 
 from factory.dataset.entries import Totals
 from factory.dataset.history import begin_run
@@ -121,6 +122,34 @@ def test_a_missing_shard_is_named(workspace: Path, make_job: MakeJob) -> None:
     (workspace / "out/data/train-00001.parquet").unlink()
     with pytest.raises(DatasetError, match=r"data/train-00001\.parquet"):
         describe_rows(workspace / "out", 20)
+
+
+def test_a_row_of_a_changed_file_is_shown_below_a_warning(workspace: Path, make_job: MakeJob) -> None:
+    out = workspace / "out"
+    run(make_job(), workspace, out)
+    sound = describe_rows(out, 1)
+    forge_text(out / "data/train-00000.parquet", "reasoning")
+    warning, *shown = describe_rows(out, 1)
+    assert warning.startswith(f"warning: {out}: data/train-00000.parquet: ")
+    assert warning.endswith(f"; `factory verify {out}` tells what else is, `factory run JOB --repair` makes it again")
+    assert len(shown) == len(sound)
+    assert shown != sound
+    # rows of other files are what they were
+    other = read_table(out, "data")[-1]["id"]
+    assert describe_rows(out, 1, Choice(id=other))[0].startswith("── ")
+
+
+def test_a_file_that_cannot_be_read_names_what_verifies_it(workspace: Path, make_job: MakeJob) -> None:
+    out = workspace / "out"
+    run(make_job(), workspace, out)
+    path = out / "data/train-00000.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    step = rf"; `factory verify {re.escape(str(out))}` tells what else is damaged, and what makes it whole$"
+    with pytest.raises(DatasetError, match=rf"train-00000\.parquet: not readable as Parquet: .*{step}"):
+        describe_rows(out, 1)
+    path.unlink()
+    with pytest.raises(DatasetError, match=rf"train-00000\.parquet: missing{step}"):
+        describe_rows(out, 1)
 
 
 def test_a_prompt_is_shown_for_people_or_as_one_json_line() -> None:

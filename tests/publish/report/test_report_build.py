@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from dataset_support import read_table
+from dataset_support import flip_byte, flip_in_column, read_table
 from report_support import embedded, make_record, make_rejection, unpack, write_dataset
 
 from factory.errors import DatasetError, JobError
-from factory.publish.report import charts
+from factory.publish.report import charts, store, tokens
 from factory.publish.report.build import BOTH_FILE, FILE, read_facts, write_report
 from factory.publish.report.payload import MOST
 
@@ -161,8 +161,30 @@ def test_a_missing_file_is_one_line_without_the_query(tmp_path: Path) -> None:
         write_report(out)
     assert "SELECT" not in str(caught.value)
     path.unlink()
-    with pytest.raises(DatasetError, match=r"out: rejected/train-00001\.parquet: missing, .*--repair makes it again"):
+    with pytest.raises(DatasetError, match=r"out: rejected/train-00001\.parquet: missing; .*--repair` makes it again"):
         read_facts(out)
+
+
+def test_texts_that_have_changed_are_not_reported(tmp_path: Path) -> None:
+    out = write_dataset(tmp_path / "out", [[make_record(0), make_rejection(1)], [make_record(2)]])
+    flip_byte(out / "data" / "train-00001.parquet", 200)
+    told = r"out: data/train-00001\.parquet: its bytes have changed since it was committed; `factory verify "
+    for write in (write_report, read_facts):
+        with pytest.raises(DatasetError, match=told):
+            write(out)
+    assert not (out / FILE).exists()
+
+
+def test_a_shown_row_of_a_file_that_is_not_sampled_is_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_dataset(tmp_path / "out", [[make_record(n), make_rejection(10 + n)] for n in range(3)])
+    monkeypatch.setattr(store.choose_part, "__defaults__", (1,))
+    monkeypatch.setattr(tokens, "MOST_SHARDS", 1)
+    flip_in_column(out / "data" / "train-00002.parquet", "text")
+    read_facts(out)  # of this file numbers alone are read
+    with pytest.raises(DatasetError, match=r"data/train-00002\.parquet: its bytes have changed"):
+        write_report(out)
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
