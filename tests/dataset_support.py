@@ -30,6 +30,7 @@ def held_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> It
 
 
 SIGNALS = SignalSpec(top_k=3, layers=(1, 4))
+MADE_AGAIN = "; `factory run JOB --repair` makes it again"  # behind what `verify` tells of a damaged file
 FACTORY = [sys.executable, "-m", "factory.cli"]
 JOB = """
 out = "out"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SCHEMA, TASK_FILE, WITH_WORDS, write_task
-from dataset_support import FACTORY, flip_byte, read_tree, start_factory, write_job
+from dataset_support import FACTORY, MADE_AGAIN, flip_byte, read_tree, start_factory, write_job
 
 from factory import __version__
 from factory.cli import build_parser, main
@@ -156,7 +156,27 @@ def test_a_workspace_elsewhere_can_be_named(workspace: Path, factory: Run) -> No
 
 def test_verify_exits_with_1_and_names_the_bad_file(out: Path, factory: Run) -> None:
     (out / "data/train-00001.parquet").unlink()
-    assert factory("verify", out) == (1, "data/train-00001.parquet: missing (shard 1)\n", "")
+    assert factory("verify", out) == (1, f"data/train-00001.parquet: missing (shard 1){MADE_AGAIN}\n", "")
+
+
+def test_a_file_that_is_gone_or_cut_is_told_by_run_and_status(out: Path, factory: Run) -> None:
+    assert json.loads(factory("status", out, "--json")[1])["damage"] == []
+    path = out / "data/train-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    (out / "hidden_states/train-00002.parquet").unlink()
+    fault = f"data/train-00001.parquet: 50 bytes, committed with {len(whole)}"
+    step = "`factory verify {} tells what else is, `factory run JOB --repair` makes it again"
+    refused = factory("run", "job.toml")
+    assert refused == (2, "", f"error: out: {fault}, and 1 more; {step.format('out`')}\n")
+    code, printed, _ = factory("status", out)
+    assert code == 0
+    told = f"{out}: damaged: {fault}, and 1 more; {step.format(f'{out}`')}; by the ledger complete"
+    assert printed.splitlines()[0] == told
+    gone = ["hidden_states/train-00002.parquet: missing"]
+    assert json.loads(factory("status", out, "--json")[1])["damage"] == [fault, *gone]
+    assert factory("run", "job.toml", "--repair")[0] == 0
+    assert json.loads(factory("status", out, "--json")[1])["damage"] == []
 
 
 def test_tasks_lists_what_is_whole_and_what_is_broken_with_the_reason(workspace: Path, factory: Run) -> None:

@@ -20,6 +20,7 @@ from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
 from factory.dataset.manifest import COPIES, MANIFEST, of_teacher, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
+from factory.dataset.sound import tell_repair
 from factory.dataset.stages import check_curriculum
 from factory.errors import DatasetError
 from factory.signals import Array, SignalSpec
@@ -42,7 +43,7 @@ def verify(out: Path) -> Iterator[str]:
         manifest, ledger = read_manifest(out), read_ledger(out)
         signals = read_signals(manifest)
     except DatasetError as error:
-        yield f"{error}; `factory run JOB --repair` mends it"
+        yield f"{error}; {tell_repair(out)} mends it"
         return
     if not (out / LEDGER).read_bytes().endswith(b"\n"):
         yield f"{LEDGER}: its last line is torn; resume the job, which will write it again"
@@ -57,7 +58,7 @@ def verify(out: Path) -> Iterator[str]:
     seen: dict[str, int] = {}
     for shard, entry in sorted(ledger.entries.items()):
         damage = list(check_files(out, entry))
-        yield from damage
+        yield from (f"{told}; {tell_repair(out)} makes it again" for told in damage)
         yield from _check_counts(entry)
         if not damage:
             # layers are of a model: those of the teacher that answered

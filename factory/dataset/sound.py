@@ -5,7 +5,7 @@ that has changed is a text that nobody wrote, and it would be copied in silence.
 tells of it, asks for sizes, which reads no file.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from factory.dataset.ledger import Ledger
@@ -31,11 +31,15 @@ def find_missing(ledger: Ledger) -> Iterator[str]:
             yield told
 
 
+def sum_up(damage: Sequence[str]) -> str:
+    """The first line of damage, and how many files more there are."""
+    return damage[0] + (f", and {len(damage) - 1:,} more" if len(damage) > 1 else "")
+
+
 def require_present(ledger: Ledger) -> None:
     """Raise DatasetError where a committed file is gone or has another size than the ledger's."""
     if gone := list(find_missing(ledger)):
-        more = f" and {len(gone) - 1:,} files more" if len(gone) > 1 else ""
-        raise DatasetError(f"{ledger.out}: {gone[0]}{more}; {tell_next(ledger.out)}")
+        raise DatasetError(f"{ledger.out}: {sum_up(gone)}; {tell_next(ledger.out)}")
 
 
 def require_intact(ledger: Ledger, *folders: str, shards: Iterable[int] | None = None) -> None:

@@ -16,7 +16,8 @@ from factory.dataset.history import count_runs, read_state
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest, run_command
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches, shard_path
-from factory.dataset.sound import tell_next
+from factory.dataset.sound import find_missing, sum_up, tell_next
+from factory.dataset.store import MARK
 from factory.hashing import canonical_json
 from factory.messages import Message, text_of
 from factory.records import Prompt, Rejection
@@ -31,10 +32,10 @@ IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"
 TYPES = IDS | dict.fromkeys(("topk_counts", "topk_draws", "topk_steps"), np.uint16)
 
 
-def describe_totals(out: Path, totals: Totals, address: str = "") -> list[str]:
+def describe_totals(out: Path, totals: Totals, address: str = "", damage: Sequence[str] = ()) -> list[str]:
     """Counts of a dataset: planned, accepted, rejected by reason, errors, left; and by task and level.
 
-    `address` says where it is, where that is not `out`.
+    `address` says where it is, where that is not `out`; `damage` is what `find_damage` has found.
     """
     samples, keep = read_samples(out)
     # of a prompt's samples one is kept at most: a share of rows would call that a loss
@@ -45,6 +46,8 @@ def describe_totals(out: Path, totals: Totals, address: str = "") -> list[str]:
     if totals.part and not totals.left:
         state = "complete; `factory merge` joins the parts"
     state = f"part {totals.part}: {state}" if totals.part else state
+    if damage:
+        state = f"damaged: {sum_up(damage)}; {tell_next(out)}; by the ledger {state}"
     lines = [
         f"{address or out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"
@@ -72,6 +75,12 @@ def describe_totals(out: Path, totals: Totals, address: str = "") -> list[str]:
     for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
     return lines
+
+
+def find_damage(out: Path) -> list[str]:
+    """Committed files that are gone or of another size, a line each; none is read."""
+    # in the working folder of a dataset in an object store no shard is expected
+    return [] if (out / MARK).exists() else list(find_missing(read_ledger(out)))
 
 
 def _describe_cluster(out: Path) -> list[str]:

@@ -24,6 +24,7 @@ from factory.dataset.late import write_late
 from factory.dataset.ledger import SPOOL, WORKERS, Ledger, hold, open_ledger, planned_shards, require_manifest
 from factory.dataset.manifest import reconcile_manifest
 from factory.dataset.shards import write_shard
+from factory.dataset.sound import require_present
 from factory.dataset.stages import current_summary
 from factory.dataset.store import DISK, Store
 from factory.errors import DatasetError
@@ -81,6 +82,9 @@ def run_prepared(
             else:
                 require_manifest(out)
             ledger = open_ledger(out, plan, manifest, store)
+            # a run never looks at what is committed: without this it would call complete what is not there
+            if store is DISK:
+                require_present(ledger)
             keep_provenance(prepared, ledger)
             catch_up(prepared, ledger)
             prepared = plan_on(prepared, ledger)

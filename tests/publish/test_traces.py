@@ -115,6 +115,12 @@ def test_logprobs_of_a_changed_shard_are_not_handed_on(folder: Path, capsys: pyt
     assert "out: data/train-00000.parquet: its bytes have changed since it was committed" in told
     assert "`factory score JOB --repair` makes it again" in told
     assert not (folder / "scored.jsonl").exists()
+    assert code_of(["verify", "out"]) == 1
+    assert "`factory score JOB --repair` makes it again" in capsys.readouterr().out
+    text = (folder / "out/ledger.jsonl").read_text()
+    (folder / "out/ledger.jsonl").write_text(text.replace("accepted", "accepte", 1))
+    assert code_of(["verify", "out"]) == 1
+    assert "`factory score JOB --repair` mends it" in capsys.readouterr().out
 
 
 def _ids(folder: Path) -> list[str]:
