@@ -18,6 +18,7 @@ from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest, run_co
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches, shard_path
 from factory.dataset.sound import find_missing, sum_up, tell_next
 from factory.dataset.store import MARK
+from factory.errors import JobError, nearest
 from factory.hashing import canonical_json
 from factory.messages import Message, text_of
 from factory.records import Prompt, Rejection
@@ -175,19 +176,43 @@ def chosen_rows(out: Path, choice: Choice, read: list[ShardFile] | None = None) 
 def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[str]:
     """The first rows of a choice (accepted ones), readable; a line that says so where there are none.
 
-    Before them a warning for each file they are read from that is not what was committed.
+    Before them a warning for each file they are read from that is not what was committed. Raises JobError for a task, a
+    level, a reason or an id that no row has.
     """
     manifest, choice = read_manifest(out), choice or Choice()
+    _require_known(out, choice, manifest)
     read: list[ShardFile] = []
     rows = list(islice(chosen_rows(out, choice, read), count))
     if not rows and choice == Choice():
         return [f"{out}: no accepted row yet; `factory status {out}` tells why rows were rejected"]
+    if not rows and choice.id is not None:
+        raise JobError(f"--id {choice.id}: no row that is asked for has an id that begins so, nor its prompt, in {out}")
     if not rows:
         return [f"{out}: no such row; `factory status {out}` lists tasks, levels and reasons"]
     # who looks at damage must be able to see it, and be told that it is no row of the teacher's
     damage = [told for file in read if (told := find_file_damage(out, file, "committed"))]
     lines = [f"warning: {out}: {told}; {tell_next(out)}" for told in damage]
     return [*lines, *(line for row in rows for line in _describe_row(row, manifest))]
+
+
+def _require_known(out: Path, choice: Choice, manifest: dict[str, Any]) -> None:
+    """Raise JobError for a task, a level or a reason that no row has and the job does not name."""
+    totals, planned = read_totals(out), manifest.get("tasks") or {}
+    cells = [cell.partition("/")[::2] for cell in totals.cells]
+    tasks = [*planned, *(task for task, _ in cells)]
+    levels = [level for task, level in cells if choice.task in (None, task)]
+    levels += [level for task in planned if choice.task in (None, task) for level in planned[task].get("levels", ())]
+    # a reason may be given by its stage, by itself, or with both
+    reasons = [name for whole in totals.reasons for name in (whole, *whole.split("/", 1))]
+    for option, asked, known in (
+        ("--task", choice.task, tasks),
+        ("--level", choice.level, levels),
+        ("--reason", choice.reason, reasons),
+    ):
+        if asked is not None and asked not in known:
+            has = ", ".join(sorted(dict.fromkeys(known))) or "none"
+            what = option.removeprefix("--")
+            raise JobError(f"{option} {asked}: {out} has no such {what} (has: {has}){nearest(asked, known)}")
 
 
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
