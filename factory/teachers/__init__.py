@@ -73,6 +73,18 @@ def require_way(job: Job) -> None:
         find_way(job)
 
 
+def require_startable(job: Job) -> None:
+    """Raise TeacherError where the job's teacher cannot begin: no engine, no model folder, no address or no key."""
+    if job.teacher.backend == "scripted":
+        return
+    require_way(job)
+    if not job.teacher.remote:
+        from factory.teachers.models import locate_model
+
+        require_engine()
+        locate_model(job.teacher)
+
+
 def require_served(job: Job, out: Path) -> None:
     """Raise TeacherError where the job's teacher is behind an endpoint that does not answer now, or lacks its model.
 
