@@ -477,6 +477,16 @@ def test_a_directory_without_a_dataset_is_one_line(command: str, workspace: Path
         assert f"{place}" in refuse(factory, workspace, command, place)
 
 
+def test_an_empty_folder_is_told_in_the_same_words_by_all(workspace: Path, factory: Run) -> None:
+    (workspace / "empty").mkdir()
+    told = "empty: no manifest.json, so not a dataset of the factory; `factory run` makes one"
+    commands = ["status", "verify", "show", "report", "curriculum", "export", "align", "push"]
+    more = {"export": ["x", "--to", "messages"], "align": ["--student", "demo"], "push": ["a/b"]}
+    for command in commands:
+        assert refuse(factory, workspace, command, "empty", *more.get(command, ())) == f"error: {told}\n", command
+    assert not list((workspace / "empty").iterdir())
+
+
 @pytest.mark.parametrize("command", ["status", "show", "run"])
 @pytest.mark.parametrize(
     ("line", "told"), [("nonsense", "Expecting value"), ('{"shard": 0}', "changed since it was written")]

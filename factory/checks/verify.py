@@ -17,7 +17,7 @@ from factory.dataset.entries import ShardEntry
 from factory.dataset.late import without_late
 from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
-from factory.dataset.manifest import COPIES, MANIFEST, of_teacher, read_manifest, read_signals
+from factory.dataset.manifest import COPIES, MANIFEST, no_dataset, of_teacher, read_manifest, read_signals
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
 from factory.dataset.sound import tell_repair
@@ -37,7 +37,7 @@ def verify(out: Path) -> Iterator[str]:
     is no dataset at all.
     """
     if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
-        raise DatasetError(f"{out}: no {MANIFEST} and no {LEDGER}, so not a dataset; `factory run` makes one")
+        raise no_dataset(out)
     require_no_copy(out)
     try:
         manifest, ledger = read_manifest(out), read_ledger(out)

@@ -32,6 +32,8 @@ from typing import Any
 from factory.dataset.entries import ShardEntry, Totals
 from factory.dataset.manifest import (
     MANIFEST,
+    command_of,
+    no_dataset,
     read_manifest,
     reconcile_manifest,
     require_plain_path,
@@ -262,7 +264,10 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
         data = path.read_bytes()
     except OSError as error:
         require_no_copy(out)
-        raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
+        if not (out / MANIFEST).exists():
+            raise no_dataset(out) from None
+        told = f"bring it back from a copy; without it `{command_of(out)} JOB` makes all rows again"
+        raise DatasetError(f"{path}: {error.strerror}; {told}") from None
     plan: dict[str, Any] | None = None
     entries: dict[int, ShardEntry] = {}
     complaints: list[str] = []

@@ -95,7 +95,12 @@ def read_manifest(out: Path) -> dict[str, Any]:
     try:
         return read_sealed(out / MANIFEST)
     except FileNotFoundError:
-        raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
+        raise no_dataset(out) from None
+
+
+def no_dataset(place: object) -> DatasetError:
+    """What every command says of a place where no dataset is."""
+    return DatasetError(f"{place}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one")
 
 
 def section(name: str, teacher: str) -> str:

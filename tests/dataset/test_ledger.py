@@ -217,7 +217,7 @@ def test_entries_outlive_their_damaged_plan(tmp_path: Path) -> None:
 
 
 def test_no_ledger_and_no_manifest_are_told_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"is .* a dataset of the factory"):
+    with pytest.raises(DatasetError, match=r"no manifest\.json, so not a dataset of the factory"):
         read_ledger(tmp_path)
     with pytest.raises(DatasetError, match=r"no manifest\.json, so not a dataset of the factory"):
         read_manifest(tmp_path)
