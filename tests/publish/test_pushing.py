@@ -524,7 +524,7 @@ def test_a_copy_says_that_it_is_one(workspace: Path, make_job: MakeJob, tmp_path
     assert read_tree(copy) == before
     # a dataset whose ledger is gone is none
     (root / "ledger.jsonl").unlink()
-    with pytest.raises(DatasetError, match=r"is .* a dataset of the factory"):
+    with pytest.raises(DatasetError, match=r"ledger\.jsonl: No such file.*; bring it back from a copy"):
         read_totals(root)
 
 
