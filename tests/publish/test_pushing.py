@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import hub_standin
@@ -538,17 +539,51 @@ def test_what_is_no_dataset_is_not_made_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whoever_has_no_hub_starts_the_stand_in() -> None:
-    """What README says: one command, whose first line is what the other terminal needs."""
+def test_whoever_has_no_hub_starts_the_stand_in(workspace: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    """What README says: one command, whose first line is all that the other terminal needs, hf-xet installed or not."""
+    pytest.importorskip("hf_xet")  # asks for a Xet token; without it the line could lack a word and work here
+    root = make_dataset(workspace, make_job, publish=TERMS)
     command = [sys.executable, hub_standin.__file__]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ending(process):
         assert process.stdout is not None
-        told = re.fullmatch(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+) HF_TOKEN=\w+\n", process.stdout.readline())
-        assert told
-        asked = json.dumps({"name": "mine", "organization": "me", "type": "dataset"}).encode()
-        urlopen(Request(f"{told[1]}/api/repos/create", asked, {"Content-Type": "application/json"})).close()
+        line = process.stdout.readline()
+        assert re.fullmatch(r"export HF_ENDPOINT=http://127\.0\.0\.1:\d+ HF_TOKEN=\w+ HF_HUB_DISABLE_XET=1\n", line)
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        told = dict(word.split("=", 1) for word in line.split()[1:])
+        pushed = subprocess.run(
+            [*FACTORY, "push", str(root), REPO],
+            env=plain | told | {"HF_HOME": str(tmp_path / "hf")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert pushed.returncode == 0, pushed.stderr
         process.terminate()
-        assert "me/mine: 1 files on main" in process.stdout.read()
+        found = re.search(r"me/sums: (\d+) files on main", process.stdout.read())
+        assert found
+        assert int(found[1]) > 4
+
+
+def test_the_stand_in_tells_of_itself_and_ends() -> None:
+    command = [sys.executable, hub_standin.__file__, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "stand-in of the Hugging Face Hub" in done.stdout
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}], ids=["none", "empty"])
+def test_nobody_writes_to_the_stand_in_without_a_token(hub: Hub, headers: dict[str, str]) -> None:
+    asked = json.dumps({"name": "sums", "organization": "me", "type": "dataset"}).encode()
+    create = f"{hub.url}/api/repos/create"
+    urlopen(Request(create, asked, {"Authorization": "Bearer x"})).close()
+    writes = ["preupload/main", "commit/main", "discussions", "discussions/1/status", "discussions/1/merge"]
+    writes = [f"{hub.url}/api/datasets/{REPO}/{write}" for write in writes]
+    for url in (create, *writes, f"{hub.url}/datasets/{REPO}.git/info/lfs/objects/batch"):
+        with pytest.raises(HTTPError) as told:
+            urlopen(Request(url, b"{}", headers))
+        assert told.value.code == 401, url
+    urlopen(Request(f"{hub.url}/api/datasets/{REPO}/tree/main", headers=headers)).close()  # reading is for everybody
+    assert list(hub.main(REPO)) == [".gitattributes"]
 
 
 @contextmanager
