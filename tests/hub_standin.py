@@ -339,7 +339,10 @@ class Handler(BaseHTTPRequestHandler):
 
 NAME, REVISION = r"([\w.-]+/[\w.-]+)", r"(refs/pr/\d+|[^/]+)"
 # of these the card's check is for everybody, and an upload's address is secret by itself
-WRITES = rf"POST /api/repos/create|POST /(?:api/)?datasets/{NAME}(?:/preupload/|/commit/|/discussions|\.git/info/lfs/).*"
+WRITES = (
+    rf"POST /api/repos/create|POST /api/datasets/{NAME}/(?:preupload|commit|discussions)\b.*"
+    rf"|POST /datasets/{NAME}\.git/info/lfs/.*"
+)
 ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"POST /api/repos/create", Handler.create),
     (r"POST /api/validate-yaml", Handler.validate),
@@ -366,7 +369,8 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
     hub = Hub()
     print(
-        f"export HF_ENDPOINT={hub.url} HF_TOKEN=anything HF_HUB_DISABLE_XET=1\n(a stand-in of the hub, in memory; Ctrl-C ends it)",
+        f"export HF_ENDPOINT={hub.url} HF_TOKEN=anything HF_HUB_DISABLE_XET=1\n"
+        "(a stand-in of the hub, in memory; Ctrl-C ends it)",
         flush=True,
     )
     try:

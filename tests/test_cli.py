@@ -561,6 +561,52 @@ def test_a_bad_argument_is_one_line(arguments: list[str], told: str, workspace: 
     assert told in refuse(factory, workspace, *arguments)
 
 
+STORE, COPIED = "s3://bucket/demo", "copy first `aws s3 sync s3://bucket/demo DIR`, then give DIR"
+READS = "is an address, and this command reads a file; copy it to a disk"
+WRITES = "is an address, and this command writes to a disk; give a PATH, and copy it afterwards"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        *((command.split(), COPIED) for command in ("report S", "report out S", "show S", "verify S", "curriculum S")),
+        *((f"{command} S".split(), COPIED) for command in ("merge whole", "--workspace")),
+        (["push", STORE, "me/x"], COPIED),
+        (["export", STORE, "to", "--to", "messages"], COPIED),
+        (["align", STORE, "--student", "demo"], COPIED),
+        (["push", "out", STORE, "--local"], WRITES),
+        (["push", "out", STORE], "not the name of a repository"),
+        (["export", "out", STORE, "--to", "messages"], WRITES),
+        (["report", "out", "--to", STORE], WRITES),
+        (["report", "out", "--to", "hf://datasets/me/x"], WRITES),
+        (["merge", STORE, "a", "b"], WRITES),
+        (["score", "job.toml", "--traces", STORE], WRITES),
+        (["curriculum", "out", STORE], READS),
+        (["run", STORE], READS),
+        (["plan", STORE], READS),
+        (["preview", "--job", STORE], READS),
+        (["show", "hf://datasets/me/x"], "`load_rows` reads what was pushed"),
+        (["run", "job.toml", "--out", "hf://datasets/me/x"], "is an address (hf://)"),
+        (["align", "out", "--student", STORE], "s3://bucket/demo"),
+        (["export", "out", "to", "--to", "trl-sft", "--student", STORE], "s3://bucket/demo"),
+    ],
+)
+def test_an_address_is_one_line_as_it_was_typed_and_makes_no_folder(
+    arguments: list[str], told: str, out: Path, workspace: Path, factory: Run
+) -> None:
+    given = [{"S": STORE}.get(argument, argument) for argument in arguments]
+    given += ["tasks"] if "--workspace" in given else []
+    line = refuse(factory, workspace, *given)
+    assert told in line
+    assert next(argument for argument in given if "://" in argument) in line
+
+
+@pytest.mark.parametrize("command", ["show S", "export out S --to messages", "run S"])
+def test_what_an_address_holds_of_a_password_is_not_repeated(command: str, out: Path, factory: Run) -> None:
+    code, _, told = factory(*command.replace("S", "s3://AKIA:secret@bucket/x").split())
+    assert (code, "s3://…@bucket/x: is an address" in told, "secret" in told) == (2, True, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

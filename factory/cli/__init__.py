@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from factory import __version__
 from factory.cli import datasets, jobs, publishing, tasks
-from factory.cli.arguments import Parser
+from factory.cli.arguments import Parser, directory
 from factory.errors import FactoryError, Terminated
 from factory.terminal import report, say
 
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"factory {__version__}")
     parser.add_argument(
-        "--workspace", type=Path, default=Path(), help="folder with your prompts/ and schemas/ (default: here)"
+        "--workspace", type=directory, default=Path(), help="folder with your prompts/ and schemas/ (default: here)"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (tasks, jobs, datasets, publishing):

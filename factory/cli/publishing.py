@@ -1,9 +1,8 @@
 """Commands that hand a dataset over: report, export, align, push."""
 
 import argparse
-from pathlib import Path
 
-from factory.cli.arguments import Commands, directory, positive, print_lines
+from factory.cli.arguments import Commands, directory, positive, print_lines, target
 from factory.terminal import say
 
 
@@ -19,7 +18,7 @@ def _add_report(commands: Commands) -> None:
     report = commands.add_parser("report", help="write report.html: what is in a dataset, or how two of a plan differ")
     report.add_argument("dir", type=directory)
     report.add_argument("other", type=directory, nargs="?", help="compare with this dataset over the same plan")
-    report.add_argument("--to", type=Path, metavar="FILE", help="instead of report.html (comparison.html) in DIR")
+    report.add_argument("--to", type=target, metavar="FILE", help="instead of report.html (comparison.html) in DIR")
     report.add_argument("--rows", type=positive, default=60, metavar="N", help="how many rows to show (default: 60)")
     report.add_argument("--json", action="store_true", help="print the numbers as one JSON object, write no file")
     report.set_defaults(command=_report)
@@ -28,7 +27,7 @@ def _add_report(commands: Commands) -> None:
 def _add_export(commands: Commands) -> None:
     export = commands.add_parser("export", help="write the rows as a trainer reads them, with its config beside them")
     export.add_argument("dir", type=directory)
-    export.add_argument("out", type=directory, help="a new folder; the same command goes on where it was cut off")
+    export.add_argument("out", type=target, help="a new folder; the same command goes on where it was cut off")
     export.add_argument("--to", required=True, metavar="FORMAT", help="trl-sft, axolotl-kd, ...: docs/trainers.md")
     export.add_argument("--stage", metavar="NAME", help="a stage of the curriculum (default: all accepted rows)")
     export.add_argument("--split", default="train", help="of a stage: train, validation or test (default: train)")
@@ -112,7 +111,7 @@ def _push(options: argparse.Namespace) -> int:
         allow_secrets=options.allow_secrets,
     )
     if options.local:
-        print_lines(write_copy(options.dir, Path(options.repo), wish))
+        print_lines(write_copy(options.dir, target(options.repo), wish))
     else:
         print_lines(push(options.dir, options.repo, wish))
     return 0

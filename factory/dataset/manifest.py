@@ -40,15 +40,20 @@ def require_plain_path(out: Path) -> None:
 
     They would load no row of it, or in silence those of a directory beside it.
     """
-    if found := ADDRESS.match(str(out)):
-        told = f"is an address ({found[0]}), and a dataset is written to a directory"
-        raise DatasetError(
-            f"{out}: {told}; mount the store and give its path, or write to a disk and copy it afterwards"
-        )
+    require_no_address(out)
     path = os.path.realpath(out)  # Path.resolve raises at a link that leads to itself
     if wild := find_wild(path):
         raise DatasetError(
             f"{out}: its path {path} has {wild[0]}, which readers of datasets take for {wild[1]}; {PLAIN}"
+        )
+
+
+def require_no_address(out: str | Path) -> None:
+    """Raise DatasetError for an address, also one that a Path has taken a slash of."""
+    if found := ADDRESS.match(str(out)):
+        told = f"is an address ({found[0]}), and what is made is written to a directory"
+        raise DatasetError(
+            f"{out}: {told}; mount the store and give its path, or write to a disk and copy it afterwards"
         )
 
 
