@@ -118,6 +118,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import require_room
     from factory.publish.show import describe_nothing, describe_totals
+    from factory.publish.targets import require_file
     from factory.runs.prepare import prepare
 
     job, place = read_job(options)
@@ -131,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     traces = getattr(options, "traces", None)
     if traces is not None:
         _require_traces(prepared)
+        require_file(traces, "what --traces writes", "traces.jsonl")  # before a teacher is asked for what goes into it
     warning = None if options.no_disk_check else require_room(prepared, out, store.address)
     if warning:
         say(warning, sys.stderr)

@@ -34,6 +34,7 @@ from factory.dataset.manifest import (
     MANIFEST,
     read_manifest,
     reconcile_manifest,
+    require_directory,
     require_plain_path,
     require_same_job,
     seal,
@@ -260,6 +261,7 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
     try:
         data = path.read_bytes()
     except OSError as error:
+        require_directory(out)
         require_no_copy(out)
         raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
     plan: dict[str, Any] | None = None

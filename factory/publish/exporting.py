@@ -31,6 +31,7 @@ from factory.publish.exports.format import Format, Left, Values, Written
 from factory.publish.exports.formats import FORMATS
 from factory.publish.exports.source import Part, Source, open_source
 from factory.publish.exports.student import require_student
+from factory.publish.targets import making, require_folder
 
 JOURNAL: Final = ".export.jsonl"
 OWN: Final = (JOURNAL, "data-*.arrow", "data", "hidden_states", ".tmp-*")  # what lies in a folder before it is whole
@@ -70,6 +71,7 @@ def export(root: Path, out: Path, asked: Asked) -> list[str]:
 def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]:
     """The same in a form that need not be one of FORMATS."""
     # a draft model goes beside the teacher, on the teacher's own states and prompts
+    require_folder(out, "an export")
     as_students = form.arrays != "states" and asked.prompt != "teacher"
     source = open_source(root, asked.stage, asked.split, as_students, asked.teacher)
     _require_right(source, asked, form)
@@ -195,9 +197,10 @@ def _is_done(out: Path, plan: dict[str, Any]) -> bool:
 def _begin(out: Path, plan: dict[str, Any]) -> tuple[list[ShardFile | None], Tally]:
     """What an export that was cut off has finished; nothing where there is none."""
     journal = out / JOURNAL
-    out.mkdir(parents=True, exist_ok=True)
     if not journal.is_file():
-        _note(out, plan)
+        with making(out, "name another folder"):
+            out.mkdir(parents=True, exist_ok=True)
+            _note(out, plan)
         return [], Tally()
     lines = journal.read_text(encoding="utf-8").split("\n")
     # a kill can tear the last line: without its newline it counts as absent
