@@ -30,7 +30,7 @@ def _add_export(commands: Commands) -> None:
     export.add_argument("out", type=target, help="a new folder; the same command goes on where it was cut off")
     export.add_argument("--to", required=True, metavar="FORMAT", help="trl-sft, axolotl-kd, ...: docs/trainers.md")
     export.add_argument("--stage", metavar="NAME", help="a stage of the curriculum (default: all accepted rows)")
-    export.add_argument("--split", default="train", help="of a stage: train, validation or test (default: train)")
+    export.add_argument("--split", help="of a stage: train, validation or test (default: train)")
     export.add_argument("--teacher", metavar="NAME", help="rows of this teacher, where rows have a column `teacher`")
     export.add_argument("--prompt", choices=("student", "teacher"), help="whose, with a student.j2 (default: student)")
     export.add_argument("--student", metavar="TOKENIZER", help="refuse what it would not understand")

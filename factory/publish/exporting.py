@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, Final
@@ -75,7 +75,7 @@ def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]
     as_students = form.arrays != "states" and asked.prompt != "teacher"
     source = open_source(root, asked.stage, asked.split, as_students, asked.teacher)
     _require_right(source, asked, form)
-    plan = {"asked": asdict(asked), "state": source.state}
+    plan = {"asked": asdict(replace(asked, split=source.split)), "state": source.state}
     if _is_done(out, plan):
         return [f"{out}: complete already, of these rows and options", *_tell_apart(source), *_tell_rest(source)]
     files, total = _write_parts(source, asked, form, out, plan)
