@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from factory.cli.arguments import Commands, Parser, directory, file, positive, print_lines, target
 from factory.errors import JobError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from factory.dataset.store import Store
     from factory.job.job import Job
     from factory.runs.prepare import Prepared
+
+
+STOPPED: Final = "committed shards are safe, the same command goes on from them"
 
 
 def add(commands: Commands) -> None:
@@ -57,7 +60,7 @@ def add(commands: Commands) -> None:
         command.add_argument(
             "--take-over", action="store_true", help="with an out in an object store: from a run that is gone"
         )
-        command.set_defaults(command=_run, scores=command is score)
+        command.set_defaults(command=_run, scores=command is score, stopped=STOPPED)
 
     merge = commands.add_parser("merge", help="join the parts of a plan to the dataset that one run makes")
     merge.add_argument("out", type=target, help="a new directory")

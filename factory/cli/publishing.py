@@ -1,9 +1,12 @@
 """Commands that hand a dataset over: report, export, align, push."""
 
 import argparse
+from typing import Final
 
 from factory.cli.arguments import Commands, directory, positive, print_lines, target
 from factory.terminal import say
+
+STOPPED: Final = "finished parts are safe, the same command goes on from them"
 
 
 def add(commands: Commands) -> None:
@@ -41,7 +44,7 @@ def _add_export(commands: Commands) -> None:
     export.add_argument("--filler", type=int, metavar="ID", help="the token id that pads (default: 0)")
     export.add_argument("--rows", choices=("ids", "messages"), help="of trl-sft (default: ids)")
     export.add_argument("--reasoning", choices=("content", "apart"), help="inside the content, or beside it")
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_export, stopped=STOPPED)
 
 
 def _add_align(commands: Commands) -> None:
@@ -49,7 +52,7 @@ def _add_align(commands: Commands) -> None:
     align.add_argument("dir", type=directory)
     align.add_argument("--student", required=True, metavar="TOKENIZER", help="its folder, hub id, or demo")
     align.add_argument("--name", help="the config will be aligned-NAME (default: the tokenizer's name)")
-    align.set_defaults(command=_align)
+    align.set_defaults(command=_align, stopped=STOPPED)
 
 
 def _add_push(commands: Commands) -> None:
@@ -65,7 +68,14 @@ def _add_push(commands: Commands) -> None:
     push.add_argument("--no-templates", action="store_true", help="do not send the tasks' sources")
     push.add_argument("--allow-personal", action="store_true", help="send personal data that was found")
     push.add_argument("--allow-secrets", action="store_true", help="send keys and tokens that were found")
-    push.set_defaults(command=_push)
+    push.set_defaults(command=_push, stopped=_tell_stopped)
+
+
+def _tell_stopped(options: argparse.Namespace) -> str:
+    """What is true of a push wherever it is cut: main is changed in one step, and a copy gets its name at the end."""
+    if options.local:
+        return "no half of a copy is left, the same command begins anew"
+    return "what readers see is whole, as it was or as it will be; the same command goes on from what was sent"
 
 
 def _report(options: argparse.Namespace) -> int:

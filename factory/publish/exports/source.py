@@ -251,8 +251,8 @@ def _require_whole(root: Path, split: str) -> None:
     if (root / FOLDER / SUMMARY).exists():
         # all rows go out without a stage, and whoever asks for those of train does not want the others
         raise JobError(
-            f"--split {split}: only stages have splits, and {root} has a curriculum; name a stage with --stage, or leave "
-            "--split out for all rows, those that the curriculum keeps apart too"
+            f"--split {split}: only stages have splits, and {root} has a curriculum; name a stage with --stage, or "
+            "leave --split out for all rows, those that the curriculum keeps apart too"
         )
 
 
