@@ -344,7 +344,7 @@ def _readme(written: Written, form: Format, named: str) -> str:
     command = "export DIR " + " ".join(_spelt(asked)) + " OUT"
     if form.name not in FORMATS:
         command = f"align DIR --student {asked.student}"
-    lines = [*head, f"# Rows for {form.trainer}", "", f"{written.rows:,} rows: {form.kept}."]
+    lines = [*head, f"# Rows for {form.trainer}", "", f"{written.rows:,} rows: {form.keeps(source, asked)}."]
     lines += [f"Answers of `{source.model}`, made with `factory {command}`.", ""]
     if form.holds_ids(asked):
         checked = f"checked against `{asked.student}`" if asked.student else "not checked against a student"
