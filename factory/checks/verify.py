@@ -17,7 +17,15 @@ from factory.dataset.entries import ShardEntry
 from factory.dataset.late import without_late
 from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
-from factory.dataset.manifest import COPIES, MANIFEST, no_dataset, of_teacher, read_manifest, read_signals
+from factory.dataset.manifest import (
+    COPIES,
+    MANIFEST,
+    no_dataset,
+    of_teacher,
+    read_manifest,
+    read_signals,
+    require_directory,
+)
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
 from factory.dataset.sound import tell_repair
@@ -36,6 +44,7 @@ def verify(out: Path) -> Iterator[str]:
     whole and made from these rows. Raises DatasetError where there
     is no dataset at all.
     """
+    require_directory(out)
     if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
         raise no_dataset(out)
     require_no_copy(out)

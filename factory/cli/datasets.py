@@ -4,7 +4,7 @@ import argparse
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from factory.cli.arguments import Commands, directory, positive, print_lines
+from factory.cli.arguments import Commands, directory, file, positive, print_lines
 from factory.terminal import say
 
 
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
 def _add_curriculum(commands: Commands) -> None:
     curriculum = commands.add_parser("curriculum", help="make stages, splits and hand-off labels of a complete dataset")
     curriculum.add_argument("dir", type=directory)
-    curriculum.add_argument("config", type=Path, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
+    curriculum.add_argument("config", type=file, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
     curriculum.set_defaults(command=_curriculum)
 
 

@@ -36,6 +36,7 @@ from factory.dataset.manifest import (
     no_dataset,
     read_manifest,
     reconcile_manifest,
+    require_directory,
     require_plain_path,
     require_same_job,
     seal,
@@ -263,6 +264,7 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
     try:
         data = path.read_bytes()
     except OSError as error:
+        require_directory(out)
         require_no_copy(out)
         if not (out / MANIFEST).exists():
             raise no_dataset(out) from None

@@ -17,6 +17,7 @@ from factory.publish.report.payload import describe_row, pack_row
 from factory.publish.report.sample import Place, choose_rows, read_places
 from factory.publish.report.store import FOLDERS, Store, choose_part
 from factory.publish.report.tokens import choose_shards
+from factory.publish.targets import making, require_file
 from factory.teachers.spelling import open_decoder
 
 ROWS: Final = 60
@@ -41,11 +42,14 @@ def write_report(out: Path, other: Path | None = None, target: Path | None = Non
     """Write a report of `out`, or of `out` compared with `other`; where it went.
 
     By default it goes into `out` itself: whoever gets the folder gets the report. Raises DatasetError where there is no
-    row to report yet, where a file cannot be read or is not what was written, or where two datasets share no row.
+    row to report yet, where a file cannot be read or is not what was written, or where two datasets share no row;
+    JobError where no file can be written there.
     """
     require_extra()
+    path = target or out / (FILE if other is None else BOTH_FILE)
     with ExitStack() as stack:
         store, manifest = _open(out, stack)
+        require_file(path, "a report", FILE)
         facts, both = gather(store, manifest), None
         if other is None:
             shown = _show(store, manifest, rows)
@@ -54,8 +58,9 @@ def write_report(out: Path, other: Path | None = None, target: Path | None = Non
             names = name_both(facts["head"]["name"], other.resolve().name)
             both = compare(store, second, names) | {"model": describe_head(second.ledger, its_manifest)["model"]}
             shown = _show_both((store, second), (manifest, its_manifest), names, max(1, rows // 2))
-    path = target or out / (FILE if other is None else BOTH_FILE)
-    write_atomically(path, write_page(facts, shown, __version__, both).encode("utf-8", "replace"))
+    page = write_page(facts, shown, __version__, both).encode("utf-8", "replace")
+    with making(path, "name another place with --to FILE"):
+        write_atomically(path, page)
     return path
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from dataset_support import flip_byte, flip_in_column, read_table
+from export_support import SEVERAL, MakeJob, make_dataset
 from report_support import embedded, make_record, make_rejection, unpack, write_dataset
 
 from factory.errors import DatasetError, JobError
 from factory.publish.report import charts, store, tokens
 from factory.publish.report.build import BOTH_FILE, FILE, read_facts, write_report
 from factory.publish.report.payload import MOST
+from factory.runs.run import run
 
 HOSTILE = (
     "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>",
@@ -228,3 +230,19 @@ def test_the_command_line_does_not_load_what_draws() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_head_tells_the_licence_that_a_run_has_written(workspace: Path, make_job: MakeJob) -> None:
+    """Where a real run keeps it, and not where a test may put it: as the card beside it says."""
+    root = make_dataset(workspace, make_job)
+    assert read_facts(root)["head"]["license"] is None
+    assert "none told" in write_report(root).read_text(encoding="utf-8")
+    terms = {"license": "cc-by-4.0", "output_terms": "those of the weights"}
+    for said, told in (
+        (terms, "cc-by-4.0"),
+        (terms | {"license": "other", "license_name": "mine-1", "license_link": "https://example.org/l"}, "mine-1"),
+    ):
+        run(make_job(**SEVERAL, publish=said), workspace, root)
+        assert read_facts(root)["head"]["license"] == told
+        assert f"<dd>{told}</dd>" in write_report(root).read_text(encoding="utf-8")
+        assert f"Licence of this dataset: {told}" in (root / "README.md").read_text(encoding="utf-8")
