@@ -10,10 +10,14 @@
 A message says what, where, got, allowed and the next step. A bad record is never an exception: it is a `Rejection`.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from urllib.parse import unquote, urlsplit
+
+PACKAGE = "distillation-factory"
 
 # whole words where the short form is common elsewhere: `_KEY` and `KEY`, not MONKEY
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY|_PAT$", re.IGNORECASE)
@@ -45,6 +49,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'subject'?` where a known name is like an unknown one, else nothing: the end of a message."""
     found = get_close_matches(name, list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def pip_install(extra: str) -> str:
+    """The command that brings an extra, as typed: from the checkout that this is installed from, or by name."""
+    # inside the function: only who lacks something waits for it
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        told = json.loads(distribution(PACKAGE).read_text("direct_url.json") or "{}")
+        url, origin = str(told.get("url", "")), told.get("dir_info")
+    except (PackageNotFoundError, ValueError, AttributeError):
+        url, origin = "", None
+    # what came from an index or as a wheel has no `dir_info` (PEP 610)
+    if not isinstance(origin, dict) or not url.startswith("file:"):
+        return f'pip install "{PACKAGE}[{extra}]"'
+    folder = unquote(urlsplit(url).path)
+    # a checkout that has moved since is known to its owner alone
+    place = folder if os.path.isdir(folder) else "."
+    return f'pip install {"-e " if origin.get("editable") else ""}"{place}[{extra}]"'
 
 
 class Terminated(SystemExit):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.dataset.ledger import Ledger, hold, open_ledger
@@ -29,6 +30,7 @@ def held_ledger(out: Path, plan: dict[str, Any], manifest: dict[str, Any]) -> It
 
 
 SIGNALS = SignalSpec(top_k=3, layers=(1, 4))
+MADE_AGAIN = "; `factory run JOB --repair` makes it again"  # behind what `verify` tells of a damaged file
 FACTORY = [sys.executable, "-m", "factory.cli"]
 JOB = """
 out = "out"
@@ -145,6 +147,21 @@ def change_line(out: Path, number: int, change: Callable[[dict[str, Any]], objec
     change(lines[number])
     text = "".join(canonical_json(seal(line)) + "\n" for line in lines)
     (out / "ledger.jsonl").write_text(text, encoding="utf-8")
+
+
+def forge_text(path: Path, column: str = "text") -> None:
+    """Change one letter of the first row's text: the file is read as before, and is not what was written."""
+    table = pq.read_table(path)
+    first, *others = table.column(column).to_pylist()
+    forged = pa.array([first[:-1] + ("~" if first[-1] != "~" else "^"), *others], table.schema.field(column).type)
+    pq.write_table(table.set_column(table.column_names.index(column), table.schema.field(column), forged), path)
+
+
+def flip_in_column(path: Path, column: str) -> None:
+    """Flip a bit in the middle of what a column takes in the first row group."""
+    group = pq.read_metadata(path).row_group(0)
+    chunk = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == column)
+    flip_byte(path, (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size // 2)
 
 
 def flip_byte(path: Path, offset: int = -20) -> None:

@@ -1,13 +1,16 @@
 """A stand-in for the hub: its HTTP API as huggingface_hub and `datasets` use it, over git-like trees in memory.
 
 Strict where the hub is: a draft is not merged, a large file is not committed before its bytes are there, a card without
-valid metadata is refused. `trouble` is asked before each request, and may answer in the hub's place or cut the line.
+valid metadata is refused, and so is whoever writes without a token. It has no Xet storage, only plain LFS, and no reply
+makes a client that has hf-xet take that: HF_HUB_DISABLE_XET=1 does. `trouble` is asked before each request, and may
+answer in the hub's place or cut the line.
 
     python tests/hub_standin.py
 
 runs one until Ctrl-C and says what to set so that `factory push`, `huggingface_hub` and `datasets` talk to it.
 """
 
+import argparse
 import base64
 import hashlib
 import json
@@ -94,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
             if trouble == "cut":
                 self._cut()
                 return
+            if re.fullmatch(WRITES, f"{self.command} {path}") and not self._token():
+                self._answer({"error": "Invalid username or password."}, 401)
+                return
             for pattern, serve in ROUTES:
                 if (found := re.fullmatch(pattern, f"{self.command} {path}")) is not None:
                     if trouble == "cut after":
@@ -111,6 +117,9 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer").strip()
 
     def _cut(self) -> None:
         self.close_connection = True
@@ -329,6 +338,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 NAME, REVISION = r"([\w.-]+/[\w.-]+)", r"(refs/pr/\d+|[^/]+)"
+# of these the card's check is for everybody, and an upload's address is secret by itself
+WRITES = (
+    rf"POST /api/repos/create|POST /api/datasets/{NAME}/(?:preupload|commit|discussions)\b.*"
+    rf"|POST /datasets/{NAME}\.git/info/lfs/.*"
+)
 ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"POST /api/repos/create", Handler.create),
     (r"POST /api/validate-yaml", Handler.validate),
@@ -349,11 +363,14 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
 
 
 def main() -> None:
+    about = "A stand-in of the Hugging Face Hub, in memory: it runs until Ctrl-C and prints what to set to talk to it."
+    argparse.ArgumentParser(description=about).parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # also where whoever started it has it ignored
         signal.signal(number, signal.default_int_handler)
     hub = Hub()
     print(
-        f"export HF_ENDPOINT={hub.url} HF_TOKEN=anything\n(a stand-in of the hub, in memory; Ctrl-C ends it)",
+        f"export HF_ENDPOINT={hub.url} HF_TOKEN=anything HF_HUB_DISABLE_XET=1\n"
+        "(a stand-in of the hub, in memory; Ctrl-C ends it)",
         flush=True,
     )
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SCHEMA, TASK_FILE, WITH_WORDS, write_task
-from dataset_support import FACTORY, flip_byte, read_tree, start_factory, write_job
+from dataset_support import FACTORY, MADE_AGAIN, flip_byte, read_tree, start_factory, write_job
 
 from factory import __version__
 from factory.cli import build_parser, main
@@ -156,7 +156,27 @@ def test_a_workspace_elsewhere_can_be_named(workspace: Path, factory: Run) -> No
 
 def test_verify_exits_with_1_and_names_the_bad_file(out: Path, factory: Run) -> None:
     (out / "data/train-00001.parquet").unlink()
-    assert factory("verify", out) == (1, "data/train-00001.parquet: missing (shard 1)\n", "")
+    assert factory("verify", out) == (1, f"data/train-00001.parquet: missing (shard 1){MADE_AGAIN}\n", "")
+
+
+def test_a_file_that_is_gone_or_cut_is_told_by_run_and_status(out: Path, factory: Run) -> None:
+    assert json.loads(factory("status", out, "--json")[1])["damage"] == []
+    path = out / "data/train-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    (out / "hidden_states/train-00002.parquet").unlink()
+    fault = f"data/train-00001.parquet: 50 bytes, committed with {len(whole)}"
+    step = "`factory verify {} tells what else is, `factory run JOB --repair` makes it again"
+    refused = factory("run", "job.toml")
+    assert refused == (2, "", f"error: out: {fault}, and 1 more; {step.format('out`')}\n")
+    code, printed, _ = factory("status", out)
+    assert code == 0
+    told = f"{out}: damaged: {fault}, and 1 more; {step.format(f'{out}`')}; by the ledger complete"
+    assert printed.splitlines()[0] == told
+    gone = ["hidden_states/train-00002.parquet: missing"]
+    assert json.loads(factory("status", out, "--json")[1])["damage"] == [fault, *gone]
+    assert factory("run", "job.toml", "--repair")[0] == 0
+    assert json.loads(factory("status", out, "--json")[1])["damage"] == []
 
 
 def test_tasks_lists_what_is_whole_and_what_is_broken_with_the_reason(workspace: Path, factory: Run) -> None:
@@ -457,6 +477,16 @@ def test_a_directory_without_a_dataset_is_one_line(command: str, workspace: Path
         assert f"{place}" in refuse(factory, workspace, command, place)
 
 
+def test_an_empty_folder_is_told_in_the_same_words_by_all(workspace: Path, factory: Run) -> None:
+    (workspace / "empty").mkdir()
+    told = "empty: no manifest.json, so not a dataset of the factory; `factory run` makes one"
+    commands = ["status", "verify", "show", "report", "curriculum", "export", "align", "push"]
+    more = {"export": ["x", "--to", "messages"], "align": ["--student", "demo"], "push": ["a/b"]}
+    for command in commands:
+        assert refuse(factory, workspace, command, "empty", *more.get(command, ())) == f"error: {told}\n", command
+    assert not list((workspace / "empty").iterdir())
+
+
 @pytest.mark.parametrize("command", ["status", "show", "run"])
 @pytest.mark.parametrize(
     ("line", "told"), [("nonsense", "Expecting value"), ('{"shard": 0}', "changed since it was written")]
@@ -559,6 +589,102 @@ def test_a_log_for_machines_stays_json_when_something_is_repaired(out: Path, fac
 )
 def test_a_bad_argument_is_one_line(arguments: list[str], told: str, workspace: Path, factory: Run) -> None:
     assert told in refuse(factory, workspace, *arguments)
+
+
+PLACES = [
+    (
+        ["report", "out", "--to", "prompts"],
+        "prompts: is a directory, and a report is one file; give prompts/report.html",
+    ),
+    (
+        ["report", "out", "--to", "no/dir/a.html"],
+        "no/dir/a.html: cannot be written: there is no directory no/dir; make",
+    ),
+    (
+        ["report", "out", "--to", "job.toml/a.html"],
+        "job.toml/a.html: cannot be written: job.toml is a file; name a place",
+    ),
+    (["report", "out", "--to", "/proc/a.html"], "/proc/a.html: cannot be written: "),
+    (
+        ["report", "out/manifest.json"],
+        "out/manifest.json: is a file, and a dataset is a directory; give the directory: out",
+    ),
+    (["show", "out/ledger.jsonl"], "is a file, and a dataset is a directory; give the directory: out"),
+    (["status", "out/ledger.jsonl"], "is a file, and a dataset is a directory; give the directory: out"),
+    (["verify", "out/ledger.jsonl"], "is a file, and a dataset is a directory; give the directory: out"),
+    (["export", "out/job.toml", "to", "--to", "messages"], "is a file, and a dataset is a directory"),
+    (["push", "out/job.toml", "me/x"], "is a file, and a dataset is a directory"),
+    (["curriculum", "out/job.toml"], "is a file, and a dataset is a directory"),
+    (["align", "out/job.toml", "--student", "demo"], "is a file, and a dataset is a directory"),
+    (["export", "out", "job.toml", "--to", "messages"], "job.toml: is a file, and an export is a folder; name a new"),
+    (["export", "out", "job.toml/a/b", "--to", "messages"], "job.toml/a/b: cannot be made: job.toml is a file; name"),
+    (["export", "out", "/proc/a/b", "--to", "messages"], "/proc/a/b: cannot be "),
+    (["export", "out", "prompts", "--to", "messages"], "prompts: not empty, and no export; choose another folder"),
+    (["push", "out", "job.toml", "--local"], "job.toml: is there already; name a new folder"),
+    (["push", "out", "job.toml/a", "--local"], "job.toml/a: cannot be made: job.toml is a file"),
+    (["push", "out", "/proc/a", "--local"], "/proc/a: cannot be "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), PLACES, ids=[" ".join(arguments) for arguments, _ in PLACES])
+def test_a_place_that_cannot_be_is_one_line_and_nothing_is_left_there(
+    arguments: list[str], told: str, workspace: Path, factory: Run
+) -> None:
+    write_job(workspace, sections='[publish]\nlicense = "apache-2.0"\noutput_terms = "those of the weights"\n')
+    assert factory("run", "job.toml")[0] == 0
+    (workspace / "out/.lock").unlink()
+    before = set(workspace.rglob("*"))
+    code, printed, line = factory(*arguments)
+    assert (code, printed) == (2, "")
+    assert told in require_one_line(line)
+    assert ".tmp-" not in line
+    assert {path for path in set(workspace.rglob("*")) - before if path.name != ".lock"} == set()
+
+
+STORE, COPIED = "s3://bucket/demo", "copy first `aws s3 sync s3://bucket/demo DIR`, then give DIR"
+READS = "is an address, and this command reads a file; copy it to a disk"
+WRITES = "is an address, and this command writes to a disk; give a PATH, and copy it afterwards"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        *((command.split(), COPIED) for command in ("report S", "report out S", "show S", "verify S", "curriculum S")),
+        *((f"{command} S".split(), COPIED) for command in ("merge whole", "--workspace")),
+        (["push", STORE, "me/x"], COPIED),
+        (["export", STORE, "to", "--to", "messages"], COPIED),
+        (["align", STORE, "--student", "demo"], COPIED),
+        (["push", "out", STORE, "--local"], WRITES),
+        (["push", "out", STORE], "not the name of a repository"),
+        (["export", "out", STORE, "--to", "messages"], WRITES),
+        (["report", "out", "--to", STORE], WRITES),
+        (["report", "out", "--to", "hf://datasets/me/x"], WRITES),
+        (["merge", STORE, "a", "b"], WRITES),
+        (["score", "job.toml", "--traces", STORE], WRITES),
+        (["curriculum", "out", STORE], READS),
+        (["run", STORE], READS),
+        (["plan", STORE], READS),
+        (["preview", "--job", STORE], READS),
+        (["show", "hf://datasets/me/x"], "`load_rows` reads what was pushed"),
+        (["run", "job.toml", "--out", "hf://datasets/me/x"], "is an address (hf://)"),
+        (["align", "out", "--student", STORE], "s3://bucket/demo"),
+        (["export", "out", "to", "--to", "trl-sft", "--student", STORE], "s3://bucket/demo"),
+    ],
+)
+def test_an_address_is_one_line_as_it_was_typed_and_makes_no_folder(
+    arguments: list[str], told: str, out: Path, workspace: Path, factory: Run
+) -> None:
+    given = [{"S": STORE}.get(argument, argument) for argument in arguments]
+    given += ["tasks"] if "--workspace" in given else []
+    line = refuse(factory, workspace, *given)
+    assert told in line
+    assert next(argument for argument in given if "://" in argument) in line
+
+
+@pytest.mark.parametrize("command", ["show S", "export out S --to messages", "run S"])
+def test_what_an_address_holds_of_a_password_is_not_repeated(command: str, out: Path, factory: Run) -> None:
+    code, _, told = factory(*command.replace("S", "s3://AKIA:secret@bucket/x").split())
+    assert (code, "s3://…@bucket/x: is an address" in told, "secret" in told) == (2, True, False)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,18 @@ from factory.dataset.entries import ShardEntry
 from factory.dataset.late import without_late
 from factory.dataset.layouts import Layout, layouts
 from factory.dataset.ledger import LEDGER, read_ledger, require_no_copy
-from factory.dataset.manifest import COPIES, MANIFEST, of_teacher, read_manifest, read_signals
+from factory.dataset.manifest import (
+    COPIES,
+    MANIFEST,
+    no_dataset,
+    of_teacher,
+    read_manifest,
+    read_signals,
+    require_directory,
+)
 from factory.dataset.shards import find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
+from factory.dataset.sound import tell_repair
 from factory.dataset.stages import check_curriculum
 from factory.errors import DatasetError
 from factory.signals import Array, SignalSpec
@@ -35,14 +44,15 @@ def verify(out: Path) -> Iterator[str]:
     whole and made from these rows. Raises DatasetError where there
     is no dataset at all.
     """
+    require_directory(out)
     if not (out / MANIFEST).exists() and not (out / LEDGER).exists():
-        raise DatasetError(f"{out}: no {MANIFEST} and no {LEDGER}, so not a dataset; `factory run` makes one")
+        raise no_dataset(out)
     require_no_copy(out)
     try:
         manifest, ledger = read_manifest(out), read_ledger(out)
         signals = read_signals(manifest)
     except DatasetError as error:
-        yield f"{error}; `factory run JOB --repair` mends it"
+        yield f"{error}; {tell_repair(out)} mends it"
         return
     if not (out / LEDGER).read_bytes().endswith(b"\n"):
         yield f"{LEDGER}: its last line is torn; resume the job, which will write it again"
@@ -57,7 +67,7 @@ def verify(out: Path) -> Iterator[str]:
     seen: dict[str, int] = {}
     for shard, entry in sorted(ledger.entries.items()):
         damage = list(check_files(out, entry))
-        yield from damage
+        yield from (f"{told}; {tell_repair(out)} makes it again" for told in damage)
         yield from _check_counts(entry)
         if not damage:
             # layers are of a model: those of the teacher that answered

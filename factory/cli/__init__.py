@@ -10,21 +10,27 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from factory import __version__
 from factory.cli import datasets, jobs, publishing, tasks
-from factory.cli.arguments import Parser
+from factory.cli.arguments import Parser, directory
 from factory.errors import FactoryError, Terminated
 from factory.terminal import report, say
+
+BEGIN_ANEW: Final = "the same command begins anew"  # where a command says nothing else of itself
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `factory`."""
+    told = BEGIN_ANEW
     try:
         options = build_parser().parse_args(arguments)
-        signal.signal(signal.SIGTERM, _on_sigterm)
+        told = getattr(options, "stopped", BEGIN_ANEW)
+        told = told if isinstance(told, str) else told(options)
+        signal.signal(signal.SIGTERM, partial(_on_sigterm, told))
         command: Callable[[argparse.Namespace], int] = options.command
         code = command(options)
     except FactoryError as error:
@@ -38,14 +44,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         say(f"error: {error.filename or 'file system'}: {error.strerror or error}", sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("stopped; committed shards are safe, the same command goes on from them", file=sys.stderr)
+        print(f"stopped; {told}", file=sys.stderr)
         code = 130
     sys.exit(code)
 
 
-def _on_sigterm(number: int, frame: object) -> NoReturn:
+def _on_sigterm(told: str, number: int, frame: object) -> NoReturn:
     # SystemExit passes through every `finally` and context manager, as Ctrl-C does: the engine is stopped in order
-    print("stopped by SIGTERM; committed shards are safe, the same command goes on from them", file=sys.stderr)
+    print(f"stopped by SIGTERM; {told}", file=sys.stderr)
     raise Terminated(143)
 
 
@@ -57,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"factory {__version__}")
     parser.add_argument(
-        "--workspace", type=Path, default=Path(), help="folder with your prompts/ and schemas/ (default: here)"
+        "--workspace", type=directory, default=Path(), help="folder with your prompts/ and schemas/ (default: here)"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (tasks, jobs, datasets, publishing):

@@ -1,11 +1,12 @@
 """What all groups of commands share: the parser, arguments that are checked, and printing."""
 
 import argparse
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from factory.errors import DatasetError
+from factory.errors import DatasetError, JobError
 from factory.terminal import printable, say
 
 
@@ -28,11 +29,37 @@ def positive(text: str) -> int:
 
 
 def directory(text: str) -> Path:
-    """A path on a disk. Raises DatasetError for an address, which would be taken for one."""
-    if "://" in text:
-        copied = f"first `aws s3 sync {text} DIR`" if text.startswith("s3://") else "it"
-        raise DatasetError(f"{text}: is an address, and this command takes a directory; copy {copied}, then give DIR")
-    return Path(text)
+    """The path of a dataset on a disk. Raises DatasetError for an address, which would be taken for one."""
+    if "://" not in text:
+        return Path(text)
+    if text.startswith("hf://"):
+        mend = "`load_rows` reads what was pushed, and commands work on the dataset that it was made of; give its DIR"
+    else:
+        copied = f"first `aws s3 sync {_shown(text)} DIR`" if text.startswith("s3://") else "it"
+        mend = f"copy {copied}, then give DIR"
+    raise DatasetError(f"{_shown(text)}: is an address, and this command takes a directory; {mend}")
+
+
+def target(text: str) -> Path:
+    """A path on a disk to write to. Raises JobError for an address, which would become folders here."""
+    if "://" not in text:
+        return Path(text)
+    copied = f" (`aws s3 cp --recursive PATH {_shown(text)}`)" if text.startswith("s3://") else ""
+    raise JobError(
+        f"{_shown(text)}: is an address, and this command writes to a disk; give a PATH, and copy it afterwards{copied}"
+    )
+
+
+def file(text: str) -> Path:
+    """A path on a disk of a file to read. Raises JobError for an address."""
+    if "://" not in text:
+        return Path(text)
+    raise JobError(f"{_shown(text)}: is an address, and this command reads a file; copy it to a disk and give its path")
+
+
+def _shown(address: str) -> str:
+    """An address without the user and password that may stand in it."""
+    return re.sub(r"://[^/]*@", "://…@", address)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ import argparse
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from factory.cli.arguments import Commands, directory, positive, print_lines
+from factory.cli.arguments import Commands, directory, file, positive, print_lines
 from factory.terminal import say
 
 
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
 def _add_curriculum(commands: Commands) -> None:
     curriculum = commands.add_parser("curriculum", help="make stages, splits and hand-off labels of a complete dataset")
     curriculum.add_argument("dir", type=directory)
-    curriculum.add_argument("config", type=Path, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
+    curriculum.add_argument("config", type=file, nargs="?", help="a TOML file (default: 3 stages, easy to hard)")
     curriculum.set_defaults(command=_curriculum)
 
 
@@ -46,21 +46,25 @@ def _status(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
+    from factory.dataset.bucket import is_url
     from factory.dataset.history import count_runs, read_state
-    from factory.publish.show import describe_totals, read_samples, read_totals
+    from factory.publish.show import describe_totals, find_damage, read_samples, read_totals
     from factory.teachers.remote.purse import read_spending
 
     with _seen(options.dir) as folder:
         totals = read_totals(folder)
+        damage = [] if is_url(options.dir) else find_damage(folder)
         if options.json:
             (samples, keep), runs = read_samples(folder), asdict(count_runs(folder))
             spent = read_spending(folder)
-            told = {"samples": samples, "keep": keep, "runs": runs} | ({"spent": spent} if spent else {})
+            told = {"samples": samples, "keep": keep, "runs": runs, "damage": damage} | (
+                {"spent": spent} if spent else {}
+            )
             state = read_state(folder)
             told |= {"cluster": state} if state else {}
             say(json.dumps(totals.figures() | told))
         else:
-            print_lines(describe_totals(folder, totals, options.dir))
+            print_lines(describe_totals(folder, totals, options.dir, damage))
     return 0
 
 

@@ -3,9 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from factory.cli.arguments import Commands, Parser, directory, positive, print_lines
+from factory.cli.arguments import Commands, Parser, directory, file, positive, print_lines, target
 from factory.errors import JobError
 from factory.terminal import say
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from factory.runs.prepare import Prepared
 
 
+STOPPED: Final = "committed shards are safe, the same command goes on from them"
+
+
 def add(commands: Commands) -> None:
     """The group's commands and their arguments."""
     plan = commands.add_parser("plan", help="what a job will take: rows, tokens, bytes a token, disk; spends nothing")
-    plan.add_argument("job", type=Path)
+    plan.add_argument("job", type=file)
     plan.add_argument("--out", help="instead of the job's out")
     plan.add_argument(
         "--pilot",
@@ -33,12 +36,12 @@ def add(commands: Commands) -> None:
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="run a job, or go on with it where it stopped")
-    run.add_argument("job", type=Path)
+    run.add_argument("job", type=file)
     run.add_argument("--out", help="instead of the job's out")
     score = commands.add_parser("score", help="take the signals of transcripts that exist, or go on with it")
-    score.add_argument("job", type=Path)
+    score.add_argument("job", type=file)
     score.add_argument("--out", help="instead of the job's out")
-    score.add_argument("--traces", type=Path, help="write the traces here again, with reference_logprobs")
+    score.add_argument("--traces", type=target, help="write the traces here again, with reference_logprobs")
     for command in (plan, run, score):
         allow_outside(command)
     for command in (run, score):
@@ -57,10 +60,10 @@ def add(commands: Commands) -> None:
         command.add_argument(
             "--take-over", action="store_true", help="with an out in an object store: from a run that is gone"
         )
-        command.set_defaults(command=_run, scores=command is score)
+        command.set_defaults(command=_run, scores=command is score, stopped=STOPPED)
 
     merge = commands.add_parser("merge", help="join the parts of a plan to the dataset that one run makes")
-    merge.add_argument("out", type=directory, help="a new directory")
+    merge.add_argument("out", type=target, help="a new directory")
     merge.add_argument(
         "parts", type=directory, nargs="+", metavar="PART", help="the directories of all parts, in any order"
     )
@@ -78,12 +81,14 @@ def allow_outside(command: Parser) -> None:
 def read_job(options: argparse.Namespace) -> tuple[Any, "Path | Url"]:
     """The job, and where its dataset goes; its own paths stay inside unless the options say otherwise."""
     from factory.dataset.bucket import is_url, read_url
-    from factory.dataset.manifest import require_plain_path
+    from factory.dataset.manifest import require_no_address, require_plain_path
     from factory.job.job import load_job, source_paths
     from factory.job.paths import require_inside
 
     job = load_job(options.job)
     named = options.out or job.out
+    if not is_url(named):
+        require_no_address(named)
     out = read_url(named) if is_url(named) else Path(named)
     if isinstance(out, Path):
         require_plain_path(out)
@@ -116,6 +121,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from factory.forecast.estimate import require_room
     from factory.publish.show import describe_nothing, describe_totals
+    from factory.publish.targets import require_file
     from factory.runs.prepare import prepare
 
     job, place = read_job(options)
@@ -129,6 +135,7 @@ def _run(options: argparse.Namespace) -> int:
     traces = getattr(options, "traces", None)
     if traces is not None:
         _require_traces(prepared)
+        require_file(traces, "what --traces writes", "traces.jsonl")  # before a teacher is asked for what goes into it
     warning = None if options.no_disk_check else require_room(prepared, out, store.address)
     if warning:
         say(warning, sys.stderr)

@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from factory.cli.arguments import Commands, positive, print_lines
+from factory.cli.arguments import Commands, file, positive, print_lines
 from factory.cli.jobs import allow_outside, read_job
 from factory.errors import JobError, TaskError
 from factory.terminal import say
@@ -35,7 +34,7 @@ def add(commands: Commands) -> None:
 def _add_preview(commands: Commands) -> None:
     preview = commands.add_parser("preview", help="show rendered prompts, without a teacher")
     preview.add_argument("task", nargs="?", help="may be left out with --job: then of each task in turn")
-    preview.add_argument("--job", type=Path, metavar="JOB", help="the prompts that this job will ask, its sources' too")
+    preview.add_argument("--job", type=file, metavar="JOB", help="the prompts that this job will ask, its sources' too")
     preview.add_argument("-n", type=positive, default=1, metavar="COUNT", help="how many (default: 1)")
     preview.add_argument("--level", help="one level (default: each in turn)")
     preview.add_argument("--seed", type=int, help="(default: 0); a job has its own")

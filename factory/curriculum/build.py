@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from factory.checks.verify import check_sources
 from factory.curriculum.config import EASIER, CurriculumConfig, SplitsConfig
 from factory.curriculum.handoff import (
     OVER_BUDGET,
@@ -39,6 +40,7 @@ from factory.dataset.columns import STUDENT_COLUMNS
 from factory.dataset.ledger import Ledger, hold, read_ledger
 from factory.dataset.manifest import read_manifest, read_signals, run_command, write_atomically
 from factory.dataset.shards import ShardFile, shard_path, sync_directory
+from factory.dataset.sound import require_intact
 from factory.dataset.stages import FOLDER, SPLITS, SUMMARY, dataset_state, summary_text
 from factory.errors import DatasetError, JobError
 from factory.publish.card import save_card
@@ -75,6 +77,10 @@ def make_curriculum(out: Path, config: CurriculumConfig, where: str = "curriculu
     with hold(out):
         ledger = read_ledger(out)
         _require_complete(ledger, manifest)
+        # all that is read is proved first: stages are copies of texts
+        require_intact(ledger, "data", "rejected")
+        if config.by == "level":
+            _require_templates(out, manifest)
         fresh = out / f".tmp-{FOLDER}"
         try:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -98,6 +104,12 @@ def _require_complete(ledger: Ledger, manifest: dict[str, Any]) -> None:
         raise DatasetError(f"{told}; let `{run_command(manifest)}` finish it first")
     if not totals.accepted:
         raise DatasetError(f"{out}: has no accepted row; `factory status {out}` tells why rows were rejected")
+
+
+def _require_templates(out: Path, manifest: dict[str, Any]) -> None:
+    """Raise DatasetError where the copy of a task.toml, which orders its levels, is not the one rows were made with."""
+    if told := next((line for line in check_sources(out, manifest) if "/task.toml: " in line), None):
+        raise DatasetError(f"{out}: {told}")
 
 
 def _install(out: Path, fresh: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from blake3 import blake3
 
-from factory.errors import DatasetError, one_line, redact
+from factory.errors import DatasetError, one_line, pip_install, redact
 
 SCHEME: Final = "s3://"
 BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -106,7 +106,7 @@ def connect() -> Objects:
         import botocore.session
         import s3fs
     except ModuleNotFoundError as error:
-        raise DatasetError(f"{SCHEME}: {error.name} is not installed; pip install 'distillation-factory[s3]'") from None
+        raise DatasetError(f"{SCHEME}: {error.name} is not installed; {pip_install('s3')}") from None
     most = botocore.session.get_session().get_config_variable("max_attempts") or ATTEMPTS
     # of this process and job alone: a shared one could be of another's settings, and no listing may be an old one
     opened = s3fs.S3FileSystem(

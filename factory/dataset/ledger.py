@@ -32,20 +32,24 @@ from typing import Any
 from factory.dataset.entries import ShardEntry, Totals
 from factory.dataset.manifest import (
     MANIFEST,
+    command_of,
+    no_dataset,
     read_manifest,
     reconcile_manifest,
+    require_directory,
     require_plain_path,
     require_same_job,
     seal,
     write_atomically,
 )
+from factory.dataset.shards import LEDGER as LEDGER
 from factory.dataset.shards import ShardFile
 from factory.dataset.store import DISK, MARK, Store
 from factory.errors import DatasetError
 from factory.hashing import canonical_json
 
 # the spool (answers that are not committed yet) is the teachers'; here it only tells whether a job has spent anything
-LEDGER, LOCK, SPOOL = "ledger.jsonl", ".lock", ".spool"
+LOCK, SPOOL = ".lock", ".spool"
 WORKERS = ".workers"  # folders of a cluster's workers, each with a spool of its own, while they are at work
 PUSHED = re.compile(r"train-\d+-[0-9a-f]{12}\.parquet")  # a file of rows in a pushed copy
 
@@ -260,8 +264,12 @@ def scan_ledger(out: Path) -> tuple[dict[str, Any] | None, dict[int, ShardEntry]
     try:
         data = path.read_bytes()
     except OSError as error:
+        require_directory(out)
         require_no_copy(out)
-        raise DatasetError(f"{path}: {error.strerror}; is {out} a dataset of the factory?") from None
+        if not (out / MANIFEST).exists():
+            raise no_dataset(out) from None
+        told = f"bring it back from a copy; without it `{command_of(out)} JOB` makes all rows again"
+        raise DatasetError(f"{path}: {error.strerror}; {told}") from None
     plan: dict[str, Any] | None = None
     entries: dict[int, ShardEntry] = {}
     complaints: list[str] = []

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,15 +41,20 @@ def require_plain_path(out: Path) -> None:
 
     They would load no row of it, or in silence those of a directory beside it.
     """
-    if found := ADDRESS.match(str(out)):
-        told = f"is an address ({found[0]}), and a dataset is written to a directory"
-        raise DatasetError(
-            f"{out}: {told}; mount the store and give its path, or write to a disk and copy it afterwards"
-        )
+    require_no_address(out)
     path = os.path.realpath(out)  # Path.resolve raises at a link that leads to itself
     if wild := find_wild(path):
         raise DatasetError(
             f"{out}: its path {path} has {wild[0]}, which readers of datasets take for {wild[1]}; {PLAIN}"
+        )
+
+
+def require_no_address(out: str | Path) -> None:
+    """Raise DatasetError for an address, also one that a Path has taken a slash of."""
+    if found := ADDRESS.match(str(out)):
+        told = f"is an address ({found[0]}), and what is made is written to a directory"
+        raise DatasetError(
+            f"{out}: {told}; mount the store and give its path, or write to a disk and copy it afterwards"
         )
 
 
@@ -73,12 +79,13 @@ def sealed_text(value: dict[str, Any], allow_nan: bool = True) -> str:
 def read_sealed(path: Path) -> dict[str, Any]:
     """What a sealed JSON file says, without its checksum.
 
-    Raises FileNotFoundError where there is none, DatasetError where any byte of it is not as it was written.
+    Raises FileNotFoundError or NotADirectoryError where there is none, DatasetError where any byte of it is not as it
+    was written.
     """
     try:
         text = path.read_bytes().decode("utf-8")
         value = json.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: damaged: {error}") from None
@@ -94,8 +101,21 @@ def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of a dataset. Raises DatasetError where there is none or it is damaged."""
     try:
         return read_sealed(out / MANIFEST)
-    except FileNotFoundError:
-        raise DatasetError(f"{out}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one") from None
+    except (FileNotFoundError, NotADirectoryError):
+        require_directory(out)
+        raise no_dataset(out) from None
+
+
+def no_dataset(place: object) -> DatasetError:
+    """What every command says of a place where no dataset is."""
+    return DatasetError(f"{place}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one")
+
+
+def require_directory(out: Path) -> None:
+    """Raise DatasetError for a file where a dataset's directory is wanted."""
+    if out.is_file():
+        near = f": {out.parent}" if (out.parent / MANIFEST).exists() else ""
+        raise DatasetError(f"{out}: is a file, and a dataset is a directory; give the directory{near}")
 
 
 def section(name: str, teacher: str) -> str:
@@ -107,6 +127,15 @@ def run_command(manifest: dict[str, Any]) -> str:
     """Which command makes the rows of a dataset and goes on with it."""
     job = manifest.get("job")
     return "factory score" if isinstance(job, dict) and job.get("transcripts") else "factory run"
+
+
+def command_of(out: Path) -> str:
+    """The same of a dataset as far as its manifest can be read, be it damaged."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    return run_command(manifest if isinstance(manifest, dict) else {})
 
 
 def teachers_of(manifest: dict[str, Any]) -> list[str]:
@@ -228,16 +257,24 @@ def _shorten(value: Any) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file in one step: readers see the old text or the new one, never a part.
 
-    A file that holds these bytes already is left alone.
+    A file that holds these bytes already is left alone. Raises OSError that names the file, and leaves nothing then.
     """
     # a run that has nothing to add leaves the file's time as well
     if path.is_file() and path.read_bytes() == data:
         return
     temporary = path.with_name(f".tmp-{path.name}")
-    # synced before the rename, or a power cut may leave the new name with no bytes behind it
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        # synced before the rename, or a power cut may leave the new name with no bytes behind it
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # of the file that was asked for: the other is nobody's business, and gone
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync_directory(path.parent)

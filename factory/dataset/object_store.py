@@ -38,7 +38,7 @@ from factory.dataset.bucket import GO_ON, Bucket, Conflict, Objects, Seen, Url
 from factory.dataset.entries import ShardEntry
 from factory.dataset.history import HISTORY
 from factory.dataset.ledger import LEDGER, read_ledger
-from factory.dataset.manifest import MANIFEST, write_atomically
+from factory.dataset.manifest import MANIFEST, no_dataset, write_atomically
 from factory.dataset.shards import ShardFile, file_digest
 from factory.dataset.store import MARK, Tell
 from factory.errors import DatasetError
@@ -314,7 +314,7 @@ def view(url: Url) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 bucket.fetch(small, Path(name) / small)
         if not (Path(name) / MANIFEST).exists():
-            raise DatasetError(f"{url}: no {MANIFEST}, so not a dataset of the factory; `factory run` makes one")
+            raise no_dataset(url)
         yield Path(name)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ from factory.errors import DatasetError
 from factory.records import Outcome, Pair, Record
 from factory.signals import SignalSpec
 
+LEDGER: Final = "ledger.jsonl"  # names every committed file, with what proves it whole
 # measured: a reader's first row comes after 67 ms instead of 789
 ROW_GROUP_BYTES = 12 * 1024 * 1024
 PART_BYTES, SYNC_BYTES, READ_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024, 8 * 1024 * 1024
@@ -294,14 +295,20 @@ def find_file_damage(out: Path, file: ShardFile, done: str) -> str | None:
 
     None where its bytes are those that were written.
     """
+    if told := find_size_damage(out, file, done):
+        return told
+    if not file.matches(out / file.path):
+        return f"{file.path}: its bytes have changed since it was {done}"
+    return None
+
+
+def find_size_damage(out: Path, file: ShardFile, done: str) -> str | None:
+    """The same by its size alone, which reads nothing."""
     path = out / file.path
     if not path.is_file():
         return f"{file.path}: missing"
-    if (size := path.stat().st_size) != file.bytes:
-        return f"{file.path}: {size} bytes, {done} with {file.bytes}"
-    if not file.matches(path):
-        return f"{file.path}: its bytes have changed since it was {done}"
-    return None
+    size = path.stat().st_size
+    return None if size == file.bytes else f"{file.path}: {size} bytes, {done} with {file.bytes}"
 
 
 def sync_directory(folder: Path) -> None:
@@ -318,8 +325,18 @@ def told_as_damage(path: Path) -> Iterator[None]:
     """Turn whatever reading a file meets into a DatasetError that names it."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: missing{_next_step(path)}") from error
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split())
+        raise DatasetError(f"{path}: not readable as Parquet: {told}{_next_step(path)}") from error
+
+
+def _next_step(path: Path) -> str:
+    """What to do about a file that cannot be read: of a dataset's, what verifies it; of another, nothing is known."""
+    # a shard lies one folder deep, a stage's file two
+    root = next((folder for folder in list(path.parents)[:3] if (folder / LEDGER).is_file()), None)
+    return "" if root is None else f"; `factory verify {root}` tells what else is damaged, and what makes it whole"
 
 
 def read_batches(path: Path, columns: list[str] | None = None, group: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -371,11 +388,8 @@ def column_bytes(path: Path) -> dict[str, int]:
 
 def count_rows(path: Path) -> int:
     """How many rows a file has. Raises DatasetError."""
-    try:
-        rows: int = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
-    return rows
+    with told_as_damage(path):
+        return int(pq.read_metadata(path).num_rows)
 
 
 def read_schema(path: Path) -> dict[str, Any]:

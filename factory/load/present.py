@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from factory.dataset.ledger import LEDGER, Ledger, read_ledger
 from factory.dataset.merging import SIGNALS
+from factory.dataset.sound import tell_next, tell_repair
 from factory.dataset.stages import AGAIN, FOLDER, read_summary, require_current
 from factory.errors import DatasetError
 
@@ -23,7 +24,7 @@ def find_ledger(root: Path) -> Ledger | None:
     try:
         return read_ledger(root)
     except DatasetError as error:
-        raise DatasetError(f"{error}; `factory run JOB --repair` mends it") from None
+        raise DatasetError(f"{error}; {tell_repair(root)} mends it") from None
 
 
 def find_curriculum(root: Path, config: str) -> dict[str, Any] | None:
@@ -51,7 +52,7 @@ def require_present(ledger: Ledger, curriculum: dict[str, Any] | None, config: s
     if curriculum is None:
         begin = f"{folder_of(config)}/"
         files = [file.path for entry in ledger.entries.values() for file in entry.files if file.path.startswith(begin)]
-        hint = f"`factory verify {ledger.out}` tells what else is, `factory run JOB --repair` makes it again"
+        hint = tell_next(ledger.out)
     else:
         require_current(ledger, curriculum)
         begin, hint = f"{FOLDER}/{config}/{split}-", AGAIN

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ from factory.publish.exports.format import Format, Left, Values, Written
 from factory.publish.exports.formats import FORMATS
 from factory.publish.exports.source import Part, Source, open_source
 from factory.publish.exports.student import require_student
+from factory.publish.targets import making, require_folder
 
 JOURNAL: Final = ".export.jsonl"
 OWN: Final = (JOURNAL, "data-*.arrow", "data", "hidden_states", ".tmp-*")  # what lies in a folder before it is whole
@@ -70,10 +71,11 @@ def export(root: Path, out: Path, asked: Asked) -> list[str]:
 def write_export(root: Path, out: Path, asked: Asked, form: Format) -> list[str]:
     """The same in a form that need not be one of FORMATS."""
     # a draft model goes beside the teacher, on the teacher's own states and prompts
+    require_folder(out, "an export")
     as_students = form.arrays != "states" and asked.prompt != "teacher"
     source = open_source(root, asked.stage, asked.split, as_students, asked.teacher)
     _require_right(source, asked, form)
-    plan = {"asked": asdict(asked), "state": source.state}
+    plan = {"asked": asdict(replace(asked, split=source.split)), "state": source.state}
     if _is_done(out, plan):
         return [f"{out}: complete already, of these rows and options", *_tell_apart(source), *_tell_rest(source)]
     files, total = _write_parts(source, asked, form, out, plan)
@@ -195,9 +197,10 @@ def _is_done(out: Path, plan: dict[str, Any]) -> bool:
 def _begin(out: Path, plan: dict[str, Any]) -> tuple[list[ShardFile | None], Tally]:
     """What an export that was cut off has finished; nothing where there is none."""
     journal = out / JOURNAL
-    out.mkdir(parents=True, exist_ok=True)
     if not journal.is_file():
-        _note(out, plan)
+        with making(out, "name another folder"):
+            out.mkdir(parents=True, exist_ok=True)
+            _note(out, plan)
         return [], Tally()
     lines = journal.read_text(encoding="utf-8").split("\n")
     # a kill can tear the last line: without its newline it counts as absent
@@ -341,7 +344,7 @@ def _readme(written: Written, form: Format, named: str) -> str:
     command = "export DIR " + " ".join(_spelt(asked)) + " OUT"
     if form.name not in FORMATS:
         command = f"align DIR --student {asked.student}"
-    lines = [*head, f"# Rows for {form.trainer}", "", f"{written.rows:,} rows: {form.kept}."]
+    lines = [*head, f"# Rows for {form.trainer}", "", f"{written.rows:,} rows: {form.keeps(source, asked)}."]
     lines += [f"Answers of `{source.model}`, made with `factory {command}`.", ""]
     if form.holds_ids(asked):
         checked = f"checked against `{asked.student}`" if asked.student else "not checked against a student"

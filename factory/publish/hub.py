@@ -5,12 +5,14 @@ meets, it is asked again while there is hope (429, 5xx, a cut connection), and e
 """
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from factory.errors import DatasetError, JobError, one_line, redact
+from factory.terminal import say
 
 Result = TypeVar("Result")
 TRIES: Final = 7
@@ -135,7 +137,13 @@ class Repo:
         """What the hub answers. Raises DatasetError where it refuses, or does not answer for long."""
         from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
-        tries = Retrying(retry=retry_if_exception(_may_pass), stop=stop_after_attempt(TRIES), wait=_wait, reraise=True)
+        tries = Retrying(
+            retry=retry_if_exception(_may_pass),
+            stop=stop_after_attempt(TRIES),
+            wait=_wait,
+            before_sleep=lambda state: self._tell_again(what, state),
+            reraise=True,
+        )
         try:
             return tries(ask)
         except Exception as error:
@@ -143,11 +151,40 @@ class Repo:
             # what is none of these is a bug, and shows where it is
             if met is None:
                 raise
-            told = redact(one_line(met))
             raise DatasetError(
-                f"{self.name}: the hub could not {what}: {told}; nobody sees what is half there, and the same command "
-                "goes on"
+                f"{self.name}: {self._tell(what, met)}; {_mend(met)}nobody sees what is half there, and the "
+                "same command goes on"
             ) from error
+
+    @property
+    def hub(self) -> str:
+        """Where the hub is."""
+        return _hide(str(self.api.endpoint))
+
+    def _tell(self, what: str, met: BaseException) -> str:
+        """What could not be done, where, and why."""
+        could = f"{self.hub} cannot be reached to" if _is_of_the_way(met) else f"the hub ({self.hub}) could not"
+        return f"{could} {what}: {_hide(redact(one_line(met)))}"
+
+    def _tell_again(self, what: str, state: Any) -> None:
+        """That it is being asked again: a minute without a word looks like a program that hangs."""
+        met = _met(state.outcome.exception())
+        again = f"asked again in {state.upcoming_sleep:.0f} s (try {state.attempt_number + 1} of {TRIES})"
+        say(f"{self.name}: {self._tell(what, met) if met else what}; {again}", sys.stderr)
+
+
+def _hide(text: str) -> str:
+    """A text without the passwords that may stand in addresses."""
+    return re.sub(r"://[^/\s]*@", "://…@", text)
+
+
+def _mend(met: BaseException) -> str:
+    """What whoever pushes can do about it; nothing is known of most troubles."""
+    if _is_of_the_way(met):
+        return "look at the network, and at HF_ENDPOINT, which says where the hub is; "
+    if _status(met) in (401, 403):
+        return "log in with a token that may write there (`hf auth login`, or HF_TOKEN); "
+    return ""
 
 
 def _status(error: BaseException) -> int | None:

@@ -19,6 +19,7 @@ from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import MANIFEST, read_sealed
 from factory.dataset.merging import SIGNALS, Part, merge_files
 from factory.dataset.shards import ShardFile, find_file_damage
+from factory.dataset.sound import tell_next
 from factory.dataset.stages import AGAIN, FOLDER, SUMMARY, current_summary
 from factory.errors import DatasetError
 from factory.hashing import content_hash
@@ -48,7 +49,7 @@ class Parcel:
         """The file to send, once what it is made of has proved whole. Raises DatasetError."""
         for source in self.sources:
             if told := find_file_damage(root, source, "committed"):
-                raise DatasetError(f"{root}: {told}; `factory run --repair` makes it again")
+                raise DatasetError(f"{root}: {told}; {tell_next(root)}")
         if self.copied:
             return root / self.sources[0].path
         target, named = work / self.path, generators if self.part == "texts" else None

@@ -28,6 +28,7 @@ from factory.publish.hub import MAIN, Remote, Repo
 from factory.publish.leaks import scan
 from factory.publish.parcels import Parcel, plain_files, plan_parcels, tell_stale
 from factory.publish.report.page import read_state
+from factory.publish.targets import making, require_folder
 from factory.signals import SignalSpec
 
 WORK: Final = ".push"  # files that are made to be sent, one commit's at a time
@@ -78,10 +79,13 @@ def write_copy(root: Path, out: Path, wish: Wish) -> list[str]:
     """Write into a new folder what `push` would send; lines that tell of it. Raises JobError and DatasetError."""
     if out.exists():
         raise JobError(f"{out}: is there already; name a new folder for the copy")
+    require_folder(out, "a copy")
     with hold_dataset(root):
         copy = _plan(root, str(out), wish)
         work = out.with_name(f".{out.name}{WORK}")
         shutil.rmtree(work, ignore_errors=True)
+        with making(out, "name another folder"):
+            work.mkdir(parents=True)
         try:
             for parcel in copy.parcels:
                 target = work / parcel.path

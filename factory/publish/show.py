@@ -15,7 +15,10 @@ from factory.dataset.entries import Totals
 from factory.dataset.history import count_runs, read_state
 from factory.dataset.ledger import read_ledger
 from factory.dataset.manifest import MANIFEST, of_teacher, read_manifest, run_command
-from factory.dataset.shards import read_batches, shard_path
+from factory.dataset.shards import ShardFile, find_file_damage, read_batches, shard_path
+from factory.dataset.sound import find_missing, sum_up, tell_next
+from factory.dataset.store import MARK
+from factory.errors import JobError, nearest
 from factory.hashing import canonical_json
 from factory.messages import Message, text_of
 from factory.records import Prompt, Rejection
@@ -30,10 +33,10 @@ IDS = dict.fromkeys(("topk_ids", "topk_id_table", "topk_id_places", "topk_first"
 TYPES = IDS | dict.fromkeys(("topk_counts", "topk_draws", "topk_steps"), np.uint16)
 
 
-def describe_totals(out: Path, totals: Totals, address: str = "") -> list[str]:
+def describe_totals(out: Path, totals: Totals, address: str = "", damage: Sequence[str] = ()) -> list[str]:
     """Counts of a dataset: planned, accepted, rejected by reason, errors, left; and by task and level.
 
-    `address` says where it is, where that is not `out`.
+    `address` says where it is, where that is not `out`; `damage` is what `find_damage` has found.
     """
     samples, keep = read_samples(out)
     # of a prompt's samples one is kept at most: a share of rows would call that a loss
@@ -44,6 +47,8 @@ def describe_totals(out: Path, totals: Totals, address: str = "") -> list[str]:
     if totals.part and not totals.left:
         state = "complete; `factory merge` joins the parts"
     state = f"part {totals.part}: {state}" if totals.part else state
+    if damage:
+        state = f"damaged: {sum_up(damage)}; {tell_next(out)}; by the ledger {state}"
     lines = [
         f"{address or out}: {state}",
         f"  planned {totals.planned:,} = accepted {totals.accepted:,}{share} + rejected {totals.rejected:,}"
@@ -71,6 +76,12 @@ def describe_totals(out: Path, totals: Totals, address: str = "") -> list[str]:
     for reason, count in totals.ranked_reasons():
         lines.append(f"  rejected  {count:>7,}  {reason}")
     return lines
+
+
+def find_damage(out: Path) -> list[str]:
+    """Committed files that are gone or of another size, a line each; none is read."""
+    # in the working folder of a dataset in an object store no shard is expected
+    return [] if (out / MARK).exists() else list(find_missing(read_ledger(out)))
 
 
 def _describe_cluster(out: Path) -> list[str]:
@@ -145,14 +156,16 @@ class Choice:
         return self.reason is None or self.reason in reason
 
 
-def chosen_rows(out: Path, choice: Choice) -> Iterator[dict[str, Any]]:
-    """The rows of a choice, shard after shard; only the files that hold one are read whole."""
-    for shard in sorted(read_ledger(out).entries):
+def chosen_rows(out: Path, choice: Choice, read: list[ShardFile] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a choice, shard after shard; only the files that hold one are read whole, and put on `read`."""
+    for shard, entry in sorted(read_ledger(out).entries.items()):
         for folder in choice.folders():
             path = out / shard_path(folder, shard)
             names = ["id", "prompt_id", "task", "level", *(("stage", "reason") if folder == "rejected" else ())]
             labels = (label for batch in read_batches(path, names) for label in batch.to_pylist())
             wanted = {number for number, label in enumerate(labels) if choice.takes(label)}
+            if wanted and read is not None:
+                read += [file for file in entry.files if file.path == shard_path(folder, shard)]
             first = 0
             for batch in read_batches(path) if wanted else ():
                 for number in sorted(wanted & set(range(first, first + batch.num_rows))):
@@ -161,14 +174,45 @@ def chosen_rows(out: Path, choice: Choice) -> Iterator[dict[str, Any]]:
 
 
 def describe_rows(out: Path, count: int, choice: Choice | None = None) -> list[str]:
-    """The first rows of a choice (accepted ones), readable; a line that says so where there are none."""
+    """The first rows of a choice (accepted ones), readable; a line that says so where there are none.
+
+    Before them a warning for each file they are read from that is not what was committed. Raises JobError for a task, a
+    level, a reason or an id that no row has.
+    """
     manifest, choice = read_manifest(out), choice or Choice()
-    rows = list(islice(chosen_rows(out, choice), count))
+    _require_known(out, choice, manifest)
+    read: list[ShardFile] = []
+    rows = list(islice(chosen_rows(out, choice, read), count))
     if not rows and choice == Choice():
         return [f"{out}: no accepted row yet; `factory status {out}` tells why rows were rejected"]
+    if not rows and choice.id is not None:
+        raise JobError(f"--id {choice.id}: no row that is asked for has an id that begins so, nor its prompt, in {out}")
     if not rows:
         return [f"{out}: no such row; `factory status {out}` lists tasks, levels and reasons"]
-    return [line for row in rows for line in _describe_row(row, manifest)]
+    # who looks at damage must be able to see it, and be told that it is no row of the teacher's
+    damage = [told for file in read if (told := find_file_damage(out, file, "committed"))]
+    lines = [f"warning: {out}: {told}; {tell_next(out)}" for told in damage]
+    return [*lines, *(line for row in rows for line in _describe_row(row, manifest))]
+
+
+def _require_known(out: Path, choice: Choice, manifest: dict[str, Any]) -> None:
+    """Raise JobError for a task, a level or a reason that no row has and the job does not name."""
+    totals, planned = read_totals(out), manifest.get("tasks") or {}
+    cells = [cell.partition("/")[::2] for cell in totals.cells]
+    tasks = [*planned, *(task for task, _ in cells)]
+    levels = [level for task, level in cells if choice.task in (None, task)]
+    levels += [level for task in planned if choice.task in (None, task) for level in planned[task].get("levels", ())]
+    # a reason may be given by its stage, by itself, or with both
+    reasons = [name for whole in totals.reasons for name in (whole, *whole.split("/", 1))]
+    for option, asked, known in (
+        ("--task", choice.task, tasks),
+        ("--level", choice.level, levels),
+        ("--reason", choice.reason, reasons),
+    ):
+        if asked is not None and asked not in known:
+            has = ", ".join(sorted(dict.fromkeys(known))) or "none"
+            what = option.removeprefix("--")
+            raise JobError(f"{option} {asked}: {out} has no such {what} (has: {has}){nearest(asked, known)}")
 
 
 def _describe_row(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:

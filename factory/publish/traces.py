@@ -14,6 +14,7 @@ from typing import Any
 from factory.dataset.columns import list_lengths, read_list
 from factory.dataset.ledger import read_ledger
 from factory.dataset.shards import read_batches, shard_path
+from factory.dataset.sound import require_intact
 from factory.errors import DatasetError
 from factory.tasks.traces import places_to, read_nodes
 
@@ -51,7 +52,9 @@ def write_traces(out: Path, source: Path, target: Path, places: Mapping[str, tup
 
 def _rows(out: Path) -> Iterator[tuple[str, int, list[float]]]:
     """Id, number of prompt tokens and logprobs [T] of each accepted row."""
-    for shard in sorted(read_ledger(out).entries):
+    ledger = read_ledger(out)
+    require_intact(ledger, "data")
+    for shard in sorted(ledger.entries):
         for batch in read_batches(out / shard_path("data", shard), ["id", "prompt_token_ids", SAMPLED]):
             values, offsets = read_list(batch.column(SAMPLED))
             prompts = list_lengths(batch.column("prompt_token_ids")).tolist()

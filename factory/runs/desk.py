@@ -4,7 +4,7 @@ One generation comes in, one outcome goes out, or none yet: where a judge is to 
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -155,8 +155,8 @@ def open_desk(prepared: Prepared, out: Path, stack: ExitStack, reporter: Reporte
     return Desk(gated, teacher, judge or teacher, turn, signals, encode, described=described)
 
 
-def require_ways(job: Job) -> None:
-    """Raise TeacherError where a teacher of the job or its judge has no address, or no key.
+def require_ways(job: Job, require: Callable[[Job], None] = require_way) -> None:
+    """Raise TeacherError where a teacher of the job or its judge has no address, or no key; or what else is required.
 
     Before the first of them is asked: the others' turns may come hours later.
     """
@@ -165,7 +165,7 @@ def require_ways(job: Job) -> None:
         ways["judge."] = job.model_copy(update={"teacher": job.judge.teacher})
     for whose, own in ways.items():
         try:
-            require_way(own)
+            require(own)
         except TeacherError as error:
             raise TeacherError(f"{whose}{error}") from None
 

@@ -34,6 +34,7 @@ from factory.dataset.manifest import (
     read_manifest,
     read_signals,
     require_plain_path,
+    run_command,
     sealed_text,
     write_atomically,
 )
@@ -144,13 +145,13 @@ def _require_same_plan(first: Made, made: Made) -> None:
 
 def _require_whole(made: Made) -> None:
     """Raise DatasetError where rows of a part are missing, or any of its files is not what was committed."""
-    totals = made.ledger.totals
+    totals, again = made.ledger.totals, run_command(made.manifest)
     if totals.left:
-        raise DatasetError(f"{made.out}: {totals.describe_rest()}; the same `factory run --part {totals.part}` goes on")
+        raise DatasetError(f"{made.out}: {totals.describe_rest()}; the same `{again} --part {totals.part}` goes on")
     require_passed(made.out)
     for _, entry in sorted(made.ledger.entries.items()):
         if damage := next(check_files(made.out, entry), None):
-            raise DatasetError(f"{made.out}: {damage}; `factory run JOB --part {totals.part} --repair` makes it again")
+            raise DatasetError(f"{made.out}: {damage}; `{again} JOB --part {totals.part} --repair` makes it again")
     if damage := next(check_sources(made.out, made.manifest), None):
         raise DatasetError(f"{made.out}: {damage}")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from factory.errors import JobError
+from factory.errors import JobError, pip_install
 
 # of a run's figures: name, what it is, whether it only grows
 METRICS = {
@@ -49,7 +49,7 @@ def serve_metrics(port: int | None, figures: Callable[[], dict[str, Any]]) -> It
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ModuleNotFoundError:
-        raise JobError('--metrics: pip install "distillation-factory[ray]" brings prometheus-client') from None
+        raise JobError(f"--metrics: {pip_install('ray')} brings prometheus-client") from None
     registry = CollectorRegistry()
     registry.register(Collector(figures))
     try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from factory.errors import FactoryError, JobError, one_line
+from factory.errors import FactoryError, JobError, one_line, pip_install
 from factory.runs.worker import Setup, Worker
 
 LOCAL = "local"  # in place of an address: a cluster of this machine alone, for as long as the run lasts
@@ -108,9 +108,7 @@ def connect(address: str) -> Iterator[Nodes]:
     try:
         import ray
     except ModuleNotFoundError:
-        raise JobError(
-            '--ray: Ray is not installed here; pip install "distillation-factory[ray]", or make parts with --part'
-        ) from None
+        raise JobError(f"--ray: Ray is not installed here; {pip_install('ray')}, or make parts with --part") from None
     more: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **more)

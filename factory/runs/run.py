@@ -21,9 +21,10 @@ from factory.checks.repair import repair
 from factory.dataset.entries import ShardEntry, Totals, summarize_shard
 from factory.dataset.history import begin_run, end_run
 from factory.dataset.late import write_late
-from factory.dataset.ledger import SPOOL, WORKERS, Ledger, hold, open_ledger, planned_shards, require_manifest
+from factory.dataset.ledger import LEDGER, SPOOL, WORKERS, Ledger, hold, open_ledger, planned_shards, require_manifest
 from factory.dataset.manifest import reconcile_manifest
 from factory.dataset.shards import write_shard
+from factory.dataset.sound import require_present
 from factory.dataset.stages import current_summary
 from factory.dataset.store import DISK, Store
 from factory.errors import DatasetError
@@ -31,7 +32,7 @@ from factory.job.job import Job
 from factory.publish.card import save_card
 from factory.quality.parse import count_tokens
 from factory.records import Outcome, PlannedRow, Prompt, Rejection
-from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk, require_later_served
+from factory.runs.desk import JUDGE_FOLDER, Desk, open_desk, require_later_served, require_ways
 from factory.runs.finish import Draft, Finished, finish_alone, finish_shards
 from factory.runs.parts import require_same_part
 from factory.runs.plan import Rows
@@ -41,6 +42,7 @@ from factory.runs.provenance import describe_job, describe_plan, keep_provenance
 from factory.runs.room import Room
 from factory.runs.rounds import catch_up, count_accepted, later_turns, next_turn, pending_of, plan_on, resume
 from factory.runs.watch import Watch
+from factory.teachers import require_startable
 
 # what makes all that is left: the job, its manifest, the ledger, where to tell of it
 Make = Callable[[Prepared, dict[str, Any], Ledger, Reporter], None]
@@ -68,6 +70,9 @@ def run_prepared(
     that is the user's to mend; nothing that was committed is touched.
     """
     reporter = Reporter(as_json=log_json)
+    # a run that cannot begin leaves no folder behind; of one that has begun, all rows may be there
+    if make is None and store is DISK and not (out / LEDGER).exists():
+        require_ways(prepared.job, require_startable)
     with hold(out), store.hold(out, reporter.tell):
         try:
             # what is there was planned for the job as it was begun, which may have asked for less
@@ -81,6 +86,9 @@ def run_prepared(
             else:
                 require_manifest(out)
             ledger = open_ledger(out, plan, manifest, store)
+            # a run never looks at what is committed: without this it would call complete what is not there
+            if store is DISK:
+                require_present(ledger)
             keep_provenance(prepared, ledger)
             catch_up(prepared, ledger)
             prepared = plan_on(prepared, ledger)

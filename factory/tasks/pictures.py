@@ -11,12 +11,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
+from factory.errors import pip_install
 from factory.tasks.sandbox import OutOfBounds
 
 MAX_PIXELS: Final = 40_000_000  # of one picture
 MAX_SIDE: Final = 20_000
 MAX_BYTES: Final = 64 * 2**20  # of a file
-INSTALL: Final = 'pictures need Pillow: pip install "distillation-factory[images]"'
+INSTALL: Final = f"pictures need Pillow: {pip_install('images')}"
 
 
 class PictureError(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from factory.errors import TeacherError
+from factory.errors import TeacherError, pip_install
 from factory.job.job import Job
 from factory.records import Generation, Prompt, TeacherInfo
 from factory.signals import SignalSpec
@@ -59,7 +59,7 @@ def require_engine() -> None:
     """Raises TeacherError where vLLM is not installed: the core install plans and reads, and starts no engine."""
     if find_spec("vllm") is None:
         raise TeacherError(
-            'teacher.backend "vllm": vLLM is not installed here; pip install "distillation-factory[gpu]" for CUDA, '
+            f'teacher.backend "vllm": vLLM is not installed here; {pip_install("gpu")} for CUDA, '
             'make for CPU (README.md), or say backend = "scripted" to try the job without a model'
         )
 
@@ -71,6 +71,18 @@ def require_way(job: Job) -> None:
         from factory.teachers.remote.opening import find_way
 
         find_way(job)
+
+
+def require_startable(job: Job) -> None:
+    """Raise TeacherError where the job's teacher cannot begin: no engine, no model folder, no address or no key."""
+    if job.teacher.backend == "scripted":
+        return
+    require_way(job)
+    if not job.teacher.remote:
+        from factory.teachers.models import locate_model
+
+        require_engine()
+        locate_model(job.teacher)
 
 
 def require_served(job: Job, out: Path) -> None:

@@ -122,10 +122,15 @@ def _model_file(model: str, revision: str | None, name: str) -> Path:
     if Path(model).is_dir():
         return Path(model) / name
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(model, name, revision=revision))
+    except HFValidationError:
+        raise TeacherError(
+            f"teacher.model {model!r}: not a local folder, and no name that the hub can have; give a folder, a hub id "
+            "such as 'Qwen/Qwen3-8B', or 'demo'"
+        ) from None
     except LocalEntryNotFoundError:
         raise TeacherError(
             f"teacher.model {model!r}: not a local folder, not in the hub cache, and the hub cannot be reached; "

@@ -201,8 +201,12 @@ def folder_of(name: str, revision: str | None) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(name, "tokenizer.json", revision=revision)
+    try:
+        found = try_to_load_from_cache(name, "tokenizer.json", revision=revision)
+    except HFValidationError:  # a mistyped path, or an address: no name that the hub could know
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -1,6 +1,7 @@
 """Curricula: what is written holds what was decided, loads with `datasets`, and is whole or not there at all."""
 
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from blake3 import blake3
 from conftest import write_task
-from dataset_support import change_line, held_ledger, read_tree, write_job
+from dataset_support import change_line, flip_byte, forge_text, held_ledger, read_tree, write_job
 
 from factory.curriculum import build, regroup
 from factory.curriculum.build import make_curriculum
@@ -293,8 +294,42 @@ def test_by_level_takes_the_order_of_the_task(out: Path) -> None:
     assert {row["level"] for row in read_config(out, "stage-1")} == {"easy"}
     assert {row["level"] for row in read_config(out, "stage-2")} == {"hard"}
     (out / "templates/adding/task.toml").unlink()
-    with pytest.raises(DatasetError, match=r"templates/adding/task\.toml: has no order of levels"):
+    with pytest.raises(DatasetError, match=r"templates/adding/task\.toml: missing; resume the job"):
         make(out, by="level")
+
+
+def test_an_order_of_levels_that_somebody_has_changed_is_refused(out: Path) -> None:
+    path = out / "templates/adding/task.toml"
+    path.write_text(path.read_text().replace('["easy", "hard"]', '["hard", "easy"]'))
+    with pytest.raises(DatasetError, match=r"templates/adding/task\.toml: not what the rows were made with; resume"):
+        make(out, by="level")
+    assert not (out / "curriculum").exists()
+    make(out)  # another `by` never reads it
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("data/train-00000.parquet", forge_text, r"\d+ bytes, committed with \d+"),
+        (
+            "data/train-00001.parquet",
+            lambda path: flip_byte(path, 200),
+            "its bytes have changed since it was committed",
+        ),
+        ("rejected/train-00001.parquet", lambda path: flip_byte(path, 200), "its bytes have changed since"),
+        ("data/train-00002.parquet", Path.unlink, "missing"),
+        ("data/train-00002.parquet", lambda path: os.truncate(path, 100), "100 bytes, committed with "),
+    ],
+)
+def test_damage_is_never_copied_into_a_stage(out: Path, name: str, damage: Callable[[Path], Any], told: str) -> None:
+    make(out)
+    before = read_tree(out / "curriculum")
+    damage(out / name)
+    step = r"`factory verify .*/out` tells what else is, `factory run JOB --repair` makes it again"
+    with pytest.raises(DatasetError, match=rf"out: {name}: {told}.*; {step}"):
+        make(out, seed=5)
+    assert read_tree(out / "curriculum") == before
+    assert not list(out.glob(".tmp-*"))
 
 
 def test_rows_without_a_difficulty_are_counted_and_last(out: Path) -> None:
@@ -421,6 +456,7 @@ def test_an_unfinished_dataset_one_in_use_and_one_without_rows_are_told(out: Pat
 def test_a_dataset_of_an_older_format_is_told(out: Path) -> None:
     path = out / "data/train-00000.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["difficulty", "pass_rate"]), path)
+    prove(out, path)
     with pytest.raises(DatasetError, match=r"train-00000\.parquet: has no column difficulty, pass_rate; an older"):
         make(out)
 

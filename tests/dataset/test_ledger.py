@@ -217,7 +217,7 @@ def test_entries_outlive_their_damaged_plan(tmp_path: Path) -> None:
 
 
 def test_no_ledger_and_no_manifest_are_told_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"is .* a dataset of the factory"):
+    with pytest.raises(DatasetError, match=r"no manifest\.json, so not a dataset of the factory"):
         read_ledger(tmp_path)
     with pytest.raises(DatasetError, match=r"no manifest\.json, so not a dataset of the factory"):
         read_manifest(tmp_path)
@@ -390,3 +390,12 @@ def test_totals_are_what_json_has_words_for() -> None:
     totals = Totals(planned=3, reasons=Counter({"check/wrong": 2}), scrubbed=Counter({"email": 4}))
     figures = json.loads(json.dumps(totals.figures()))
     assert (figures["reasons"], figures["scrubbed"], figures["left"]) == ({"check/wrong": 2}, {"email": 4}, 3)
+
+
+def test_a_file_that_cannot_be_replaced_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a folder").mkdir()
+    for place in ("a folder", "no/file"):
+        with pytest.raises(OSError, match=place) as told:
+            write_atomically(tmp_path / place, b"rows")
+        assert told.value.filename == str(tmp_path / place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a folder"]

@@ -209,8 +209,11 @@ def test_a_file_that_is_not_whole_parquet_is_named(tmp_path: Path, cut: int) -> 
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"absent\.parquet: not readable as Parquet"):
+    with pytest.raises(DatasetError, match=r"absent\.parquet: missing$"):
         list(read_batches(tmp_path / "absent.parquet"))
+    (tmp_path / "ledger.jsonl").touch()  # of a dataset: then there is a next step
+    with pytest.raises(DatasetError, match=r"absent\.parquet: missing; `factory verify .*` tells what else is damaged"):
+        list(read_batches(tmp_path / "data" / "absent.parquet"))
 
 
 def test_a_schema_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from dataset_support import read_table
+from dataset_support import flip_byte, read_table
 from export_support import MakeJob, make_dataset, read_export
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -173,6 +173,14 @@ def test_prompts_go_through_the_students_own_template(workspace: Path, make_job:
         turns = "".join(f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in kept["prompt"])
         # the student's template opens no reasoning: the teacher's marker stands there as text
         assert spelt == f"{turns}<|assistant|><think>\n"
+
+
+def test_a_changed_byte_is_not_aligned(workspace: Path, make_job: MakeJob) -> None:
+    root = make_dataset(workspace, make_job)
+    flip_byte(root / "data/train-00000.parquet", 200)
+    with pytest.raises(DatasetError, match=r"train-00000\.parquet: its bytes have changed since it was committed"):
+        align(root, str(byte_tokenizer(workspace / "student")), "x")
+    assert not (root / "aligned-x").exists()
 
 
 def test_it_is_a_config_of_the_dataset_until_the_dataset_changes(workspace: Path, make_job: MakeJob) -> None:

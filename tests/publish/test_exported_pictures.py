@@ -208,9 +208,13 @@ def test_a_text_that_spells_a_place_is_left_out_where_it_would_be_taken_for_one(
 
 def test_a_student_whose_template_shows_no_pictures_is_told(paired: Path, tmp_path: Path) -> None:
     sees, blind = student_with(tmp_path / "sees", SEEING), student_with(tmp_path / "blind", BLIND)
-    for to in ("trl-sft", "dpo", "kto"):
-        with pytest.raises(JobError, match="its chat template shows no pictures"):
-            export_to(paired, tmp_path / "x", to, student=blind, **CARRIED[to])
+    checking = [to for to in CARRIED if FORMATS[to].checks_student and "student" in FORMATS[to].options]
+    assert checking == ["trl-sft", "dpo", "kto", "messages"]
+    for to in checking:
+        for student in (blind, "demo"):
+            with pytest.raises(JobError, match="its chat template shows no pictures"):
+                export_to(paired, tmp_path / "x", to, student=student, **CARRIED[to])
+        assert not (tmp_path / "x").exists()
         with pytest.raises(JobError, match="drops reasoning_content"):
             export_to(paired, tmp_path / "x", to, student=sees, reasoning="apart", **CARRIED[to])
         export_to(paired, tmp_path / to, to, student=sees, **CARRIED[to])

@@ -167,6 +167,20 @@ def test_a_damaged_shard_is_told_before_its_rows_are_read(workspace: Path, make_
     assert not (workspace / "x/README.md").exists()
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_shard_that_is_cut_or_gone_names_the_next_step(workspace: Path, make_job: MakeJob, cut: bool) -> None:
+    root = make_dataset(workspace, make_job)
+    path = root / "data/train-00000.parquet"
+    data = path.read_bytes()
+    path.unlink()
+    if cut:
+        path.write_bytes(data[:100])
+    for to in ("trl-sft", "messages", "parquet-text"):
+        with pytest.raises(DatasetError, match=r"train-00000\.parquet: .*`factory verify.*(--repair|makes it whole)"):
+            export_to(root, workspace / "x", to)
+        assert not (workspace / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("to", "options", "told"),
     [
@@ -198,6 +212,12 @@ def test_what_would_be_wrong_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_dataset_without_a_curriculum_is_its_split_train(workspace: Path, make_job: MakeJob) -> None:
+    root = make_dataset(workspace, make_job)
+    export_to(root, workspace / "x", "trl-sft", split="train")
+    assert len(read_export(workspace / "x")) == len(read_table(root, "data"))
+
+
 def test_a_stage_comes_in_its_own_order_with_its_signals(workspace: Path, make_job: MakeJob) -> None:
     from factory.curriculum.build import make_curriculum
     from factory.curriculum.config import load_config
@@ -217,6 +237,13 @@ def test_a_stage_comes_in_its_own_order_with_its_signals(workspace: Path, make_j
     told = f"  with the rows that the curriculum keeps apart ({kept}); stages leave them out"
     assert kept
     assert told in export_to(root, workspace / "all", "trl-sft")
+    # of the dataset itself `train` is what is left, and all rows is what would go out
+    with pytest.raises(JobError, match=r"--split train: only stages have splits, .* has a curriculum; name a stage"):
+        export_to(root, workspace / "train", "trl-sft", split="train")
+    assert not (workspace / "train").exists()
+    # said or not, of a stage it is the same export
+    again = export_to(root, workspace / "trl-sft", "trl-sft", stage=stage, split="train")
+    assert "complete already" in again[0]
     # other rows under the same options are another export
     other = summary["stages"][0]["name"]
     with pytest.raises(JobError, match="holds another export"):

@@ -124,8 +124,12 @@ def test_distillkit_packs_whole_rows_and_numbers_them(workspace: Path, make_job:
     wanted = [row["prompt_token_ids"] + row["completion_token_ids"] for row in stored_rows(root)]
     assert sorted(found) == sorted(wanted)
     assert len(read_export(workspace / "x")) < len(wanted)
-    config = yaml.safe_load((workspace / "x/distillkit.yaml").read_text())
-    assert config["functionary_packing"] is True
+    text = (workspace / "x/distillkit.yaml").read_text()
+    assert yaml.safe_load(text)["functionary_packing"] is True
+    assert "functionary_packing: true   # several rows are in a sequence, and do not see each other\n" in text
+    export_to(root, workspace / "y", "distillkit", length=1200)
+    told = "functionary_packing: false   # a sequence is one row; true belongs to an export with --pack\n"
+    assert told in (workspace / "y/distillkit.yaml").read_text()
 
 
 def test_packing_holds_few_sequences_at_a_time_and_loses_none() -> None:
@@ -374,3 +378,20 @@ def test_scored_messages_are_exported_as_they_were_given(workspace: Path, make_j
     assert read_export(workspace / "x")[0]["messages"] == turns
     export_to(workspace / "data", workspace / "t", "parquet-text")
     assert read_export(workspace / "t")[0]["answer"] == "It is 4."
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "told"),
+    [
+        ("messages", {}, "messages, reasoning inside the content."),
+        ("messages", {"reasoning": "apart"}, "messages, reasoning beside the content."),
+        ("trl-sft", {}, "exact token ids."),
+        ("trl-sft", {"rows": "messages"}, "messages, reasoning beside the content."),
+        ("trl-sft", {"rows": "messages", "reasoning": "content"}, "messages, reasoning inside the content."),
+    ],
+)
+def test_the_readme_says_which_of_a_formats_forms_this_folder_is(
+    workspace: Path, make_job: MakeJob, to: str, options: dict[str, Any], told: str
+) -> None:
+    export_to(make_dataset(workspace, make_job), workspace / "x", to, **options)
+    assert f" rows: {told}\n" in (workspace / "x/README.md").read_text()

@@ -5,12 +5,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import hub_standin
@@ -20,7 +22,7 @@ from conftest import write_task
 from dataset_support import FACTORY, flip_byte, read_tree
 from export_support import PAIRS, MakeJob, make_dataset
 from hub_standin import Hub, Tree
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, HfApi
 
 from factory.checks.verify import verify
 from factory.curriculum.build import make_curriculum
@@ -29,7 +31,9 @@ from factory.errors import DatasetError, JobError
 from factory.job.job import Job
 from factory.load import load_rows
 from factory.load.card import read_card
+from factory.publish import hub as hub_module
 from factory.publish.aligning import align
+from factory.publish.hub import Repo
 from factory.publish.pushing import Wish, write_copy
 from factory.publish.report.build import write_report
 from factory.publish.show import read_totals
@@ -170,22 +174,29 @@ def test_it_goes_on_after_a_cut_and_main_is_never_half(
         assert not [path for method, path in hub.seen if method == "PUT"]
 
 
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
 def test_it_goes_on_after_it_was_killed(
-    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path
+    workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path, by: signal.Signals, code: int
 ) -> None:
     root = make_dataset(workspace, make_job, publish=TERMS)
     killed: list[int] = []
 
     def kill(method: str, path: str) -> str | None:
-        if method == "PUT" and hub.blobs:  # one file is there
-            os.kill(process.pid, signal.SIGKILL)
+        if method == "PUT" and hub.blobs and not killed:  # one file is there
+            os.kill(process.pid, by)
             killed.append(1)
             return "cut"
         return None
 
     hub.trouble = kill
-    process = subprocess.Popen([*FACTORY, "push", str(root), REPO], env=environment(hub, tmp_path))
-    assert process.wait(60) == -signal.SIGKILL
+    command = [*FACTORY, "push", str(root), REPO]
+    process = subprocess.Popen(command, env=environment(hub, tmp_path), stderr=subprocess.PIPE, text=True)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    whole = "stopped by SIGTERM; what readers see is whole, as it was or as it will be; the same command goes on from "
+    # the hub's client may tell of its own retries
+    assert (f"{whole}what was sent\n" in told) == (by == signal.SIGTERM)
+    assert "shards" not in told
     assert killed
     assert set(hub.main(REPO)) == {".gitattributes"}
     hub.trouble = lambda method, path: None
@@ -524,7 +535,7 @@ def test_a_copy_says_that_it_is_one(workspace: Path, make_job: MakeJob, tmp_path
     assert read_tree(copy) == before
     # a dataset whose ledger is gone is none
     (root / "ledger.jsonl").unlink()
-    with pytest.raises(DatasetError, match=r"is .* a dataset of the factory"):
+    with pytest.raises(DatasetError, match=r"ledger\.jsonl: No such file.*; bring it back from a copy"):
         read_totals(root)
 
 
@@ -538,17 +549,80 @@ def test_what_is_no_dataset_is_not_made_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whoever_has_no_hub_starts_the_stand_in() -> None:
-    """What README says: one command, whose first line is what the other terminal needs."""
+def test_whoever_has_no_hub_starts_the_stand_in(workspace: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    """What README says: one command, whose first line is all that the other terminal needs, hf-xet installed or not."""
+    pytest.importorskip("hf_xet")  # asks for a Xet token; without it the line could lack a word and work here
+    root = make_dataset(workspace, make_job, publish=TERMS)
     command = [sys.executable, hub_standin.__file__]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ending(process):
         assert process.stdout is not None
-        told = re.fullmatch(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+) HF_TOKEN=\w+\n", process.stdout.readline())
-        assert told
-        asked = json.dumps({"name": "mine", "organization": "me", "type": "dataset"}).encode()
-        urlopen(Request(f"{told[1]}/api/repos/create", asked, {"Content-Type": "application/json"})).close()
+        line = process.stdout.readline()
+        assert re.fullmatch(r"export HF_ENDPOINT=http://127\.0\.0\.1:\d+ HF_TOKEN=\w+ HF_HUB_DISABLE_XET=1\n", line)
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        told = dict(word.split("=", 1) for word in line.split()[1:])
+        pushed = subprocess.run(
+            [*FACTORY, "push", str(root), REPO],
+            env=plain | told | {"HF_HOME": str(tmp_path / "hf")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert pushed.returncode == 0, pushed.stderr
         process.terminate()
-        assert "me/mine: 1 files on main" in process.stdout.read()
+        found = re.search(r"me/sums: (\d+) files on main", process.stdout.read())
+        assert found
+        assert int(found[1]) > 4
+
+
+def test_the_stand_in_tells_of_itself_and_ends() -> None:
+    command = [sys.executable, hub_standin.__file__, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "stand-in of the Hugging Face Hub" in done.stdout
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}], ids=["none", "empty"])
+def test_nobody_writes_to_the_stand_in_without_a_token(hub: Hub, headers: dict[str, str]) -> None:
+    asked = json.dumps({"name": "sums", "organization": "me", "type": "dataset"}).encode()
+    create = f"{hub.url}/api/repos/create"
+    urlopen(Request(create, asked, {"Authorization": "Bearer x"})).close()
+    writes = ["preupload/main", "commit/main", "discussions", "discussions/1/status", "discussions/1/merge"]
+    writes = [f"{hub.url}/api/datasets/{REPO}/{write}" for write in writes]
+    for url in (create, *writes, f"{hub.url}/datasets/{REPO}.git/info/lfs/objects/batch"):
+        with pytest.raises(HTTPError) as told:
+            urlopen(Request(url, b"{}", headers))
+        assert told.value.code == 401, url
+    urlopen(Request(f"{hub.url}/api/datasets/{REPO}/tree/main", headers=headers)).close()  # reading is for everybody
+    assert list(hub.main(REPO)) == [".gitattributes"]
+
+
+def test_a_hub_that_cannot_be_reached_is_named_with_what_to_look_at(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub_module, "TRIES", 2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with socket.socket() as closed:  # bound and not listening: nobody else gets the port meanwhile
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        repo = Repo(REPO)
+        repo.api = HfApi(endpoint=f"http://me:secret@{address}", token="t")
+        with pytest.raises(DatasetError, match=rf"me/sums: http://…@{address} cannot be reached to tell what ") as told:
+            repo.head()
+    assert "look at the network, and at HF_ENDPOINT, which says where the hub is; nobody sees" in str(told.value)
+    waiting = capsys.readouterr().err
+    assert waiting.count("\n") == 1
+    assert f"me/sums: http://…@{address} cannot be reached" in waiting
+    assert waiting.endswith("; asked again in 1 s (try 2 of 2)\n")
+    assert "secret" not in waiting + str(told.value)
+
+
+def test_who_may_not_write_is_told_to_log_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    repo = Repo(REPO)
+    repo.api = HfApi(endpoint=hub.url, token=False)
+    with pytest.raises(DatasetError, match=r"could not create it: .*401.* log in with a token .*`hf auth login`"):
+        repo.create(private=False)
+    assert [method for method, _ in hub.seen].count("POST") == 1  # asked again it would say the same
 
 
 @contextmanager

@@ -2,16 +2,17 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import write_task
-from dataset_support import held_ledger, make_prompt, read_table
+from dataset_support import forge_text, held_ledger, make_prompt, read_table
 
 from factory.dataset.entries import Totals
 from factory.dataset.history import begin_run
-from factory.errors import DatasetError
+from factory.errors import DatasetError, JobError
 from factory.job.job import Job
 from factory.publish.show import (
     WIDTH,
@@ -123,6 +124,34 @@ def test_a_missing_shard_is_named(workspace: Path, make_job: MakeJob) -> None:
         describe_rows(workspace / "out", 20)
 
 
+def test_a_row_of_a_changed_file_is_shown_below_a_warning(workspace: Path, make_job: MakeJob) -> None:
+    out = workspace / "out"
+    run(make_job(), workspace, out)
+    sound = describe_rows(out, 1)
+    forge_text(out / "data/train-00000.parquet", "reasoning")
+    warning, *shown = describe_rows(out, 1)
+    assert warning.startswith(f"warning: {out}: data/train-00000.parquet: ")
+    assert warning.endswith(f"; `factory verify {out}` tells what else is, `factory run JOB --repair` makes it again")
+    assert len(shown) == len(sound)
+    assert shown != sound
+    # rows of other files are what they were
+    other = read_table(out, "data")[-1]["id"]
+    assert describe_rows(out, 1, Choice(id=other))[0].startswith("── ")
+
+
+def test_a_file_that_cannot_be_read_names_what_verifies_it(workspace: Path, make_job: MakeJob) -> None:
+    out = workspace / "out"
+    run(make_job(), workspace, out)
+    path = out / "data/train-00000.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    step = rf"; `factory verify {re.escape(str(out))}` tells what else is damaged, and what makes it whole$"
+    with pytest.raises(DatasetError, match=rf"train-00000\.parquet: not readable as Parquet: .*{step}"):
+        describe_rows(out, 1)
+    path.unlink()
+    with pytest.raises(DatasetError, match=rf"train-00000\.parquet: missing{step}"):
+        describe_rows(out, 1)
+
+
 def test_a_prompt_is_shown_for_people_or_as_one_json_line() -> None:
     prompt = make_prompt(3, messages=({"role": "system", "content": "é"}, {"role": "user", "content": "a\nb"}))
     text = describe_prompt(prompt, as_json=False)
@@ -158,7 +187,33 @@ def test_rows_are_chosen_by_task_level_reason_and_id(workspace: Path, make_job: 
     assert len(heads(describe_rows(out, 99, Choice(rejected=True)))) == len(rejected)
     for row in (accepted[-1], rejected[-1]):
         assert [line.split()[6] for line in heads(describe_rows(out, 9, Choice(id=row["id"])))] == [row["id"]]
-    (line,) = describe_rows(out, 9, Choice(task="other"))
+    with pytest.raises(JobError, match=rf"^--id zzz: no row .* begins so, nor its prompt, in {re.escape(str(out))}"):
+        describe_rows(out, 9, Choice(id="zzz"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        ({"task": "ading"}, r"^--task ading: .* has no such task \(has: adding\); did you mean 'adding'\?$"),
+        ({"level": "hrad"}, r"^--level hrad: .* no such level \(has: easy, hard\); did you mean 'hard'\?$"),
+        (
+            {"reason": "check/wrong_totl"},
+            r"no such reason \(has: check, check/wrong_total, wrong_total\); did you mean 'check/wrong_total'\?$",
+        ),
+    ],
+)
+def test_what_no_row_can_have_is_an_error_with_what_there_is(
+    workspace: Path, make_job: MakeJob, choice: dict[str, str], told: str
+) -> None:
+    run(make_job(teacher={"backend": "scripted", "scripted": {"wrong": 0.5}}), workspace, workspace / "out")
+    with pytest.raises(JobError, match=told):
+        describe_rows(workspace / "out", 1, Choice(**choice))
+
+
+def test_a_level_that_is_planned_and_has_no_row_is_no_error(workspace: Path, make_job: MakeJob) -> None:
+    job = make_job(tasks=[{"name": "adding", "count": 4, "levels": {"easy": 1}}])
+    run(job, workspace, workspace / "out")
+    (line,) = describe_rows(workspace / "out", 9, Choice(level="hard"))
     assert "no such row; `factory status" in line
 
 

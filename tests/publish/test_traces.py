@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import write_task
+from dataset_support import flip_byte
 
 from factory.cli import main
 from factory.load import load_rows
@@ -104,6 +105,22 @@ def test_a_file_that_cannot_be_written_leaves_nothing_beside_it(folder: Path) ->
     with pytest.raises(DatasetError, match="taken: cannot be written"):
         write_traces(folder / "out", folder / "traces.jsonl", folder / "taken", dict.fromkeys(_ids(folder), (0, 1)))
     assert not (folder / ".tmp-taken").exists()
+
+
+def test_logprobs_of_a_changed_shard_are_not_handed_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(["score", "job.toml"]) == 0
+    flip_byte(folder / "out/data/train-00000.parquet", 200)
+    assert code_of(["score", "job.toml", "--traces", "scored.jsonl"]) == 2
+    told = capsys.readouterr().err
+    assert "out: data/train-00000.parquet: its bytes have changed since it was committed" in told
+    assert "`factory score JOB --repair` makes it again" in told
+    assert not (folder / "scored.jsonl").exists()
+    assert code_of(["verify", "out"]) == 1
+    assert "`factory score JOB --repair` makes it again" in capsys.readouterr().out
+    text = (folder / "out/ledger.jsonl").read_text()
+    (folder / "out/ledger.jsonl").write_text(text.replace("accepted", "accepte", 1))
+    assert code_of(["verify", "out"]) == 1
+    assert "`factory score JOB --repair` mends it" in capsys.readouterr().out
 
 
 def _ids(folder: Path) -> list[str]:

@@ -197,7 +197,7 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_written(wor
         (parts[0], other[1], parts[2]): r"belongs to another plan than .*tasks\.adding\.files",
         (other[0], finer): "belongs to another plan",
         (*parts[:2], workspace / "whole"): "is a dataset of its own and no part of a plan",
-        (*parts[:2], workspace / "nothing"): "is .*nothing a dataset of the factory",
+        (*parts[:2], workspace / "nothing"): r"nothing: no manifest\.json, so not a dataset of the factory",
     }
     for given, told in cases.items():
         with pytest.raises(DatasetError, match=told) as caught:

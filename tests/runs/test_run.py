@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -645,3 +646,29 @@ def test_a_dataset_begun_before_loops_could_be_stopped_goes_on(workspace: Path, 
     described = describe_job(prepare(make_job(), workspace))
     assert "stop_repetition" not in described["tasks"]["adding"]["sampling"]
     assert "replicas" not in described["job"]["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "installed", "told"),
+    [
+        ({"backend": "vllm", "model": "demo"}, False, 'teacher.backend "vllm": vLLM is not installed here; '),
+        ({"backend": "vllm", "model": "./nowhere"}, True, "teacher.model './nowhere': no such model folder"),
+        (
+            {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9", "api_key_env": "NO_SUCH_KEY"},
+            True,
+            "NO_SUCH_KEY",
+        ),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_no_folder(
+    workspace: Path,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    teacher: dict[str, str],
+    installed: bool,
+    told: str,
+) -> None:
+    monkeypatch.setattr("factory.teachers.find_spec", lambda name: object() if installed else None)
+    with pytest.raises(TeacherError, match=re.escape(told)):
+        run(make_job(teacher=teacher, signals={"top_k": 0}), workspace, workspace / "out")
+    assert not (workspace / "out").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import write_task
 
-from factory.errors import TaskError
+from factory.errors import TaskError, pip_install
 from factory.forecast.estimate import estimate
 from factory.job.job import Job
 from factory.records import PlannedRow, Sampling
@@ -48,7 +48,7 @@ def test_where_pillow_is_missing_a_task_that_needs_it_says_so_and_no_other_is_to
     lines, problems = list_tasks(tmp_path)
     assert problems == []
     assert [line for line in lines if "NOT INSTALLED" in line] == ["photo_edits_image  NOT INSTALLED"]
-    told = 'pictures need Pillow: pip install "distillation-factory[images]"'
+    told = f"pictures need Pillow: {pip_install('images')}"
     assert lines[lines.index("photo_edits_image  NOT INSTALLED") + 1].endswith(told)
     with pytest.raises(TaskError, match=r"_photo_edits_image_pictures.py:.* pictures need Pillow: pip install"):
         next(preview(tmp_path, "photo_edits_image", "easy", 0, 1))

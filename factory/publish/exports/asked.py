@@ -12,7 +12,7 @@ class Asked:
 
     to: str
     stage: str | None = None
-    split: str = "train"
+    split: str | None = None  # of the stage: train
     teacher: str | None = None
     prompt: Literal["student", "teacher"] | None = None  # whose, where a task shows them different ones
     student: str | None = None  # a tokenizer's folder or hub id

@@ -32,6 +32,13 @@ def inside(source: Source, asked: Asked, default: str) -> bool:
     return (asked.reasoning or ("content" if source.signals.images else default)) == "content"
 
 
+def tell_kept(source: Source, asked: Asked, default: str) -> str:
+    """What messages hold of a row, and where its reasoning and calls stand."""
+    parts = [*(["reasoning"] if source.markers else []), *(["calls"] if source.signals.tools else [])]
+    where = "inside the content" if inside(source, asked, default) else "beside the content"
+    return f"messages, {' and '.join(parts)} {where}" if parts else "messages"
+
+
 def _beside(source: Source, asked: Asked, default: str) -> dict[str, Kind]:
     """What stands beside the content of a turn."""
     return {"tool_calls": CALLS} if source.signals.tools and not inside(source, asked, default) else {}

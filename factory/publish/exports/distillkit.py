@@ -49,7 +49,7 @@ teacher:
 sequence_length: {length}
 output_path: student
 use_flash_attention: {flash}
-functionary_packing: {flash}   # documents of a packed sequence do not see each other
+functionary_packing: {flash}   # {packing}
 loss_functions:
   - function: cross_entropy
     weight: 0.1
@@ -160,7 +160,12 @@ def _beside(written: Written) -> dict[str, str]:
     asked, source = written.asked, written.source
     values = {"vocab": source.details["vocab_size"], "length": asked.length}
     k, flash = asked.k or source.signals.top_k, str(asked.pack).lower()
-    return {"distillkit.yaml": YAML.format(**values, k=k, flash=flash)}
+    packing = (
+        "several rows are in a sequence, and do not see each other"
+        if asked.pack
+        else "a sequence is one row; true belongs to an export with --pack"
+    )
+    return {"distillkit.yaml": YAML.format(**values, k=k, flash=flash, packing=packing)}
 
 
 FORMAT = Format(

@@ -42,7 +42,7 @@ class Format:
 
     name: str
     trainer: str
-    kept: str  # what of a row is kept, in a few words
+    kept: str | Callable[[Source, Asked], str]  # what of a row is kept, in a few words; as it was asked for
     # Raises nothing: the reason why this dataset would train wrongly, None where it would not.
     refuse: Callable[[Source, Asked], str | None]
     fields: Callable[[Source, Asked], Sequence[Field]]
@@ -70,6 +70,10 @@ class Format:
     blind: str = ""
     # How whoever reads its pictures finds them, a sentence for the README.
     pictures: str = "The messages show pictures by parts without text."
+
+    def keeps(self, source: Source, asked: Asked) -> str:
+        """What of a row is kept by an export that is asked for so."""
+        return self.kept if isinstance(self.kept, str) else self.kept(source, asked)
 
     def holds_ids(self, asked: Asked) -> bool:
         """Whether what it writes holds token ids, which a student must understand as the teacher does."""

@@ -64,7 +64,7 @@ def _usage(written: Written) -> str:
 FORMAT = Format(
     name="messages",
     trainer="LLaMA-Factory, ms-swift, verl SFT, and others",
-    kept="messages, the reasoning inside the content (or apart)",
+    kept=lambda source, asked: chat.tell_kept(source, asked, DEFAULT),
     refuse=refuse_chat,
     fields=_fields,
     convert=_convert,

@@ -59,7 +59,11 @@ def _row_files(number: int, values: Values) -> Files:
 FORMAT = Format(
     name="modelopt",
     trainer="Model-Optimizer (EAGLE-3, offline)",
-    kept="ids and hidden states, declared before or after the final norm",
+    kept=lambda source, asked: (
+        "ids, and hidden states of before the final norm"
+        if not source.signals.final_norm
+        else "ids, and hidden states, the last layer's after the final norm"
+    ),
     refuse=_refuse,
     fields=_fields,
     convert=_convert,

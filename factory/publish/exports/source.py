@@ -21,7 +21,7 @@ from factory.dataset.picking import take_table
 from factory.dataset.rows import ARRAYS, STUDENT_IDS, Row, StateBits, join_bits, read_rows
 from factory.dataset.shards import ShardFile, find_file_damage, read_batches, read_schema, shard_path
 from factory.dataset.signal_columns import PROMPT
-from factory.dataset.stages import AGAIN, read_summary, require_current
+from factory.dataset.stages import AGAIN, FOLDER, SPLITS, SUMMARY, read_summary, require_current
 from factory.errors import DatasetError, JobError, nearest
 from factory.publish.vocabulary import teacher_vocabulary
 from factory.signals import SignalSpec
@@ -226,7 +226,7 @@ class Source:
 
 
 def open_source(
-    root: Path, stage: str | None, split: str, as_students: bool = False, teacher: str | None = None
+    root: Path, stage: str | None, split: str | None, as_students: bool = False, teacher: str | None = None
 ) -> Source:
     """A dataset with at least one accepted row; `as_students` where it has other prompts for them.
 
@@ -235,13 +235,25 @@ def open_source(
     manifest, ledger = _one_teachers(root, read_manifest(root), teacher), read_ledger(root)
     if not ledger.totals.accepted:
         raise DatasetError(f"{root}: no accepted row, so nothing to export; `factory status` says why")
-    if stage is None and split != "train":
-        raise JobError(f"--split {split}: only stages have splits, the dataset itself has train; name one with --stage")
+    if stage is None and split is not None:
+        _require_whole(root, split)
     signals = read_signals(manifest) or SignalSpec()
-    source = Source(root, ledger, manifest, signals, stage, split, as_students and signals.students)
+    source = Source(root, ledger, manifest, signals, stage, split or SPLITS[0], as_students and signals.students)
     if stage:
         source.parts()  # raises where there is no such stage, before anything is written
     return source
+
+
+def _require_whole(root: Path, split: str) -> None:
+    """Raise JobError for a split of no stage, unless it is train of a dataset that nothing is kept apart of."""
+    if split != SPLITS[0]:
+        raise JobError(f"--split {split}: only stages have splits, the dataset itself has train; name one with --stage")
+    if (root / FOLDER / SUMMARY).exists():
+        # all rows go out without a stage, and whoever asks for those of train does not want the others
+        raise JobError(
+            f"--split {split}: only stages have splits, and {root} has a curriculum; name a stage with --stage, or "
+            "leave --split out for all rows, those that the curriculum keeps apart too"
+        )
 
 
 def _one_teachers(root: Path, manifest: dict[str, Any], teacher: str | None) -> dict[str, Any]:

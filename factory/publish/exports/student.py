@@ -23,7 +23,7 @@ def require_student(source: Source, asked: Asked, form: Format) -> None:
         _require_ids(source, asked, student)
         return
     apart = not inside(source, asked, "content" if form.name == "messages" else "apart")
-    if source.signals.images and form.name != "messages":  # LLaMA-Factory and others have templates of their own
+    if source.signals.images:
         _require_pictures(asked, student)
     if apart:
         _require_reasoning(source, asked, student)
@@ -69,7 +69,7 @@ def _require_pictures(asked: Asked, student: Vocabulary) -> None:
     if shown == blind or SENTINEL not in shown or "'type'" in shown:
         raise JobError(
             f"--student {asked.student}: its chat template shows no pictures, so it would learn to speak of what it "
-            "never saw; name a model that sees"
+            "never saw; name a model that sees, or leave --student out where the trainer brings a template of its own"
         )
 
 

@@ -71,10 +71,14 @@ def _refuse(source: Source, asked: Asked) -> str | None:
     return refuse_untold_tools(source) or refuse_chat(source, asked)
 
 
+def _tell_kept(source: Source, asked: Asked) -> str:
+    return chat.tell_kept(source, asked, DEFAULT) if asked.rows == "messages" else "exact token ids"
+
+
 FORMAT = Format(
     name="trl-sft",
     trainer="TRL SFTTrainer",
-    kept="exact token ids, or messages",
+    kept=_tell_kept,
     refuse=_refuse,
     fields=_fields,
     convert=_convert,

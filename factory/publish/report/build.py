@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from factory import __version__
 from factory.dataset.manifest import read_signals, write_atomically
+from factory.dataset.sound import require_intact
 from factory.publish.report.charts import require_extra
 from factory.publish.report.compare import choose_pairs, compare, name_both
 from factory.publish.report.counts import describe_head
@@ -14,7 +15,9 @@ from factory.publish.report.facts import gather, open_dataset
 from factory.publish.report.page import Shown, write_page
 from factory.publish.report.payload import describe_row, pack_row
 from factory.publish.report.sample import Place, choose_rows, read_places
-from factory.publish.report.store import Store
+from factory.publish.report.store import FOLDERS, Store, choose_part
+from factory.publish.report.tokens import choose_shards
+from factory.publish.targets import making, require_file
 from factory.teachers.spelling import open_decoder
 
 ROWS: Final = 60
@@ -39,11 +42,14 @@ def write_report(out: Path, other: Path | None = None, target: Path | None = Non
     """Write a report of `out`, or of `out` compared with `other`; where it went.
 
     By default it goes into `out` itself: whoever gets the folder gets the report. Raises DatasetError where there is no
-    row to report yet, where a file cannot be read, or where two datasets share no row.
+    row to report yet, where a file cannot be read or is not what was written, or where two datasets share no row;
+    JobError where no file can be written there.
     """
     require_extra()
+    path = target or out / (FILE if other is None else BOTH_FILE)
     with ExitStack() as stack:
         store, manifest = _open(out, stack)
+        require_file(path, "a report", FILE)
         facts, both = gather(store, manifest), None
         if other is None:
             shown = _show(store, manifest, rows)
@@ -52,13 +58,16 @@ def write_report(out: Path, other: Path | None = None, target: Path | None = Non
             names = name_both(facts["head"]["name"], other.resolve().name)
             both = compare(store, second, names) | {"model": describe_head(second.ledger, its_manifest)["model"]}
             shown = _show_both((store, second), (manifest, its_manifest), names, max(1, rows // 2))
-    path = target or out / (FILE if other is None else BOTH_FILE)
-    write_atomically(path, write_page(facts, shown, __version__, both).encode("utf-8", "replace"))
+    page = write_page(facts, shown, __version__, both).encode("utf-8", "replace")
+    with making(path, "name another place with --to FILE"):
+        write_atomically(path, page)
     return path
 
 
 def _open(out: Path, stack: ExitStack) -> tuple[Store, Facts]:
     ledger, manifest = open_dataset(out)
+    # the texts that are counted, and below those that are shown; of all other files only numbers are read
+    require_intact(ledger, *FOLDERS.values(), shards={*choose_part(ledger), *choose_shards(ledger)})
     return stack.enter_context(Store(ledger)), manifest
 
 
@@ -72,6 +81,7 @@ def _show(store: Store, manifest: Facts, count: int) -> Shown:
 def _pack(store: Store, manifest: Facts, places: Sequence[Place]) -> dict[Place, tuple[Facts, str]]:
     signals, decode = read_signals(manifest), open_decoder(manifest)
     top_k = 0 if signals is None else signals.top_k
+    require_intact(store.ledger, *FOLDERS.values(), shards={place.shard for place in places} - set(store.part))
     found = read_places(store, list(places))
     return {place: (describe_row(place, row), pack_row(row, top_k, decode)) for place, row in found}
 

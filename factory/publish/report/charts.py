@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Final
 
-from factory.errors import JobError
+from factory.errors import JobError, pip_install
 
-INSTALL: Final = 'pip install "distillation-factory[report]" brings what it needs'
 ONE, TWO, BAND, RULE = "var(--one)", "var(--two)", "var(--band)", "var(--muted)"
 ORDER: Final = ["prompt", "reasoning", "answer"]
 Spec = dict[str, Any]
@@ -20,7 +19,7 @@ def require_extra() -> None:
     missing = [name for name in ("altair", "duckdb") if find_spec(name) is None]
     if missing:
         told = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
-        raise JobError(f"factory report: {told}; {INSTALL}")
+        raise JobError(f"factory report: {told}; {pip_install('report')} brings what it needs")
     import altair
 
     # rows are counted long before they come here; the limit is for those who plot raw data

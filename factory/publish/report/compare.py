@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from factory.errors import DatasetError
+from factory.publish.report.headlines import percent
 from factory.publish.report.sample import Place
 from factory.publish.report.store import WHERE, Store
 
@@ -63,7 +64,9 @@ def _tell(totals: dict[str, Any], names: tuple[str, str], a: int, b: int) -> str
     told = f"{rows:,} rows are in both (of {a:,} and {b:,}); {names[0]} keeps {totals['a'] / rows:.1%} of them"
     told += f", {names[1]} {totals['b'] / rows:.1%}"
     if totals["both"]:
-        told += f"; of {totals['both']:,} that both keep {totals['same'] / totals['both']:.0%} have the same answer"
+        told += (
+            f"; of {totals['both']:,} that both keep {percent(totals['same'] / totals['both'])}% have the same answer"
+        )
     return f"{told}."
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 from factory.checks.fidelity import SECTION, describe
 from factory.dataset.history import count_runs, read_history
 from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import of_teacher, teachers_of
+from factory.dataset.manifest import PUBLISH, of_teacher, teachers_of
 from factory.dataset.stages import SPLITS, current_summary, describe_range
 from factory.publish.about import model_of
 from factory.publish.report.store import Store
@@ -28,7 +28,7 @@ ASKED: Final = {
 def describe_head(ledger: Ledger, manifest: dict[str, Any]) -> dict[str, Any]:
     """Who answered, how many rows there are, what they took, and whether their signals were checked."""
     totals, job = ledger.totals, manifest.get("job") or {}
-    samples = job.get("samples") or {}
+    samples, terms = job.get("samples") or {}, manifest.get(PUBLISH) or {}
     parts = {name: of_teacher(manifest, name) for name in teachers_of(manifest)}
     asked = {name: (part.get("job") or {}).get("teacher") or {} for name, part in parts.items()}
     teachers = {name: part.get("teacher") or {} for name, part in parts.items()}
@@ -59,7 +59,7 @@ def describe_head(ledger: Ledger, manifest: dict[str, Any]) -> dict[str, Any]:
         "completion_tokens": totals.completion_tokens,
         "bytes": totals.bytes,
         "fidelity": _judge_fidelity({name: part[SECTION] for name, part in parts.items() if part.get(SECTION)}),
-        "license": (job.get("publish") or {}).get("license"),
+        "license": terms.get("license_name") or terms.get("license"),
         "signals": parts[first].get("signals") or {"top_k": 0, "layers": []},  # all keep the same
         "hours": sum(run["seconds"] for run in runs["ended"]) / 3600 * max(1, told.get("tensor_parallel_size") or 1),
         "open_runs": runs["open"],

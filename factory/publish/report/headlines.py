@@ -1,9 +1,10 @@
 """The answer to each block's question in a sentence, made of its numbers: what a reader needs who reads no more."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 Facts = dict[str, Any]
+NAMED: Final = 3  # cells of a sentence; of more than so many the rest is counted
 
 
 def write_headlines(facts: Facts) -> dict[str, str]:
@@ -58,10 +59,19 @@ def _tell_teaching(facts: Facts) -> str:
         return "No row was accepted, so there is nothing to learn from yet."
     if len(cells) < 2:
         return f"{count(facts['head']['accepted'], 'row')} of one task and level."
-    (best, task, level), (worst, worst_task, worst_level) = max(cells), min(cells)
+    best, worst = max(cells)[0], min(cells)[0]
     if best == worst:
-        return f"As much is kept of every task and level: {best:.0%} of their {of}."
-    return f"The most is kept of {task}, {level} ({best:.0%}); the least of {worst_task}, {worst_level} ({worst:.0%})."
+        return f"As much is kept of every task and level: {percent(best)}% of their {of}."
+    most, least = (_name_cells([cell[1:] for cell in cells if cell[0] == share]) for share in (best, worst))
+    return f"The most is kept of {most} ({percent(best)}%); the least of {least} ({percent(worst)}%)."
+
+
+def _name_cells(cells: list[tuple[str, str]]) -> str:
+    """All cells that share a place: one of several named alone would say that the others have another."""
+    names = [f"{task}, {level}" for task, level in sorted(cells)]
+    if len(names) > NAMED:
+        names = [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"]
+    return " and of ".join([", of ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _tell_calibration(facts: Facts) -> str:
@@ -71,22 +81,24 @@ def _tell_calibration(facts: Facts) -> str:
     if found["ranks"] is None:
         which = "right" if found["right"] else "wrong"
         return f"All {found['rows']:,} answers with a confidence are {which}, so nothing can be said of it."
-    told = f"Of a right and a wrong answer the right one is the more confident in {found['ranks']:.0%} of the cases"
+    told = (
+        f"Of a right and a wrong answer the right one is the more confident in {percent(found['ranks'])}% of the cases"
+    )
     gap = f"mean distance of confidence from the share of right answers: {found['gap']:.2f}"
-    low, high = found["parts"][0]["share"], found["parts"][-1]["share"]
-    return f"{told}; {low:.0%} of the least confident tenth are right, {high:.0%} of the most confident ({gap})."
+    low, high = (percent(found["parts"][at]["share"]) for at in (0, -1))
+    return f"{told}; {low}% of the least confident tenth are right, {high}% of the most confident ({gap})."
 
 
 def _tell_sureness(facts: Facts) -> str:
     found = facts["tokens"]
     if found is None:
         return "This dataset keeps no distributions, or has no accepted row: nothing tells how sure the teacher was."
-    shares = ", ".join(f"{part['sure']:.0%} of the {part['part']}" for part in found["parts"])
+    shares = ", ".join(f"{percent(part['sure'])}% of the {part['part']}" for part in found["parts"])
     told = f"The teacher is sure (below {found['sure_below']} nats) of {shares}"
     whole = found["savings"][0]["bytes"]
     for choice in found["savings"][1:] if whole else ():
         if choice["choice"] == f"min_entropy = {found['sure_below']}":
-            told += f"; to keep distributions only where it is not would save {choice['saved'] / whole:.0%}"
+            told += f"; to keep distributions only where it is not would save {percent(choice['saved'] / whole)}%"
     return f"{told}."
 
 
@@ -129,6 +141,15 @@ def _tell_stages(facts: Facts) -> str:
         return "There is no curriculum of these rows: factory curriculum makes one."
     told = f"{count(len(found['stages']), 'stage')} by {found['by']}"
     return f"{told}; {found['hand_off']:,} of {found['prompts']:,} prompts should be passed on to a larger model."
+
+
+def percent(share: float) -> str:
+    """A share in hundredths, as tables and sentences tell it: what is not all never reads 100, nor what is some 0."""
+    if 0.99 < share < 1:
+        return f"{100 * share:.1f}" if share < 0.9995 else ">99.9"
+    if 0 < share < 0.01:
+        return f"{100 * share:.1f}" if share >= 0.0005 else "<0.1"
+    return f"{100 * share:.0f}"
 
 
 def count(number: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from factory.publish.report import charts
-from factory.publish.report.headlines import clock, count, write_headlines
+from factory.publish.report.headlines import clock, count, percent, write_headlines
 from factory.terminal import printable
 
 Facts = dict[str, Any]
@@ -140,6 +140,7 @@ def _template() -> Any:
         "short": _short,
         "hours": _tell_hours,
         "plain": _plain,
+        "percent": percent,
     }
     return environment.from_string(_read("report.html.j2"))
 

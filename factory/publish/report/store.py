@@ -13,9 +13,10 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, Self
 
-from factory.dataset.ledger import LEDGER, Ledger
+from factory.dataset.ledger import Ledger
 from factory.dataset.manifest import require_plain_path
-from factory.dataset.shards import read_schema, shard_path
+from factory.dataset.shards import find_size_damage, read_schema, shard_path
+from factory.dataset.sound import files_of, tell_next
 from factory.errors import DatasetError, one_line
 
 PART_ROWS: Final = 20_000
@@ -107,11 +108,10 @@ class Store:
 
 
 def _require_files(ledger: Ledger, shards: Sequence[int]) -> None:
-    for shard in shards:
-        for name in (shard_path(folder, shard) for folder in FOLDERS.values()):
-            if not (ledger.out / name).is_file():
-                told = f"{name}: missing, and {LEDGER} names it"
-                raise DatasetError(f"{ledger.out}: {told}; `factory verify` names all that is, --repair makes it again")
+    # of the files that are sampled `build` checks every byte
+    for file in files_of(ledger, *FOLDERS.values(), shards=shards):
+        if told := find_size_damage(ledger.out, file, "committed"):
+            raise DatasetError(f"{ledger.out}: {told}; {tell_next(ledger.out)}")
 
 
 def choose_part(ledger: Ledger, most: int = PART_ROWS) -> list[int]:

@@ -10,13 +10,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from dataset_support import read_table
+from dataset_support import flip_byte, flip_in_column, read_table
+from export_support import SEVERAL, MakeJob, make_dataset
 from report_support import embedded, make_record, make_rejection, unpack, write_dataset
 
 from factory.errors import DatasetError, JobError
-from factory.publish.report import charts
+from factory.publish.report import charts, store, tokens
 from factory.publish.report.build import BOTH_FILE, FILE, read_facts, write_report
 from factory.publish.report.payload import MOST
+from factory.runs.run import run
 
 HOSTILE = (
     "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>",
@@ -161,8 +163,30 @@ def test_a_missing_file_is_one_line_without_the_query(tmp_path: Path) -> None:
         write_report(out)
     assert "SELECT" not in str(caught.value)
     path.unlink()
-    with pytest.raises(DatasetError, match=r"out: rejected/train-00001\.parquet: missing, .*--repair makes it again"):
+    with pytest.raises(DatasetError, match=r"out: rejected/train-00001\.parquet: missing; .*--repair` makes it again"):
         read_facts(out)
+
+
+def test_texts_that_have_changed_are_not_reported(tmp_path: Path) -> None:
+    out = write_dataset(tmp_path / "out", [[make_record(0), make_rejection(1)], [make_record(2)]])
+    flip_byte(out / "data" / "train-00001.parquet", 200)
+    told = r"out: data/train-00001\.parquet: its bytes have changed since it was committed; `factory verify "
+    for write in (write_report, read_facts):
+        with pytest.raises(DatasetError, match=told):
+            write(out)
+    assert not (out / FILE).exists()
+
+
+def test_a_shown_row_of_a_file_that_is_not_sampled_is_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_dataset(tmp_path / "out", [[make_record(n), make_rejection(10 + n)] for n in range(3)])
+    monkeypatch.setattr(store.choose_part, "__defaults__", (1,))
+    monkeypatch.setattr(tokens, "MOST_SHARDS", 1)
+    flip_in_column(out / "data" / "train-00002.parquet", "text")
+    read_facts(out)  # of this file numbers alone are read
+    with pytest.raises(DatasetError, match=r"data/train-00002\.parquet: its bytes have changed"):
+        write_report(out)
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
@@ -206,3 +230,19 @@ def test_the_command_line_does_not_load_what_draws() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_head_tells_the_licence_that_a_run_has_written(workspace: Path, make_job: MakeJob) -> None:
+    """Where a real run keeps it, and not where a test may put it: as the card beside it says."""
+    root = make_dataset(workspace, make_job)
+    assert read_facts(root)["head"]["license"] is None
+    assert "none told" in write_report(root).read_text(encoding="utf-8")
+    terms = {"license": "cc-by-4.0", "output_terms": "those of the weights"}
+    for said, told in (
+        (terms, "cc-by-4.0"),
+        (terms | {"license": "other", "license_name": "mine-1", "license_link": "https://example.org/l"}, "mine-1"),
+    ):
+        run(make_job(**SEVERAL, publish=said), workspace, root)
+        assert read_facts(root)["head"]["license"] == told
+        assert f"<dd>{told}</dd>" in write_report(root).read_text(encoding="utf-8")
+        assert f"Licence of this dataset: {told}" in (root / "README.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from factory.job.job import Job
 from factory.publish.report.build import read_facts, write_report
 from factory.publish.report.coverage import describe_coverage
 from factory.publish.report.facts import gather
-from factory.publish.report.headlines import clock, write_headlines
+from factory.publish.report.headlines import clock, percent, write_headlines
 from factory.publish.report.page import draw_charts, order_levels, tell_size
 from factory.publish.report.phrasings import UNKNOWN, read_phrasings
 from factory.publish.report.sample import choose_rows, read_places
@@ -174,3 +174,29 @@ def test_sizes_and_times_are_told_as_people_read_them() -> None:
         "7.4 GB",
     ]
     assert [clock(seconds) for seconds in (3, 99, 240, 7_200)] == ["3 s", "99 s", "4 min", "2.0 h"]
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [(0, "0"), (1, "100"), (0.5, "50"), (0.004, "0.4"), (0.00001, "<0.1"), (0.995, "99.5"), (0.99999, ">99.9")],
+)
+def test_a_share_that_is_not_all_never_reads_100_nor_some_0(share: float, told: str) -> None:
+    assert percent(share) == told
+
+
+def test_headlines_say_what_the_tables_say_and_hide_no_cell(tmp_path: Path) -> None:
+    kept = [make_record(n, level="easy") for n in range(4)]
+    lost = [make_rejection(10 + n, level=("hard", "odd", "rare", "thin")[n % 4]) for n in range(4)]
+    out = write_dataset(tmp_path / "out", [[*kept, *lost[:2]]])
+    with Store(read_ledger(out)) as store:
+        facts = gather(store, read_manifest(out))
+    least = "the least of adding, hard and of adding, odd (0%)."
+    assert write_headlines(facts)["teaches"] == f"The most is kept of adding, easy (100%); {least}"
+    with Store(read_ledger(write_dataset(tmp_path / "four", [[*kept, *lost]]))) as store:
+        four = gather(store, read_manifest(out))
+    assert write_headlines(four)["teaches"].endswith("of adding, hard, of adding, odd and of 2 more (0%).")
+    for part in facts["tokens"]["parts"]:
+        part["sure"] = 0.9953
+    told = write_headlines(facts)["sure"]
+    assert "99.5% of the" in told
+    assert "100%" not in told
