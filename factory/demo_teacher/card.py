@@ -27,8 +27,8 @@ WEIGHTS, CONFIG, LOG, PASS_RATES, CARD = (
 DURATIONS: dict[str, str] = {}
 """How long `make demo-teacher` took, by machine: {"2 CPU cores": "about 95 minutes"}. The card tells what is here."""
 BEGAN = (
-    "It began with the weights of earlier versions (`--start`): 3,860 steps and 56 million tokens of four tasks, then 1,500 "
-    "and 2,400 steps of these ten, 20 and 30 million tokens."
+    "It began with the weights of earlier versions (`--start`): 3,860 steps and 56 million tokens of four tasks, then "
+    "1,500 and 2,400 steps of these ten, 20 and 30 million tokens."
 )
 CURVE_ROWS = 8
 LEVELS = ("easy", "medium", "hard")
