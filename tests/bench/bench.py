@@ -64,7 +64,7 @@ HOW = """
   `write_shard` over generations that an engine left on the spool; no engine runs meanwhile.
 - **Bytes a position** are compressed column chunks of the logprob columns, divided by completion tokens: of the demo
   teacher's own answers to the built-in tasks at temperature 0.7, and of the random model at temperature 1, whose nearly
-  uniform distributions compress worst. Shards of few rows take more: the 35 accepted rows of an earlier `make demo` (9,703
+  uniform distributions compress worst. Shards of few rows take more: 35 accepted rows of an earlier `make demo` (9,703
   positions) take 60.8 bytes in one shard, 43.2 compact, and 65.3 in the four that it writes. distilabel's rows are made
   of the same numbers (rounded to float16, which helps them to compress).
 - **DistillKit's layout**, written anew from its public description: for each position the exact best log-probabilities
