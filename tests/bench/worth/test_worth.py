@@ -41,7 +41,8 @@ def test_a_softened_teacher_says_the_same_at_a_higher_temperature(soft: Path) ->
     ids = torch.tensor([[5, 90, 17, 400, 33]])
     with torch.no_grad():
         one, other = (open_model(folder)(ids).logits for folder in (FOLDER, soft))
-    torch.testing.assert_close(other, one / 1.5, rtol=1e-2, atol=1e-2)  # its norm is bfloat16
+    # its norm is bfloat16, so each of a logit's summands may be off by one part in 256
+    torch.testing.assert_close(other, one / 1.5, rtol=1e-2, atol=3e-2)
 
 
 def test_a_student_begins_with_the_teachers_own_blocks(soft: Path) -> None:
