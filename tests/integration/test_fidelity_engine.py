@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from integration_support import engine_job, make_dataset
 
 from factory.checks.fidelity import choose_rows, describe, read_row, summarize
 from factory.dataset.columns import flat_list
-from factory.dataset.ledger import read_ledger
+from factory.dataset.ledger import read_ledger, write_ledger
 from factory.dataset.manifest import read_manifest, read_signals, replace_section
+from factory.dataset.shards import ShardFile, file_digest
 from factory.dataset.signal_columns import encode_states
 from factory.errors import FidelityError
 from factory.job.job import Job
@@ -101,6 +102,19 @@ def damage(made: Made, copy: Path, fault: Fault, rows: int = ROWS) -> None:
             at, field = table.schema.get_field_index(name), table.schema.field(name)
             table = table.set_column(at, field, column_of(values, field.type))
         pq.write_table(table, path)
+
+
+def commit_again(copy: Path) -> None:
+    """Let the ledger tell of the files as they now are."""
+
+    def as_written(file: ShardFile) -> ShardFile:
+        path = copy / file.path
+        return replace(file, bytes=path.stat().st_size, blake3=file_digest(path))
+
+    ledger = read_ledger(copy)
+    told = {shard: tuple(map(as_written, entry.files)) for shard, entry in ledger.entries.items()}
+    entries = {shard: replace(entry, files=told[shard]) for shard, entry in ledger.entries.items()}
+    write_ledger(copy, ledger.plan, entries)
 
 
 def column_of(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -237,7 +251,9 @@ def test_one_bad_row_among_good_ones_is_enough(made: Made, tmp_path: Path, fault
 def test_a_run_over_damaged_files_fails_and_leaves_them(made: Made, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     damage(made, copy, rolled(1))
-    replace_section(copy, "fidelity", {})  # as if it had been made so
+    # as if it had been made so
+    replace_section(copy, "fidelity", {})
+    commit_again(copy)
     data = {path: path.read_bytes() for path in copy.glob("data/*")}
     with pytest.raises(FidelityError, match=r"fidelity: failed: 4 of 4 rows .*kl_mean .*, allowed at most 0.0001"):
         run(made.job, made.folder, copy)
