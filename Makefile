@@ -83,6 +83,8 @@ chaos: $(READY)
 # speed beside a bare engine, bytes and reading, as one table in docs/benchmarks.md; about half an hour, on a quiet machine
 bench: $(READY)
 	$(BIN)/python tests/bench/bench.py --write
+	$(BIN)/python tests/bench/bench_cluster.py --ray 1 8
+	$(BIN)/python tests/bench/bench_cluster.py --ray 1 32 --tps 50 --rows 80
 
 # what signals are worth to a student: a table and curves in docs/worth.md; hours, and goes on where it was cut off
 worth: $(READY)
