@@ -87,10 +87,12 @@ def read_job(options: argparse.Namespace) -> tuple[Any, "Path | Url"]:
 
     job = load_job(options.job)
     named = options.out or job.out
-    if not is_url(named):
-        require_no_address(named)
-    out = read_url(named) if is_url(named) else Path(named)
-    if isinstance(out, Path):
+    out: Path | Url
+    if is_url(named):
+        out = read_url(named)
+    else:
+        require_no_address(named)  # as it was typed: a Path loses a slash of it
+        out = Path(named)
         require_plain_path(out)
     if not options.allow_outside:
         # an --out was typed by whoever starts the job; the paths inside it may be anyone's

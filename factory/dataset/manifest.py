@@ -155,6 +155,12 @@ def of_teacher(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     return manifest | {"job": job} | {part: value for part, value in own.items() if value is not None}
 
 
+def top_k_of(manifest: dict[str, Any]) -> int | None:
+    """How many ids its rows keep at each position, as a manifest says that may be another release's; None: none."""
+    signals = manifest.get("signals")
+    return signals.get("top_k") or None if isinstance(signals, dict) else None
+
+
 def read_signals(manifest: dict[str, Any]) -> SignalSpec | None:
     """The signals that a dataset's rows have; None before its teacher has started. Raises DatasetError."""
     # these four have been there from the first; later ones may be absent, and have defaults that mean what was

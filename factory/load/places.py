@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from factory.curriculum.regroup import STAGE_LABELS
 from factory.dataset.bucket import is_url
 from factory.dataset.ledger import Ledger
-from factory.dataset.manifest import MANIFEST
+from factory.dataset.manifest import MANIFEST, top_k_of
 from factory.dataset.merging import SIGNALS
 from factory.dataset.shards import count_groups, read_batches, read_schema
 from factory.dataset.stages import FOLDER, SUMMARY
@@ -181,8 +181,7 @@ class Hub:
             return None
 
     def top_k(self) -> int | None:
-        signals = self.manifest().get("signals")
-        return signals.get("top_k") or None if isinstance(signals, dict) else None
+        return top_k_of(self.manifest())
 
     @property
     def _options(self) -> dict[str, Any]:

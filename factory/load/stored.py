@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.dataset.bucket import read_url
 from factory.dataset.ledger import Ledger, read_ledger
-from factory.dataset.manifest import read_manifest
+from factory.dataset.manifest import read_manifest, top_k_of
 from factory.dataset.object_store import view
 from factory.dataset.stages import dataset_state
 from factory.errors import DatasetError, nearest
@@ -63,8 +63,7 @@ class Stored:
         return None  # no run makes one, and none is made there
 
     def top_k(self) -> int | None:
-        signals = self.manifest().get("signals")
-        return signals.get("top_k") or None if isinstance(signals, dict) else None
+        return top_k_of(self.manifest())
 
 
 def open_stored(source: str | Path, revision: str | None, cache: str | None) -> Stored:

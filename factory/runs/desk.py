@@ -4,9 +4,10 @@ One generation comes in, one outcome goes out, or none yet: where a judge is to 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,7 @@ def require_ways(job: Job, require: Callable[[Job], None] = require_way) -> None
     ways = {f"teachers.{name}: " if name else "": job.of_teacher(name) for name in job.teacher_names}
     if job.judge is not None and job.judge.teacher is not None:
         ways["judge."] = job.model_copy(update={"teacher": job.judge.teacher})
-    for whose, own in ways.items():
-        try:
-            require(own)
-        except TeacherError as error:
-            raise TeacherError(f"{whose}{error}") from None
+    _require_of(ways, require)
 
 
 def require_later_served(job: Job, names: Iterable[str], out: Path) -> None:
@@ -175,11 +172,16 @@ def require_later_served(job: Job, names: Iterable[str], out: Path) -> None:
 
     The rows of the teachers before it may take hours, and cost.
     """
-    for name in names:
+    _require_of({f"teachers.{name}: ": job.of_teacher(name) for name in names}, partial(require_served, out=out))
+
+
+def _require_of(jobs: Mapping[str, Job], require: Callable[[Job], None]) -> None:
+    """Require it of each teacher's job; what is told begins with whose it is."""
+    for whose, own in jobs.items():
         try:
-            require_served(job.of_teacher(name), out)
+            require(own)
         except TeacherError as error:
-            raise TeacherError(f"teachers.{name}: {error}") from None
+            raise TeacherError(f"{whose}{error}") from None
 
 
 def _open_judge(

@@ -8,7 +8,7 @@ from factory.errors import TaskError, nearest
 from factory.hashing import derive_seed
 from factory.records import PlannedRow, Prompt, Sampling
 from factory.tasks.faults import TaskFault
-from factory.tasks.pictures import INSTALL
+from factory.tasks.pictures import tell_missing
 from factory.tasks.render import check_templates, open_renderer, require_whole
 from factory.tasks.replies import tool_name
 from factory.tasks.tasks import NAME_PATTERN, Task, builtin_names, builtin_root, discover, load_task
@@ -27,7 +27,7 @@ def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_te
         task, marked = found.tasks.get(name), f"  {REPLACES}" if name in found.replacing else ""
         # tried here, so that what is listed as whole is whole
         wrong = found.problems.get(name) or (try_task(task) if task else [])
-        if wrong and all(line.endswith(INSTALL) for line in wrong):  # whole, where Pillow is
+        if wrong and all(line.endswith(tell_missing()) for line in wrong):  # whole, where Pillow is
             lines += [f"{name}  NOT INSTALLED{marked}", *(f"    {line}" for line in wrong)]
             continue
         problems += wrong

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from factory.errors import TaskError, Terminated
 from factory.tasks.faults import MAX_SECONDS, MAX_WAIT_SECONDS, name_error
-from factory.tasks.pictures import INSTALL
+from factory.tasks.pictures import tell_missing
 from factory.tasks.sandbox import time_limit
 from factory.tasks.words import words_path
 
@@ -82,7 +82,7 @@ def _forget(package: str) -> None:
 def _describe(error: BaseException, finder: _Parts) -> str:
     text = name_error(error)
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "PIL":
-        return INSTALL
+        return tell_missing()
     name = f"{error.name}." if isinstance(error, ImportError) else ""
     # "from . import _names": Python names the package, and the part in its text alone
     if name == finder.prefix:

@@ -17,11 +17,15 @@ from factory.tasks.sandbox import OutOfBounds
 MAX_PIXELS: Final = 40_000_000  # of one picture
 MAX_SIDE: Final = 20_000
 MAX_BYTES: Final = 64 * 2**20  # of a file
-INSTALL: Final = f"pictures need Pillow: {pip_install('images')}"
 
 
 class PictureError(Exception):
     """No picture can be made of a value; the text says why."""
+
+
+def tell_missing() -> str:
+    """What to install where Pillow is not."""
+    return f"pictures need Pillow: {pip_install('images')}"
 
 
 def read_picture(value: Any) -> bytes:
@@ -29,7 +33,7 @@ def read_picture(value: Any) -> bytes:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise PictureError(INSTALL) from None
+        raise PictureError(tell_missing()) from None
     if isinstance(value, Mapping):  # as `datasets` holds one
         value = value.get("bytes") or value.get("path")
     opened = value if isinstance(value, Image.Image) else None

@@ -9,8 +9,9 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import tool_task
-from conftest import SCHEMA, write_task
+from conftest import write_task
 from dataset_support import read_table, read_tree
+from drawn_task import DRAWN, USER
 from export_support import WRONG, MakeJob, export_to, make_dataset, read_export
 from PIL import Image
 from publish.test_exported_forms import student_with
@@ -27,19 +28,6 @@ from factory.publish.exports.formats import FORMATS
 from factory.runs.run import run
 from factory.tasks.tasks import builtin_root
 
-DRAWN = SCHEMA.replace(
-    "class Answer(",
-    """    def draw(self):
-        from PIL import Image
-
-        image = Image.new("RGB", (8 + self.a, 8))
-        image.putpixel((0, 0), (self.b % 256, 0, 0))
-        return image
-
-
-class Answer(""",
-)
-USER = "Look:\n{% image scenario.draw() %}\nAdd its width less 8 and its red."
 TASKS = [{"name": "adding", "count": 14}, {"name": "plain", "count": 4}]
 # what each format that carries pictures is asked for with, and where it shows them
 CARRIED: dict[str, dict[str, Any]] = {

@@ -11,6 +11,7 @@ import datasets
 import pytest
 from conftest import SCHEMA, write_task
 from dataset_support import read_table
+from drawn_task import DRAWN, USER
 from PIL import Image
 
 from factory.checks.author import examine
@@ -25,26 +26,13 @@ from factory.tasks.catalog import preview
 from factory.teachers.data_urls import with_data_urls
 
 MakeJob = Callable[..., Job]
-DRAWN = SCHEMA.replace(
-    "class Answer(",
-    """    def draw(self):
-        from PIL import Image
-
-        image = Image.new("RGB", (8 + self.a, 8))
-        image.putpixel((0, 0), (self.b % 256, 0, 0))
-        return image
-
-
-class Answer(""",
-)
 FROM_FILE = SCHEMA.replace("    b: int = 1\n", "    b: int = 1\n    photo: str = ''\n")
 TASKS = [{"name": "adding", "count": 16}, {"name": "plain", "count": 6}]
 
 
 @pytest.fixture
 def pictured(tmp_path: Path) -> Path:
-    user = "Look:\n{% image scenario.draw() %}\nAdd its width less 8 and its red."
-    write_task(tmp_path, schema=DRAWN, user_j2=user, user_short_j2=user, judge_j2="{{ prompt }} {{ answer }}")
+    write_task(tmp_path, schema=DRAWN, user_j2=USER, user_short_j2=USER, judge_j2="{{ prompt }} {{ answer }}")
     write_task(tmp_path, "plain")
     return tmp_path
 
