@@ -94,9 +94,10 @@ worth: $(READY)
 worth-quick: $(READY)
 	$(BIN)/python tests/bench/worth/worth.py --quick
 
-# the demo teacher from scratch, into build/demo-teacher/model; the same again goes on where it was cut off
+# the demo teacher from an earlier one's weights (START=MODEL; without it from nothing, for which its steps are too few), into
+# build/demo-teacher/model; the same again goes on where it was cut off
 demo-teacher: $(READY)
-	$(BIN)/python -m factory.demo_teacher.train build/demo-teacher
+	$(BIN)/python -m factory.demo_teacher.train build/demo-teacher $(if $(START),--start $(START))
 
 # measures the shipped demo teacher, or MODEL=build/demo-teacher/model, and writes its pass_rates.json and model card
 demo-teacher-eval: $(READY)

@@ -24,7 +24,7 @@ from factory.dataset.shards import sha256_digest
 from factory.demo_teacher.card import WEIGHTS
 from factory.demo_teacher.corpus import Corpus, encode, texts
 from factory.demo_teacher.network import begin_from, export, new_model
-from factory.demo_teacher.recipe import TASKS, Recipe, draw_step, draw_tokenizer_examples
+from factory.demo_teacher.recipe import TASK_WEIGHTS, TASKS, Recipe, draw_step, draw_tokenizer_examples
 from factory.demo_teacher.tokenizer import PIECES, train_tokenizer
 from factory.errors import FactoryError, TeacherError
 from factory.terminal import report
@@ -85,7 +85,7 @@ class Trainer:
 
     def _require_same_recipe(self) -> None:
         """Keep the recipe in OUT, or hold it against the one that is there. Raises TeacherError."""
-        recipe = asdict(self.recipe) | {"pieces": PIECES, "examples": self.corpus.digest()}
+        recipe = asdict(self.recipe) | {"tasks": TASK_WEIGHTS, "pieces": PIECES, "examples": self.corpus.digest()}
         recipe["start"] = self.start and sha256_digest(self.start / WEIGHTS)
         # as it reads back: tuples have become lists
         recipe = json.loads(json.dumps(recipe))

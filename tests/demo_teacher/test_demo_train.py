@@ -178,6 +178,12 @@ def test_another_recipe_is_refused_in_one_line(trained: Trainer) -> None:
         open_trainer(trained.out, replace(TINY, model=sizes))
 
 
+def test_other_shares_of_the_tasks_are_another_recipe(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "TASK_WEIGHTS", train.TASK_WEIGHTS | {"stories": 0.5})
+    with pytest.raises(TeacherError, match=r"trained by another recipe \(tasks\.stories: was 0\.06, is 0\.5\)"):
+        open_trainer(trained.out)
+
+
 @pytest.mark.parametrize("name", ["checkpoint.pt", "tokenizer.json"])
 def test_what_tells_no_recipe_is_not_gone_on_with(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
