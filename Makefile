@@ -89,6 +89,7 @@ bench: $(READY)
 # what signals are worth to a student: a table and curves in docs/worth.md; hours, and goes on where it was cut off
 worth: $(READY)
 	$(BIN)/python tests/bench/worth/worth.py --write
+	$(BIN)/python tests/bench/worth/worth.py --real --write
 
 # the same with fewer rows, seeds, arms and steps; prints its table
 worth-quick: $(READY)

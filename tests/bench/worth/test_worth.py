@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from worth import cells, describe, require_same, write_page
 from worth_arms import ARMS, cut_student, train
 from worth_data import copy_tasks, draw_ids, scaled_job, soften_teacher, without_taught
 from worth_figures import curves, gain, passes, read_results, replaced, span, table, tell_passes, text_rows
 from worth_measure import calibration_error, compare, log_probabilities
 from worth_settings import HERE, read_settings
+from worth_text import COMPLETION, HELD_OUT, PROMPT, cut_pieces, split_pieces
 
 from factory.curriculum.config import load_config
 from factory.errors import JobError
@@ -89,7 +90,7 @@ def test_the_settings_and_the_stages_are_right_and_name_what_there_is() -> None:
     for scale in settings.scales.values():
         assert set(scale.arms) <= set(ARMS)
         most = max(scale.rows)
-        assert sum(math.ceil(n * scale.share) for n in (1680, 1260, 1260)) >= most
+        assert scale.teacher == "real" or sum(math.ceil(n * scale.share) for n in (1680, 1260, 1260)) >= most
     assert {arm.loss for arm in ARMS.values()} <= set(train.LOSSES)
     assert settings.scales["full"].rows == [250, 1000, 4000]
 
@@ -116,6 +117,32 @@ def test_all_arms_of_a_seed_learn_from_the_same_rows_and_fewer_are_the_first_of_
 def test_rows_that_were_learnt_from_are_not_held_out() -> None:
     rows = [{"scenario": "a"}, {"scenario": "b"}]
     assert without_taught(rows, {"scenario": ["b", "c"]}) == [{"scenario": "a"}]
+
+
+def test_free_text_is_cut_into_pieces_and_none_of_a_held_out_topic_is_learnt_from() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    of_topics = cut_pieces(tokenizer)
+    taught, held_out = split_pieces(of_topics)
+    assert len(held_out) == HELD_OUT
+    assert len(taught) >= max(read_settings().scales["real"].rows)
+    topics = [{piece["id"].split("/")[0] for piece in pieces} for pieces in (taught, held_out)]
+    assert topics[0].isdisjoint(topics[1])
+    assert len({piece["id"] for piece in taught}) == len(taught)
+    for piece in (*taught, *held_out):
+        assert (len(piece["prompt_token_ids"]), len(piece["completion_token_ids"])) == (PROMPT, COMPLETION)
+    first = next(pieces for pieces in of_topics if pieces and pieces[0]["id"] == "assert/0")[0]
+    assert tokenizer.decode(first["prompt_token_ids"]).startswith('The "assert" statement')
+    assert cut_pieces(tokenizer) == of_topics
+
+
+def test_what_decides_nothing_for_a_teacher_is_not_held_against_its_results(tmp_path: Path) -> None:
+    settings = read_settings()
+    require_same(tmp_path / "full", settings, settings.scales["full"], FOLDER)
+    require_same(tmp_path / "real", settings, settings.scales["real"], FOLDER)
+    wider = settings.model_copy(update={"fresh": settings.fresh.model_copy(update={"layers": 3})})
+    require_same(tmp_path / "full", wider, settings.scales["full"], FOLDER)
+    with pytest.raises(JobError, match="fresh"):
+        require_same(tmp_path / "real", wider, settings.scales["real"], FOLDER)
 
 
 def test_the_first_seed_of_every_arm_comes_before_the_second_of_any() -> None:

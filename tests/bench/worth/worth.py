@@ -1,6 +1,7 @@
 """What a teacher's signals are worth: students that learn from text, from distributions, from states, and one table.
 
-    python tests/bench/worth/worth.py [--quick] [--arms NAME ...] [--rows N ...] [--seeds N] [--workers N] [--write]
+    python tests/bench/worth/worth.py [--quick | --real] [--arms NAME ...] [--rows N ...] [--seeds N] [--workers N]
+                                      [--write]
 
 Makes datasets by `factory run` and `factory score` in build/worth, trains a student for each arm, number of rows and
 seed by docs/examples/train_student/train.py, and measures it. One file a student: what is there is not made again, so
@@ -17,11 +18,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from real_teacher import real_teacher
 from worth_arms import ARMS, Bench, Cell, write_result
 from worth_data import make_datasets, run_job, scaled_job
 from worth_figures import curves, headline, passes, read_results, table, tell_passes
 from worth_measure import count_passes
 from worth_settings import HERE, ROOT, Scale, Settings, read_settings
+from worth_text import make_scored
 
 from factory.dataset.manifest import find_changes
 from factory.dataset.shards import sha256_digest
@@ -36,7 +41,8 @@ JOBS = ("data", "draws", "held_out", "passes", "stages")
 
 def require_same(work: Path, settings: Settings, scale: Scale, teacher: Path) -> None:
     """Keep what decides the results beside them, or hold it against what is there. Raises JobError."""
-    told: dict[str, Any] = settings.model_dump(exclude={"scales"})
+    # what the other teacher's students begin with decides nothing here
+    told: dict[str, Any] = settings.model_dump(exclude={"scales", "student" if scale.teacher == "real" else "fresh"})
     told |= {"steps": scale.steps, "share": scale.share, "weights": sha256_digest(teacher / "model.safetensors")}
     told |= {f"{name}.toml": sha256_digest(HERE / f"{name}.toml") for name in JOBS}
     path = work / "settings.json"
@@ -57,12 +63,12 @@ def cells(rows: Sequence[int], arms: Sequence[str], seeds: int) -> list[Cell]:
 BENCH: list[Bench] = []
 
 
-def open_bench(work: Path, settings: Settings, steps: int) -> None:
+def open_bench(work: Path, settings: Settings, scale: Scale) -> None:
     """In each worker process, once: one thread each, so that workers do not stand in each other's way."""
     import torch
 
     torch.set_num_threads(1)
-    BENCH.append(Bench(work, settings, steps))
+    BENCH.append(Bench(work, settings, scale))
 
 
 def run_cell(cell: Cell) -> dict[str, Any] | None:
@@ -76,7 +82,7 @@ def train_students(work: Path, settings: Settings, scale: Scale, pending: Sequen
     if not pending:
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, open_bench, (work, settings, scale.steps)) as pool:
+    with ProcessPoolExecutor(workers, spawn, open_bench, (work, settings, scale)) as pool:
         jobs = {pool.submit(run_cell, cell): cell for cell in pending}
         for number, job in enumerate(as_completed(jobs), start=1):
             cell, result = jobs[job], job.result()
@@ -90,6 +96,8 @@ def train_students(work: Path, settings: Settings, scale: Scale, pending: Sequen
 
 def check_answers(work: Path, scale: Scale, wanted: Sequence[Cell]) -> None:
     """A file in `passes/` for the teacher and each student whose answers are checked, by a `factory run`."""
+    if not scale.passes:
+        return
     models = {"teacher": work / "teacher"}
     models |= {cell.name: work / "students" / cell.name for cell in wanted if cell.rows in scale.passes}
     for name, model in models.items():
@@ -127,7 +135,9 @@ def write_page(name: str, text: str, page: Path = PAGE) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the size: ten minutes")
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument("--quick", action="store_true", help="a tenth of the size: ten minutes")
+    scale.add_argument("--real", action="store_true", help="SmolLM2 as the teacher, over free text")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: those of worth.toml")
     parser.add_argument("--rows", nargs="+", type=int, help="default: those of worth.toml")
     parser.add_argument("--seeds", type=int, help="default: as many as worth.toml says")
@@ -140,13 +150,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Command line: exit code 0, or 2 and one line."""
     asked = parse(arguments)
-    name = "quick" if asked.quick else "full"
+    name = "quick" if asked.quick else "real" if asked.real else "full"
     try:
-        settings, teacher = read_settings(), Path(demo_teacher())
+        settings = read_settings()
+        teacher = Path(real_teacher() if asked.real else demo_teacher())
         scale, work = settings.scales[name], (asked.work / name).resolve()
         wanted = cells(asked.rows or scale.rows, asked.arms or scale.arms, asked.seeds or scale.seeds)
         require_same(work, settings, scale, teacher)
-        make_datasets(work, teacher, settings.teacher.temperature, scale.share)
+        if asked.real:
+            make_scored(work, teacher)
+        else:
+            make_datasets(work, teacher, settings.teacher.temperature, scale.share)
         train_students(work, settings, scale, wanted, asked.workers)
         check_answers(work, scale, wanted)
         text = describe(work)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from worth_data import draw_ids, without_taught
 from worth_measure import log_probabilities, measure
-from worth_settings import ROOT, Settings
+from worth_settings import ROOT, Scale, Settings
 
 from factory.load import load_rows
 
@@ -78,16 +78,17 @@ def cut_student(teacher: Any, blocks: Sequence[int]) -> Any:
 class Bench:
     """What all cells of one process share: the teacher, the datasets, the rows to measure on."""
 
-    def __init__(self, work: Path, settings: Settings, steps: int) -> None:
-        self.work, self.settings, self.steps = work, settings, steps
+    def __init__(self, work: Path, settings: Settings, scale: Scale) -> None:
+        self.work, self.settings, self.scale, self.steps = work, settings, scale, scale.steps
         self.teacher = AutoModelForCausalLM.from_pretrained(work / "teacher", dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(work / "teacher")
         self.data = load_rows(work / "data")
-        self.places = {one: place for place, one in enumerate(self.data["id"])}
 
     @cached_property
     def held_out(self) -> list[Any]:
-        return without_taught(list(load_rows(self.work / "held_out")), self.data)
+        rows = list(load_rows(self.work / "held_out"))
+        # the pieces of a text are each another "scenario" by their names, and of other topics
+        return rows if self.scale.teacher == "real" else without_taught(rows, self.data)
 
     @cached_property
     def said(self) -> list[Any]:
@@ -104,12 +105,20 @@ class Bench:
     def rows(self, arm: Arm, ids: Sequence[str]) -> Any:
         """These rows, as an arm's dataset has them."""
         rows = load_rows(self.work / arm.config, join_hidden_states=arm.hidden)
-        if arm.config == "data":
-            places = self.places
+        if arm.config == "data" or self.scale.teacher == "real":
+            # the same transcripts, scored twice, have the same ids
+            places = {one: at for at, one in enumerate(rows["id"])}
         else:
             # a transcript's own id is a content hash; what it came with stands in its scenario
             places = {json.loads(told)["id"]: at for at, told in enumerate(rows["scenario"])}
         return rows.select([places[one] for one in ids])
+
+    def student(self, seed: int) -> Any:
+        """Before it has learnt anything."""
+        if self.scale.teacher == "real":
+            sizes = self.settings.fresh
+            return train.new_student(self.tokenizer, sizes.hidden, sizes.layers, seed)
+        return cut_student(self.teacher, self.settings.student.blocks)
 
     def stages(self, ids: Sequence[str]) -> list[Any]:
         """The same rows in the stages of `factory curriculum`."""
@@ -126,7 +135,7 @@ class Bench:
         if ids is None:
             return None
         began, cpu = time.monotonic(), time.process_time()
-        arm, student = ARMS[cell.arm], cut_student(self.teacher, self.settings.student.blocks)
+        arm, student = ARMS[cell.arm], self.student(cell.seed)
         torch.manual_seed(cell.seed)
         self._train(student, arm, cell, ids)
         seconds = {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}

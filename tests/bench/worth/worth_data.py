@@ -8,7 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,16 @@ def make_datasets(work: Path, source: Path, temperature: float, share: float) ->
 
 def write_transcripts(rows: Any, path: Path) -> None:
     """The rows' exact ids, for `factory score`."""
+    names = "prompt_token_ids", "completion_token_ids"
+    write_lines(({"id": row["id"], **{name: row[name].tolist() for name in names}} for row in rows), path)
+
+
+def write_lines(lines: Iterable[dict[str, Any]], path: Path) -> None:
+    """JSON lines, all of them or no file."""
     partial = path.with_suffix(".tmp")
     with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            ids = {name: row[name].tolist() for name in ("prompt_token_ids", "completion_token_ids")}
-            file.write(json.dumps({"id": row["id"], **ids}) + "\n")
+        for line in lines:
+            file.write(json.dumps(line) + "\n")
     partial.replace(path)
 
 

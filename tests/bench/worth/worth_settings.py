@@ -1,7 +1,7 @@
 """What `make worth` is told by worth.toml, as one value; nothing of it decides itself later."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,9 +18,10 @@ class Scale(Config):
     rows: Annotated[list[Annotated[int, Field(ge=8)]], Field(min_length=1)]
     seeds: Annotated[int, Field(ge=1)]
     steps: Annotated[int, Field(ge=6)]
-    share: Annotated[float, Field(gt=0, le=1)]
-    passes: list[int]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    passes: tuple[int, ...] = ()
     arms: list[str]
+    teacher: Literal["demo", "real"] = "demo"
 
     @model_validator(mode="after")
     def _passes_are_of_its_rows(self) -> "Scale":
@@ -41,6 +42,13 @@ class StudentTable(Config):
     blocks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
 
+class FreshTable(Config):
+    """`[fresh]`: the sizes of a student that begins with nothing."""
+
+    hidden: Annotated[int, Field(ge=32, multiple_of=32)]
+    layers: Annotated[int, Field(ge=1)]
+
+
 class TrainingTable(Config):
     """`[training]`."""
 
@@ -54,6 +62,7 @@ class Settings(Config):
 
     teacher: TeacherTable
     student: StudentTable
+    fresh: FreshTable
     training: TrainingTable
     scales: dict[str, Scale]
 
