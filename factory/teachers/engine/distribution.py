@@ -30,20 +30,31 @@ def exact_topk(values_BV: torch.Tensor, k: int, largest: torch.Tensor) -> tuple[
     The k largest values lie inside the k blocks with the largest maxima, so only those blocks are searched. `largest`
     are the `largest_of_blocks` of these values, or of others in the same order.
     """
-    rows, vocab = values_BV.shape
+    vocab = values_BV.shape[1]
     blocks = vocab // BLOCK
     # with so few blocks most of them would be searched all the same
     if blocks < 4 * k:
         return values_BV.topk(k)
-    whole = values_BV[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
     best_BK = largest[:, :blocks].topk(k).indices
-    values = whole.gather(1, best_BK[:, :, None].expand(-1, -1, BLOCK)).reshape(rows, k * BLOCK)
-    indices = (best_BK[:, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)).reshape(rows, k * BLOCK)
+    values = _take_blocks(values_BV[:, : blocks * BLOCK], best_BK)
     # what is left behind the last whole block is always searched
-    rest = torch.arange(blocks * BLOCK, vocab, device=values.device).expand(rows, -1)
-    values = torch.cat([values, values_BV[:, blocks * BLOCK :]], 1)
-    top = values.topk(k)
-    return top.values, torch.cat([indices, rest], 1).gather(1, top.indices)
+    top = torch.cat([values, values_BV[:, blocks * BLOCK :]], 1).topk(k) if vocab % BLOCK else values.topk(k)
+    inside_BK = best_BK.gather(1, (top.indices // BLOCK).clamp_max(k - 1)) * BLOCK + top.indices % BLOCK
+    if not vocab % BLOCK:
+        return top.values, inside_BK
+    return top.values, torch.where(top.indices < k * BLOCK, inside_BK, top.indices + (blocks - k) * BLOCK)
+
+
+def _take_blocks(values_BV: torch.Tensor, blocks_BK: torch.Tensor) -> torch.Tensor:
+    """The values of these blocks of each row, side by side; rows are whole blocks."""
+    rows, blocks = len(values_BV), values_BV.shape[1] // BLOCK
+    if values_BV.is_contiguous():
+        # a block is one copy then, which takes half as long as to look up each of its values
+        first_B1 = torch.arange(rows, device=values_BV.device)[:, None] * blocks
+        taken = values_BV.view(rows * blocks, BLOCK).index_select(0, (blocks_BK + first_B1).reshape(-1))
+    else:
+        taken = values_BV.view(rows, blocks, BLOCK).gather(1, blocks_BK[:, :, None].expand(-1, -1, BLOCK))
+    return taken.reshape(rows, -1)
 
 
 class Workspace:
