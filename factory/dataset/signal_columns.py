@@ -116,7 +116,11 @@ def encode_states(rows: Sequence[Array]) -> pa.LargeBinaryArray:
     # Arrow's buffers are made by hand: pa.array() would copy every number once more
     states = [np.ascontiguousarray(bits_NLH, dtype="<u2") for bits_NLH in rows]
     ends = np.cumsum([0, *(bits.nbytes + len(SENTINEL) for bits in states)], dtype=np.int64)
-    values = b"".join(part for bits in states for part in (bits.data, SENTINEL))
+    # NumPy's memory, as it asks for huge pages, and copies while other threads write and hash
+    values = np.empty(ends[-1], np.uint8)
+    for bits, first, end in zip(states, ends[:-1], ends[1:], strict=True):
+        values[first : end - 1] = bits.reshape(-1).view(np.uint8)
+    values[ends[1:] - 1] = SENTINEL[0]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(states), [None, *map(pa.py_buffer, (ends, values))])
 
 

@@ -33,6 +33,7 @@ from factory.usage import Usage
 LONGEST_WAIT_S = 60.0
 PARKED = "the run is parked, nothing is lost"
 STRANGERS = 8  # answers of another model in a row, until that is no slip
+LAST_WORDS_S = 5.0  # that requests under way are given before a run is parked
 PROMPT_FRAME = 64  # tokens of a message that its text does not show, at most
 TOO_LONG = ("context_length_exceeded", "string_above_max_length")
 JITTER = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S)
@@ -100,7 +101,7 @@ class Asking:
             while not self.inbox.stopping:
                 self.waiting.extend(self.inbox.take())
                 pause = self._start_what_may()
-                self._require_alive()
+                await self._require_alive()
                 await self.inbox.wait(None if pause == NEVER else max(pause, 0.001))
         finally:
             for task in self.tasks:
@@ -136,15 +137,24 @@ class Asking:
             self.fatal = self.fatal or task.exception()
         self.inbox.changed.set()
 
-    def _require_alive(self) -> None:
+    async def _require_alive(self) -> None:
         if self.fatal is not None:
             raise self.fatal
-        since = self.failing_since
-        if since is not None and self.clock() - since > self.teacher.endpoint.patience_s:
+        patience = self.teacher.endpoint.patience_s
+        if self._silence_s() <= patience:
+            return
+        # what stands in the socket already is an answer, and paid for: a slow machine may have come to a fault first
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=min(patience, LAST_WORDS_S))
+        if (silence := self._silence_s()) > patience:
             raise TeacherError(
-                f"teacher: the endpoint {self.endpoint.url} has not answered for {self.clock() - since:.0f} s "
+                f"teacher: the endpoint {self.endpoint.url} has not answered for {silence:.0f} s "
                 f"({self.last_fault}); {PARKED}: the same command goes on, teacher.endpoint.patience_s waits longer"
             )
+
+    def _silence_s(self) -> float:
+        """How long there are nothing but faults."""
+        return 0.0 if self.failing_since is None else self.clock() - self.failing_since
 
     async def _serve(self, prompt: Prompt, started: Started, number: int) -> None:
         """One prompt until it is answered, refused, or put back."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tomli_w
 from remote_support import remote_job, rows_of
-from scripted_endpoint import ScriptedEndpoint, serving, shares
+from scripted_endpoint import ScriptedEndpoint, asked_in, serving, shares
 
 from factory.checks.verify import verify
 from factory.dataset.ledger import read_ledger
@@ -124,6 +124,27 @@ def test_an_endpoint_that_is_gone_parks_the_run_and_loses_nothing(workspace: Pat
     both = answered + second.answered
     probes = Counter({text: count for text, count in both.items() if text not in rows})
     assert both - probes == rows  # each row was answered once, by the one or by the other
+
+
+def test_what_is_under_way_when_patience_ends_is_waited_for_and_kept(workspace: Path) -> None:
+    out = workspace / "out"
+    patience = {"endpoint": {"retries": 0, "patience_s": 2.0}}
+    with serving(ScriptedEndpoint()) as endpoint:
+        rows: list[int] = []  # numbers of requests for rows: probes say something else
+
+        def fault(number: int, body: dict[str, Any]) -> str:
+            rows.extend([number] if asked_in(body).startswith("Add") else [])
+            return "503" if number in rows[1:] else ""
+
+        endpoint.faults = fault
+        # the first one's answer comes when the endpoint has been waited for long enough
+        endpoint.latency_s = lambda: 2.5 if [endpoint.number] == rows else 0.0
+        with pytest.raises(TeacherError, match="the run is parked"):
+            run(remote_job(endpoint, 30, patience), workspace, out)
+        (answered,) = (text for text in endpoint.answered if text.startswith("Add"))
+    with serving(ScriptedEndpoint()) as second:
+        assert run(remote_job(second, 30, patience), workspace, out).accepted == 30
+    assert second.answered[answered] == 0  # it was on the spool
 
 
 def test_hung_requests_are_given_up_and_asked_again(workspace: Path) -> None:
