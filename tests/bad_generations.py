@@ -461,4 +461,4 @@ def _make_case(seed: int, number: int, rng: random.Random, arrays: np.random.Gen
 def adding_gate(root: Path, check: bool = True) -> Gate:
     """The gate of the task `adding`, written under `root`, that knows which signals a row must carry."""
     write_task(root)
-    return Gate(discover(root).tasks["adding"], check, SIGNALS, VOCAB)
+    return Gate(discover(root, ["adding"]).tasks["adding"], check, SIGNALS, VOCAB)

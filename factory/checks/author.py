@@ -71,7 +71,7 @@ class Report:
 
 def examine(workspace: Path, name: str, seeds: int, model: str) -> Report:
     """Everything about one task. Raises TaskError where there is none or it cannot be loaded."""
-    task = discover(workspace).get([name])[0]
+    task = discover(workspace, [name]).get([name])[0]
     report = Report([f"{task.name} {task.version}: {len(task.levels)} levels, {seeds} seeds each"], [*task.warnings])
     report.problems += try_task(task)
     if report.problems:
@@ -258,7 +258,7 @@ def _digest(task: Task, level: str, seed: int) -> str:
 def main() -> None:
     """`python -m factory.checks.author WORKSPACE TASK SEEDS`: the digests, as another process has them."""
     workspace, name, seeds = sys.argv[1:]
-    say(json.dumps(digests(discover(Path(workspace)).get([name])[0], int(seeds))))
+    say(json.dumps(digests(discover(Path(workspace), [name]).get([name])[0], int(seeds))))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Corpus:
     """Training and held-out examples by task, level and number, made when asked for."""
 
     def __init__(self, root: Path | None = None) -> None:
-        tasks = discover(root or builtin_root()).get(list(TASKS))
+        tasks = discover(root or builtin_root(), TASKS).get(list(TASKS))
         self._tasks: dict[str, Task] = {task.name: task for task in tasks}
         self._renderers: dict[str, Renderer] = {task.name: open_renderer(task, Sampling()) for task in tasks}
         self.levels = {task.name: task.levels for task in tasks}

@@ -179,7 +179,7 @@ def prepare(job: Job, workspace: Path) -> Prepared:
     if transcripts is not None:
         return _prepare_scoring(job, workspace, transcripts)
     names = [config.name for config in job.tasks]
-    found = discover(workspace)
+    found = discover(workspace, names)
     tasks = {task.name: task for task in found.get(names)}
     require_tried(list(tasks.values()))
     for index, config in enumerate(job.tasks):

@@ -45,7 +45,7 @@ def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_te
 
 def preview(workspace: Path, name: str, level: str | None, seed: int, count: int) -> Iterator[Prompt]:
     """Rendered prompts of a task, as a job with this seed would make them. Raises TaskError."""
-    task = discover(workspace).get([name])[0]
+    task = discover(workspace, [name]).get([name])[0]
     require_whole([task])
     if level is not None and level not in task.levels:
         raise TaskError(

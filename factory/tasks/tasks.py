@@ -16,7 +16,7 @@ with is in memory. Whether its templates render is another question, and `factor
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -152,6 +152,8 @@ class Discovery:
     roots: tuple[Path, ...] = ()
     # names of the workspace's tasks, whole or broken, that built-in ones have too
     replacing: set[str] = field(default_factory=set)
+    # names of tasks that are there and were not asked for: nothing of them was read or run
+    others: set[str] = field(default_factory=set)
 
     def get(self, names: list[str]) -> list[Task]:
         """The named tasks; one TaskError tells of all that are unknown or broken."""
@@ -166,8 +168,8 @@ class Discovery:
         if name in self.tasks:
             return []
         places = ", ".join(str(root / "prompts") for root in self.roots)
-        known = ", ".join(sorted({*self.tasks, *self.problems})) or "none"
-        like = nearest(name, {*self.tasks, *self.problems})
+        names = {*self.tasks, *self.problems, *self.others}
+        known, like = ", ".join(sorted(names)) or "none", nearest(name, names)
         return [f"task {name!r}: not found in {places} (known: {known}){like}; `factory new {name}` starts one"]
 
 
@@ -184,13 +186,17 @@ def builtin_names() -> list[str]:
     return _task_names(builtin_root())
 
 
-def discover(workspace: Path) -> Discovery:
-    """Every task in the workspace, then every built-in one that the workspace does not define itself."""
+def discover(workspace: Path, names: Collection[str] | None = None) -> Discovery:
+    """Every task in the workspace, then every built-in one that the workspace does not define itself; with `names`
+    those alone: a task's Python is run to load it."""
     # the workspace may be the checkout itself: one root, not two
     roots = tuple(dict.fromkeys([real_path(workspace), real_path(builtin_root())]))
     found = Discovery(roots=roots)
     for root in roots:
         for name in _task_names(root):
+            if names is not None and name not in names:
+                found.others.add(name)
+                continue
             # a broken task of the workspace hides a built-in one too: to run that in its place would be a surprise
             if name in found.tasks or name in found.problems:
                 found.replacing.add(name)

@@ -43,7 +43,7 @@ def greeting(tmp_path: Path) -> Path:
         system_j2="Answer in one sentence.",
         judge_j2=JUDGE,
     )
-    scenario: Any = call_sample(discover(tmp_path).tasks["greeting"], 1, "easy")
+    scenario: Any = call_sample(discover(tmp_path, ["greeting"]).tasks["greeting"], 1, "easy")
     lines = [json.dumps(line) for line in free_text.golden(scenario.name, scenario.mood)]
     (tmp_path / "prompts" / "greeting" / "golden.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
@@ -54,7 +54,7 @@ def rows_of(out: Path, config: str = "data") -> list[dict[str, Any]]:
 
 
 def test_the_task_is_whole_for_its_author(greeting: Path) -> None:
-    assert try_task(discover(greeting).tasks["greeting"]) == []
+    assert try_task(discover(greeting, ["greeting"]).tasks["greeting"]) == []
     assert any("answer: free text" in line for line in list_tasks(greeting)[0])
     report = examine(greeting, "greeting", 20, "demo")
     assert report.problems == []
@@ -65,7 +65,7 @@ def test_the_task_is_whole_for_its_author(greeting: Path) -> None:
 def test_a_golden_line_that_ends_otherwise_is_told(greeting: Path) -> None:
     path = greeting / "prompts" / "greeting" / "golden.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace('"reason": "no_name"', '"reason": "no_mood"'), "utf-8")
-    (problem,) = try_task(discover(greeting).tasks["greeting"])
+    (problem,) = try_task(discover(greeting, ["greeting"]).tasks["greeting"])
     assert "says rejected at check as no_mood, ends rejected at check as no_name" in problem
 
 

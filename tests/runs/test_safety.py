@@ -178,7 +178,7 @@ def test_a_template_that_is_no_file_of_its_folder_breaks_its_task(
 ) -> None:
     link = workspace / "prompts" / "adding" / "facts.j2"
     link.symlink_to(target.format(elsewhere=elsewhere))
-    (problem,) = discover(workspace).problems["adding"]
+    (problem,) = discover(workspace, ["adding"]).problems["adding"]
     assert problem.startswith(f"{link}: {says}")
     write_job_with(workspace)
     code, _, told = factory("run", "job.toml")
@@ -192,7 +192,7 @@ def test_a_whole_task_may_be_a_link(workspace: Path, tmp_path_factory: pytest.Te
     write_task(shared, "common")
     (workspace / "prompts" / "common").symlink_to(shared / "prompts" / "common")
     (workspace / "schemas" / "common.py").symlink_to(shared / "schemas" / "common.py")
-    assert discover(workspace).tasks["common"].templates.keys() == {"system.j2", "user.j2", "user_short.j2"}
+    assert discover(workspace, ["common"]).tasks["common"].templates.keys() == {"system.j2", "user.j2", "user_short.j2"}
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def errands(tmp_path: Path) -> Path:
 
 
 def test_the_task_is_whole_for_its_author(errands: Path) -> None:
-    assert try_task(discover(errands).tasks["errands"]) == []
+    assert try_task(discover(errands, ["errands"]).tasks["errands"]) == []
     report = examine(errands, "errands", 20, "demo")
     assert [line for line in report.problems if "chat template" not in line] == []
     text = describe_prompt(next(preview(errands, "errands", "easy", 0, 1)), as_json=False)
@@ -62,7 +62,7 @@ def test_the_task_is_whole_for_its_author(errands: Path) -> None:
     ],
 )
 def test_each_way_to_fail_has_its_reason(errands: Path, text: str, ends: str) -> None:
-    task = discover(errands).tasks["errands"]
+    task = discover(errands, ["errands"]).tasks["errands"]
     scenario = dump_scenario(task, call_sample(task, 1, "easy"))
     assert end_of(decide_text(task, scenario, "easy", f"Hm.</think>{text}")) == ends
 

@@ -127,7 +127,7 @@ def test_a_new_task_runs_and_all_its_rows_are_accepted(tmp_path: Path, make_job:
 
 def test_a_new_task_says_of_a_row_of_the_user_why_it_does_not_fit(tmp_path: Path) -> None:
     scaffold(tmp_path, "gifts")
-    renderer = open_renderer(discover(tmp_path).tasks["gifts"], Sampling())
+    renderer = open_renderer(discover(tmp_path, ["gifts"]).tasks["gifts"], Sampling())
     offer = {"name": "Ember", "price": 60, "stars": 4.9}
     row = PlannedRow(0, 0, "gifts", "easy", 0, 0)
     fields = {"product": "stove", "items": [offer], "budget": 60}
@@ -162,7 +162,7 @@ def test_a_new_task_takes_the_name_of_a_built_in_one_where_it_is_meant_and_is_to
     assert list(tmp_path.iterdir()) == []
     scaffold(tmp_path, "scheduling", replace=True)
     scaffold(tmp_path, "gifts")
-    assert discover(tmp_path).tasks["scheduling"].folder == tmp_path / "prompts" / "scheduling"
+    assert discover(tmp_path, ["scheduling"]).tasks["scheduling"].folder == tmp_path / "prompts" / "scheduling"
     (told,) = (line for line in list_tasks(tmp_path)[0] if line.endswith("  replaces the built-in one"))
     assert told.startswith("scheduling  0.1.0  levels: easy, medium, hard")
     job = make_job(tasks=[{"name": "gifts", "count": 3}, {"name": "scheduling", "count": 3}])

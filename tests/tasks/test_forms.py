@@ -78,7 +78,7 @@ def test_an_invented_text_fits_its_bounds(tmp_path: Path, bounds: str) -> None:
 def test_a_style_of_a_text_names_no_fields(tmp_path: Path) -> None:
     styled = free_text.TASK + 'fields = ["reason"]\n'
     write_task(tmp_path, "greeting", schema=free_text.SCHEMA, task_toml=styled)
-    (problem,) = discover(tmp_path).problems["greeting"]
+    (problem,) = discover(tmp_path, ["greeting"]).problems["greeting"]
     assert problem.endswith(
         "style.fields: the answer is one text without fields, and style is of all of it; leave it out"
     )

@@ -59,7 +59,7 @@ def test_parts_and_word_banks_are_sources_of_their_task(tmp_path: Path) -> None:
     write_parts(tmp_path)
     (tmp_path / "schemas/_nobody.py").write_text("1 / 0")
     (tmp_path / "schemas/other.words.toml").write_text("not read")
-    task = discover(tmp_path).tasks["adding"]
+    task = discover(tmp_path, ["adding"]).tasks["adding"]
     assert drawn(tmp_path) == 10
     assert [path for path in task.digests if path.startswith("schemas/")] == [
         "schemas/adding.py",
@@ -80,10 +80,10 @@ def test_a_changed_part_or_word_bank_is_run_anew_and_changes_its_digest(
 ) -> None:
     # twice within a second and at the same size: by these a compiled file would count as unchanged
     write_parts(tmp_path)
-    before = discover(tmp_path).tasks["adding"].digests
+    before = discover(tmp_path, ["adding"]).tasks["adding"].digests
     assert drawn(tmp_path) == 10
     write_parts(tmp_path, **changed)
-    after = discover(tmp_path).tasks["adding"].digests
+    after = discover(tmp_path, ["adding"]).tasks["adding"].digests
     assert drawn(tmp_path) == now
     (path,) = [path for path in before if before[path] != after[path]]
     assert path == ("schemas/_drawing.words.toml" if "numbers" in changed else "schemas/_shared.py")
@@ -93,7 +93,7 @@ def test_two_workspaces_with_files_of_the_same_names_do_not_mix(tmp_path: Path) 
     for root, numbers in ((tmp_path / "one", "[5]"), (tmp_path / "two", "[6]")):
         root.mkdir()
         write_parts(root, numbers=numbers)
-    tasks = [discover(tmp_path / name).tasks["adding"] for name in ("one", "two")]
+    tasks = [discover(tmp_path / name, ["adding"]).tasks["adding"] for name in ("one", "two")]
     assert [task.sample(random.Random(0), "easy").a for task in tasks if task.sample] == [10, 12]
 
 
@@ -109,7 +109,7 @@ def test_two_tasks_may_share_a_part_which_is_run_for_each(tmp_path: Path) -> Non
 def test_a_task_in_place_of_a_built_in_takes_no_part_of_it(tmp_path: Path) -> None:
     schema = (builtin_root() / "schemas/scheduling.py").read_text()
     write_task(tmp_path, "scheduling", schema=schema)
-    told = discover(tmp_path).problems["scheduling"][0].replace(f"{tmp_path}/", "")
+    told = discover(tmp_path, ["scheduling"]).problems["scheduling"][0].replace(f"{tmp_path}/", "")
     assert "imports schemas/_names.py, which is missing" in told
     for name in ("_names.py", "_scheduling_clock.py"):
         (tmp_path / "schemas" / name).write_text((builtin_root() / "schemas" / name).read_text())
@@ -130,7 +130,7 @@ def test_no_two_sources_of_a_task_have_one_name_even_where_it_is_called_task(tmp
     schema = SCHEMA + "\nfrom factory.tasks.words import WordBank, read_words\nread_words(__file__, WordBank)\n"
     write_task(tmp_path, "task", schema=schema)
     (tmp_path / "schemas/task.words.toml").write_text("")
-    task = discover(tmp_path).tasks["task"]
+    task = discover(tmp_path, ["task"]).tasks["task"]
     names = [path.name for path in task.sources]
     assert len(set(names)) == len(names)
     assert {"task.toml", "task.words.toml", "task.py"} <= set(names)
@@ -185,7 +185,7 @@ def test_a_part_cannot_be_imported_later_without_being_known(tmp_path: Path) -> 
     late = "return Scenario"
     write_task(tmp_path, schema=SCHEMA.replace(late, f"from ._late import x\n    {late}"))
     (tmp_path / "schemas/_late.py").write_text("x = 1\n")
-    task = discover(tmp_path).tasks["adding"]
+    task = discover(tmp_path, ["adding"]).tasks["adding"]
     assert "schemas/_late.py" not in task.digests
     (problem, *_) = check_templates(task)
     assert "raised ModuleNotFoundError: No module named" in problem
@@ -207,7 +207,7 @@ def test_the_words_that_the_documentation_shows_are_drawn_from(tmp_path: Path) -
     section = page.partition("### Words and parts\n")[2].partition("\n### ")[0]
     words, code = (section.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("toml", "python"))
     write_task(tmp_path, "gifts", schema=code + SCHEMA, words=words)
-    task = discover(tmp_path).tasks["gifts"]
+    task = discover(tmp_path, ["gifts"]).tasks["gifts"]
     bank = vars(sys.modules[task.Scenario.__module__])["BANK"]
     assert (bank.brands, bank.products) == (("Aldo", "Brio", "Corin"), {"tent": 99, "stove": 60})
     assert "schemas/gifts.words.toml" in task.digests

@@ -95,7 +95,7 @@ def test_text_that_looks_like_a_template_or_a_turn_is_left_as_it_is(tmp_path: Pa
 
 
 def test_a_whole_task_has_no_faults(workspace: Path) -> None:
-    assert check_templates(discover(workspace).tasks["adding"]) == []
+    assert check_templates(discover(workspace, ["adding"]).tasks["adding"]) == []
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_scenario_that_is_no_unicode_costs_that_row_only(tmp_path: Path) -> No
 def test_a_row_that_cannot_be_rendered_becomes_an_error_row(workspace: Path, make_job: Callable[..., Job]) -> None:
     rare = "{% if scenario.a % 3 == 2 %}{{ scenario.c }}{% endif %}x"  # not so at seed 0, which is tried first
     write_task(workspace, user_j2=rare, user_short_j2=rare)
-    task = discover(workspace).tasks["adding"]
+    task = discover(workspace, ["adding"]).tasks["adding"]
     assert task.sample is not None
     assert all(task.sample(random.Random(0), level).a % 3 != 2 for level in task.levels)
     prepared = prepare(make_job(), workspace)

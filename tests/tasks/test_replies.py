@@ -50,7 +50,7 @@ def problems(root: Path, schema: str) -> list[str]:
     write_task(
         root, "errands", schema=schema, task_toml=tool_task.TASK, user_j2=tool_task.USER, user_short_j2=tool_task.USER
     )
-    return discover(root).problems["errands"]
+    return discover(root, ["errands"]).problems["errands"]
 
 
 def test_a_tool_is_called_in_snake_case_or_by_its_title() -> None:

@@ -405,11 +405,14 @@ def test_a_template_that_is_a_link_out_of_its_folder_is_a_fault_of_its_task(tmp_
     (tmp_path / "secret.txt").write_text("secret")
     folder = tmp_path / "prompts" / "adding"
     (folder / "facts.j2").symlink_to(tmp_path / "secret.txt")
-    (problem,) = discover(tmp_path).problems["adding"]
+    (problem,) = discover(tmp_path, ["adding"]).problems["adding"]
     assert problem.endswith("prompts/adding/facts.j2: is a link out of its folder; put the file itself there")
     (folder / "facts.j2").unlink()
     (folder / "facts.j2").symlink_to("user.j2")
-    assert discover(tmp_path).tasks["adding"].templates["facts.j2"] == "Add {{ scenario.a }} and {{ scenario.b }}."
+    assert (
+        discover(tmp_path, ["adding"]).tasks["adding"].templates["facts.j2"]
+        == "Add {{ scenario.a }} and {{ scenario.b }}."
+    )
 
 
 def test_what_a_template_does_to_its_scenario_is_not_what_check_sees(task: Task) -> None:

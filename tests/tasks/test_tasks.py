@@ -29,7 +29,7 @@ def problems(root: Path, name: str = "adding", **texts: str) -> list[str]:
 
 
 def test_a_folder_and_a_file_are_a_task(workspace: Path) -> None:
-    task = discover(workspace).tasks["adding"]
+    task = discover(workspace, ["adding"]).tasks["adding"]
     assert (task.version, task.levels, task.gate) == ("1", ("easy", "hard"), "check")
     assert task.phrasings == ["user.j2", "user_short.j2"]
     assert task.sampling == Sampling(max_tokens=120, thinking_tokens=24)
@@ -43,9 +43,9 @@ def test_a_folder_and_a_file_are_a_task(workspace: Path) -> None:
 
 
 def test_a_digest_changes_with_its_file_and_no_other(workspace: Path) -> None:
-    before = discover(workspace).tasks["adding"].digests
+    before = discover(workspace, ["adding"]).tasks["adding"].digests
     (workspace / "prompts/adding/user.j2").write_text("{{ scenario.a }} and {{ scenario.b }}?")
-    after = discover(workspace).tasks["adding"].digests
+    after = discover(workspace, ["adding"]).tasks["adding"].digests
     assert {path for path in before if before[path] != after[path]} == {"prompts/adding/user.j2"}
 
 
@@ -58,7 +58,7 @@ def test_built_in_tasks_are_found_from_an_empty_folder(tmp_path: Path) -> None:
 
 def test_a_task_of_the_workspace_shadows_the_built_in_of_its_name(tmp_path: Path) -> None:
     write_task(tmp_path, "scheduling")
-    assert discover(tmp_path).tasks["scheduling"].folder == tmp_path / "prompts" / "scheduling"
+    assert discover(tmp_path, ["scheduling"]).tasks["scheduling"].folder == tmp_path / "prompts" / "scheduling"
 
 
 def test_a_broken_task_of_the_workspace_does_not_fall_back_to_the_built_in(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_folders_that_begin_with_a_dot_or_an_underscore_are_no_tasks(workspace: 
 
 def test_an_empty_folder_is_a_broken_task_with_all_that_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "prompts" / "hollow").mkdir(parents=True)
-    assert [problem.removeprefix(f"{tmp_path}/") for problem in discover(tmp_path).problems["hollow"]] == [
+    assert [problem.removeprefix(f"{tmp_path}/") for problem in discover(tmp_path, ["hollow"]).problems["hollow"]] == [
         "prompts/hollow/task.toml: missing; a task needs one with name, version, description and levels",
         "prompts/hollow/user.j2: missing; it is the user's turn",
         "schemas/hollow.py: missing; it must define Scenario, Answer, check and sample",
@@ -107,7 +107,7 @@ def test_a_bad_task_file_is_named_with_its_key(tmp_path: Path, text: str, says: 
 
 def test_a_folder_in_place_of_a_file_is_told(workspace: Path) -> None:
     (workspace / "prompts/adding/extra.j2").mkdir()
-    (problem,) = discover(workspace).problems["adding"]
+    (problem,) = discover(workspace, ["adding"]).problems["adding"]
     assert "extra.j2: cannot be read" in problem
 
 
@@ -173,13 +173,13 @@ def test_all_broken_and_unknown_tasks_are_reported_in_one_error(workspace: Path)
 
 def test_a_broken_neighbour_does_not_keep_a_whole_task_from_use(workspace: Path) -> None:
     write_task(workspace, "broken", schema="1 / 0")
-    assert [task.name for task in discover(workspace).get(["adding"])] == ["adding"]
+    assert [task.name for task in discover(workspace, ["adding"]).get(["adding"])] == ["adding"]
 
 
 def test_every_object_of_an_answer_is_closed_against_extra_keys(tmp_path: Path) -> None:
     nested = "\nclass Inner(BaseModel):\n    properties: int\nclass Answer(BaseModel):\n    inner: Inner\n"
     write_task(tmp_path, schema=SCHEMA + nested)
-    schema = discover(tmp_path).tasks["adding"].answer_schema
+    schema = discover(tmp_path, ["adding"]).tasks["adding"].answer_schema
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Inner"]["additionalProperties"] is False
     assert list(schema["$defs"]["Inner"]["properties"]) == ["properties"]
@@ -187,13 +187,13 @@ def test_every_object_of_an_answer_is_closed_against_extra_keys(tmp_path: Path) 
 
 def test_an_object_that_is_open_on_purpose_stays_open(tmp_path: Path) -> None:
     write_task(tmp_path, schema=SCHEMA.replace('"forbid"', '"allow"'))
-    assert discover(tmp_path).tasks["adding"].answer_schema["additionalProperties"] is True
+    assert discover(tmp_path, ["adding"]).tasks["adding"].answer_schema["additionalProperties"] is True
 
 
 def test_strings_and_lists_without_a_bound_are_warned_of(tmp_path: Path) -> None:
     loose = "\nclass Answer(Answer):\n    word: str\n    many: list[int]\n    day: str = Field(pattern='^a$')\n"
     write_task(tmp_path, schema=SCHEMA + loose)
-    warnings = discover(tmp_path).tasks["adding"].warnings
+    warnings = discover(tmp_path, ["adding"]).tasks["adding"].warnings
     assert [warning.split(": ", 1)[1] for warning in warnings] == [
         "Answer.word: string without max_length; bound it, or a weak teacher may never end it",
         "Answer.many: list without max_length; bound it, or a weak teacher may never end it",
@@ -207,7 +207,7 @@ STYLED = TASK_FILE + '\n[style]\ntone = "short"\nfields = ["words"]\nmax_words =
 
 def test_a_rubric_is_the_judge_s_text_and_neither_a_phrasing_nor_a_template_of_the_prompt(tmp_path: Path) -> None:
     write_task(tmp_path, judge_j2=RUBRIC)
-    task = discover(tmp_path).tasks["adding"]
+    task = discover(tmp_path, ["adding"]).tasks["adding"]
     assert task.judge == RUBRIC
     assert task.phrasings == ["user.j2", "user_short.j2"]
     assert sorted(task.templates) == ["system.j2", "user.j2", "user_short.j2"]
@@ -217,13 +217,13 @@ def test_a_rubric_is_the_judge_s_text_and_neither_a_phrasing_nor_a_template_of_t
 def test_a_rubric_leaves_the_prompts_as_they_are(tmp_path: Path) -> None:
     write_task(tmp_path)
     row = PlannedRow(0, 0, "adding", "hard", 3, seed=5)
-    bare = open_renderer(discover(tmp_path).tasks["adding"], Sampling()).render(row)
+    bare = open_renderer(discover(tmp_path, ["adding"]).tasks["adding"], Sampling()).render(row)
     write_task(tmp_path, judge_j2=RUBRIC, task_toml=STYLED)
-    assert open_renderer(discover(tmp_path).tasks["adding"], Sampling()).render(row) == bare
+    assert open_renderer(discover(tmp_path, ["adding"]).tasks["adding"], Sampling()).render(row) == bare
 
 
 def test_a_task_without_a_rubric_has_no_judge_and_an_empty_style(workspace: Path) -> None:
-    task = discover(workspace).tasks["adding"]
+    task = discover(workspace, ["adding"]).tasks["adding"]
     assert task.judge is None
     assert task.style == StyleConfig()
 
@@ -239,19 +239,21 @@ def test_the_list_of_tasks_tells_which_have_a_judge(tmp_path: Path) -> None:
 
 def test_a_rubric_that_cannot_be_read_breaks_its_task(workspace: Path) -> None:
     (workspace / "prompts/adding/judge.j2").write_bytes(b"\xff\xfe")
-    (problem,) = discover(workspace).problems["adding"]
+    (problem,) = discover(workspace, ["adding"]).problems["adding"]
     assert "prompts/adding/judge.j2: cannot be read: " in problem
 
 
 def test_a_rubric_alone_is_no_user_turn(workspace: Path) -> None:
     (workspace / "prompts/adding/user.j2").rename(workspace / "prompts/adding/judge.j2")
-    (problem,) = discover(workspace).problems["adding"]
+    (problem,) = discover(workspace, ["adding"]).problems["adding"]
     assert problem.endswith("prompts/adding/user.j2: missing; it is the user's turn")
 
 
 def test_a_style_is_read_from_the_task_file(tmp_path: Path) -> None:
     write_task(tmp_path, task_toml=STYLED)
-    assert discover(tmp_path).tasks["adding"].style == StyleConfig(tone="short", fields=["words"], max_words=3)
+    assert discover(tmp_path, ["adding"]).tasks["adding"].style == StyleConfig(
+        tone="short", fields=["words"], max_words=3
+    )
 
 
 NESTED = (
@@ -271,7 +273,7 @@ class Answer(BaseModel):
 @pytest.mark.parametrize("field", ["inner", "inner.*.texts", "inner.*.texts.*", "pair.*.texts.*", "inner.*.other.any"])
 def test_a_style_may_name_any_key_that_an_answer_can_have(tmp_path: Path, field: str) -> None:
     write_task(tmp_path, schema=NESTED, task_toml=STYLED.replace('"words"', f'"{field}"'))
-    assert discover(tmp_path).tasks["adding"].style.fields == [field]
+    assert discover(tmp_path, ["adding"]).tasks["adding"].style.fields == [field]
 
 
 @pytest.mark.parametrize("field", ["words", "*", "inner.texts", "inner.*.text", "total.*", "pair.*.texts.*.x", "0"])
@@ -369,3 +371,20 @@ def test_a_rubric_shows_the_judge_all_it_needs_and_asks_for_a_verdict(shipped: d
         assert re.findall(r"^([1-5]): \S", text, re.M) == ["5", "4", "3", "2", "1"]
         assert text.strip().splitlines()[-1].count('"reasoning"') == text.strip().splitlines()[-1].count('"score"') == 1
         assert len(text) - len(asked) < 2000
+
+
+def test_of_tasks_that_are_not_asked_for_nothing_is_run_and_their_names_are_known(workspace: Path) -> None:
+    other = workspace / "prompts" / "touching"
+    other.mkdir()
+    (other / "task.toml").write_text("nonsense")
+    ran = workspace / "ran"
+    (workspace / "schemas" / "touching.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    found = discover(workspace, ["adding"])
+    assert list(found.tasks) == ["adding"]
+    assert not found.problems
+    assert "touching" in found.others
+    assert not ran.exists()
+    with pytest.raises(TaskError, match=r"task 'toching': not found .*known: adding, .*did you mean 'touching'"):
+        found.get(["toching"])
+    discover(workspace)
+    assert ran.exists()
