@@ -5,8 +5,9 @@
        |  429: the pace slows   |  a fault of the way: tried again, with jitter and as late as the endpoint says
        +------------------------+  refused for good: a failed generation, which becomes a rejected row
 
-A request fails for good where the endpoint answers others between its first fault and its last: it is to blame then.
-Where it answers none, all wait, and after `patience_s` of faults alone the run is parked: nothing is lost.
+A request fails for good where the endpoint answers others between its first fault and its last, and others after it:
+it is to blame then, and not an endpoint that has gone meanwhile. Where it answers none, all wait, and after
+`patience_s` of faults alone the run is parked: nothing is lost.
 """
 
 import asyncio
@@ -72,6 +73,8 @@ class Asking:
         self.waiting: deque[Prompt] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
         self.answered = 0
+        # failures of requests that seem to be to blame, until another answer shows it, or nothing else is left to ask
+        self.accused: list[Generation] = []
         # since when there are nothing but faults; None after an answer
         self.failing_since: float | None = None
         self.last_fault = ""
@@ -129,7 +132,14 @@ class Asking:
             task.add_done_callback(self._ended)
         if not self.tasks:  # nobody is waited for, so nobody fails
             self.failing_since = None
+            if not self.waiting:
+                self._condemn()
         return NEVER
+
+    def _condemn(self) -> None:
+        accused, self.accused = self.accused, []
+        for generation in accused:
+            self.finish(generation)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self.tasks.discard(task)
@@ -176,7 +186,7 @@ class Asking:
         except (WayFault, NoMoney) as fault:
             self.pace.fail(started)
             if isinstance(fault, WayFault) and self.answered > (tries.answered_then or 0):
-                self.finish(failed(prompt, "endpoint_failed", f"{fault} ({most} tries)"))
+                self.accused.append(failed(prompt, "endpoint_failed", f"{fault} ({most} tries)"))
             else:
                 self.waiting.appendleft(prompt)
         except Closed as told:
@@ -251,6 +261,7 @@ class Asking:
     def _live(self) -> None:
         self.answered += 1
         self.failing_since = None
+        self._condemn()
 
     def _fault(self, told: str) -> None:
         self.last_fault = told

@@ -147,6 +147,28 @@ def test_what_is_under_way_when_patience_ends_is_waited_for_and_kept(workspace: 
     assert second.answered[answered] == 0  # it was on the spool
 
 
+def test_an_endpoint_that_is_gone_afterwards_puts_the_blame_on_no_row(workspace: Path) -> None:
+    out = workspace / "out"
+    patience = {"endpoint": {"retries": 1, "patience_s": 3.0}}
+    with serving(ScriptedEndpoint()) as endpoint:
+        asked: list[str] = []  # rows' words, in the order of the requests
+
+        def fault(number: int, body: dict[str, Any]) -> str:
+            asked.extend([asked_in(body)] if asked_in(body).startswith("Add") else [])
+            return "503" if asked and (len(asked) == 1 or asked[-1] != asked[1]) else ""
+
+        # the second row is answered between the two faults of the first, and nothing after them
+        endpoint.latency_s = lambda: {0: 0.0, 1: 0.0, 2: 0.7}.get(len(asked), 1.0)
+        endpoint.faults = fault
+        with pytest.raises(TeacherError, match="the run is parked"):
+            run(remote_job(endpoint, 30, patience), workspace, out)
+        assert asked.count(asked[0]) >= 2
+        assert endpoint.answered[asked[1]] == 1
+    with serving(ScriptedEndpoint()) as second:
+        totals = run(remote_job(second, 30, patience), workspace, out)
+    assert (totals.accepted, totals.rejected) == (30, 0)
+
+
 def test_hung_requests_are_given_up_and_asked_again(workspace: Path) -> None:
     out = workspace / "out"
     with serving(ScriptedEndpoint()) as endpoint:
