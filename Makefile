@@ -10,7 +10,7 @@ V2 := .venv-v2
 FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 DEMO := out/demo
 
-.PHONY: demo test lint unit core integration long integration-v2 exports architectures chaos bench worth worth-quick gpu clean demo-teacher demo-teacher-eval
+.PHONY: demo test lint unit core integration sweeps long integration-v2 exports architectures chaos bench worth worth-quick gpu clean demo-teacher demo-teacher-eval
 
 demo: $(READY)
 	@rm -rf $(DEMO)
@@ -39,6 +39,11 @@ core: $(READY)
 # two at once: an engine's start is one thread's work for most of its time
 integration: $(READY)
 	$(BIN)/pytest -m engine -n 2 --dist loadfile
+
+# one property at many moments and places, the same ones in every run; CI runs it after `make test`
+sweeps: $(READY)
+	$(BIN)/pytest -m "sweep and not engine" -n $$((2 * $$(nproc))) --maxprocesses 8 --dist worksteal --hypothesis-profile=fixed
+	$(BIN)/pytest -m "sweep and engine" -n 2 --hypothesis-profile=fixed
 
 # what takes minutes more: compiled models, kills of one replica among others, a hub in every kind of trouble
 long: $(READY)

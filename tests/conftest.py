@@ -75,7 +75,7 @@ thinking_tokens = 24
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that install something, need another environment or take long run where a marker expression names them,
     never by the way."""
-    apart = [name for name in ("core", "trainers", "runner_v2", "long") if name not in config.option.markexpr]
+    apart = [name for name in ("core", "trainers", "runner_v2", "sweep", "long") if name not in config.option.markexpr]
     asked = [item for item in items if not any(item.get_closest_marker(name) for name in apart)]
     config.hook.pytest_deselected(items=[item for item in items if item not in asked])
     items[:] = asked

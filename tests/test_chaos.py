@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from chaos import chaos, chaos_endpoint
 
 
@@ -14,6 +15,7 @@ def require_survival(figures: chaos.Figures, tried: int) -> None:
     assert figures.sound
 
 
+@pytest.mark.sweep
 def test_ten_kills_at_random_moments_are_survived(tmp_path: Path) -> None:
     require_survival(chaos.kill_runs(tmp_path, 10, random.Random(1), rows=200), 10)
 
@@ -26,10 +28,12 @@ def test_ten_changed_bytes_are_named_and_repaired(tmp_path: Path) -> None:
     require_survival(chaos.flip_bytes(tmp_path, 10, random.Random(1), rows=100), 10)
 
 
+@pytest.mark.sweep
 def test_a_longer_run_stays_small(tmp_path: Path) -> None:
     require_survival(chaos.run_long(tmp_path, 2500, random.Random(1)), 2500)
 
 
+@pytest.mark.sweep
 def test_two_hundred_rows_behind_an_endpoint_that_fails_end_once(tmp_path: Path) -> None:
     require_survival(chaos_endpoint.ask_endpoint(tmp_path, 200, random.Random(1)), 200)
 

@@ -59,6 +59,7 @@ def require_right_or_refused(found: dict[str, dict[str, Any]], dtype: str) -> No
     assert wrong == {}
 
 
+@pytest.mark.sweep
 @pytest.mark.engine
 def test_a_few_architectures_are_right_or_refused(tmp_path: Path) -> None:
     require_right_or_refused(examine_all(tmp_path, "float32", REPRESENTATIVE), "float32")

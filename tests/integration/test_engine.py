@@ -92,6 +92,7 @@ def starve(engine: int) -> None:
     resource.prlimit(engine, resource.RLIMIT_AS, (2**28, 2**28))
 
 
+@pytest.mark.sweep
 def test_a_run_outlives_an_engine_that_is_killed_hangs_and_runs_out_of_memory(
     running: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:

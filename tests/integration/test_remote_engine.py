@@ -107,7 +107,9 @@ def by_id(dataset: Dataset) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in dataset.rows()}
 
 
-@pytest.mark.parametrize("constrain", [False, True], ids=["free", "under a grammar"])
+@pytest.mark.parametrize(
+    "constrain", [False, pytest.param(True, marks=pytest.mark.sweep)], ids=["free", "under a grammar"]
+)
 def test_rows_equal_those_of_the_local_engine(tmp_path: Path, server: str, constrain: bool) -> None:
     here = make(tmp_path / "here", LOCAL, constrain)
     there = make(tmp_path / "there", remote(server), constrain)

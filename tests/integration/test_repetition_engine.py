@@ -27,7 +27,9 @@ def make(folder: Path, reasoning: Any, **sampling: Any) -> Dataset:
     return make_dataset(folder, job)
 
 
-@pytest.mark.parametrize("reasoning", ["auto", {"start": "<reason>", "end": "</reason>"}])
+@pytest.mark.parametrize(
+    "reasoning", ["auto", pytest.param({"start": "<reason>", "end": "</reason>"}, marks=pytest.mark.sweep)]
+)
 def test_a_loop_is_stopped_and_its_row_says_so(tmp_path: Path, reasoning: Any) -> None:
     """In one request, and where the reasoning is a request of its own."""
     dataset = make(tmp_path, reasoning, stop_repetition=RULE)

@@ -42,6 +42,7 @@ from factory.runs.run import run as run_job
 TERMS = {"license": "apache-2.0", "output_terms": "those of the model's own weights", "language": ["en"]}
 REPO = "me/sums"
 LONG = pytest.mark.long
+SWEEP = pytest.mark.sweep
 Push = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -140,7 +141,7 @@ def test_the_same_push_again_sends_nothing(workspace: Path, make_job: MakeJob, h
     "step",
     [
         pytest.param("PUT /upload", marks=LONG),
-        "POST .*/commit/",
+        pytest.param("POST .*/commit/", marks=SWEEP),
         "POST .*/merge",
         pytest.param("POST .*/discussions$", marks=LONG),
     ],
@@ -174,7 +175,9 @@ def test_it_goes_on_after_a_cut_and_main_is_never_half(
         assert not [path for method, path in hub.seen if method == "PUT"]
 
 
-@pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("by", "code"), [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGTERM, 143, marks=SWEEP)]
+)
 def test_it_goes_on_after_it_was_killed(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, tmp_path: Path, by: signal.Signals, code: int
 ) -> None:
@@ -205,7 +208,9 @@ def test_it_goes_on_after_it_was_killed(
     assert not (root / ".push").exists()
 
 
-@pytest.mark.parametrize("trouble", [*(pytest.param(how, marks=LONG) for how in (429, 503, "cut")), "cut after"])
+@pytest.mark.parametrize(
+    "trouble", [*(pytest.param(how, marks=LONG) for how in (429, 503, "cut")), pytest.param("cut after", marks=SWEEP)]
+)
 def test_a_hub_in_trouble_is_asked_again(
     workspace: Path, make_job: MakeJob, hub: Hub, push: Push, trouble: int | str
 ) -> None:

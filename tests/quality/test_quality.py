@@ -105,6 +105,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     return folder / "out", documents
 
 
+@pytest.mark.sweep
 def test_every_planted_fault_is_found_and_named_and_hardly_a_clean_row_is_touched(
     planted: tuple[Path, dict[str, str]],
 ) -> None:

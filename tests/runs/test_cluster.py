@@ -24,7 +24,10 @@ SLOW = "scripted = { wrong = 0.2, tokens_per_second = 120 }"
 
 @pytest.mark.parametrize(
     "sections",
-    ["[samples]\nn = 2", pytest.param("[samples]\nn = 2\n[filters]\nduplicates = true", marks=pytest.mark.long)],
+    [
+        pytest.param("[samples]\nn = 2", marks=pytest.mark.sweep),
+        pytest.param("[samples]\nn = 2\n[filters]\nduplicates = true", marks=pytest.mark.long),
+    ],
     ids=["each by itself", "duplicates"],
 )
 def test_a_worker_a_node_and_the_driver_die_and_the_bytes_are_those_of_one_machine(

@@ -122,7 +122,14 @@ def require_sound_so_far(scene: Scene) -> None:
 
 
 # from a disk that holds nothing to one on which only the last shards find no place
-@pytest.mark.parametrize("kilobytes", [4, 16, 48, *(pytest.param(k, marks=pytest.mark.long) for k in (32, 40, 192))])
+@pytest.mark.parametrize(
+    "kilobytes",
+    [
+        16,
+        *(pytest.param(k, marks=pytest.mark.sweep) for k in (4, 48)),
+        *(pytest.param(k, marks=pytest.mark.long) for k in (32, 40, 192)),
+    ],
+)
 def test_a_run_on_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
     kilobytes: int, folder: Path, undisturbed: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_interrupted_anywhere_it_ends_in_the_same_bytes(
         assert content(out) == content(workspace / "whole")
 
 
+@pytest.mark.sweep
 def test_killed_anywhere_it_ends_in_the_same_bytes(workspace: Path, make_job: MakeJob) -> None:
     teacher = "scripted = { wrong = 0.5 }"
     text = (

@@ -497,6 +497,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.sweep
 def test_a_run_killed_again_and_again_ends_in_the_same_bytes(undisturbed: Path) -> None:
     out, rng, kills = undisturbed / "killed", random.Random(0), 0
     for new_lines in (0, 1, 1, 2, 1, 3, 2, 1):

@@ -121,6 +121,7 @@ def test_a_poisoned_prompt_costs_one_replica_its_engines_and_no_other_prompt_its
     assert "twice with nothing but this prompt in it (exit code 3)" in failed[0].failure_detail
 
 
+@pytest.mark.sweep
 def test_a_prompt_that_hangs_an_engine_is_found_and_the_others_answers_go_on(start: Open) -> None:
     teacher, prompts = start(2, hang_timeout_s=1), prompts_of(40, {5: "FREEZE"})
     answers = answer_all(teacher, prompts)

@@ -39,6 +39,7 @@ def test_a_vllm_server_gives_rows_with_exact_ids(workspace: Path) -> None:
     assert details["distribution"].endswith(": before temperature, after the grammar's mask")
 
 
+@pytest.mark.sweep
 def test_faults_of_every_kind_end_no_row_twice_and_lose_no_money(workspace: Path) -> None:
     out = workspace / "out"
     faults = shares(3, **dict.fromkeys(KINDS, 0.04))
