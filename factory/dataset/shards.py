@@ -1,19 +1,19 @@
 """Shards: one shard's outcomes become one Parquet file for each config, each whole or not there at all.
 
 Rows are written in groups of about 12 MB, so memory stays flat at any shard size and a reader's first row comes early.
-While a group is made, threads write, hash and bring to the disk those before it.
+While a group is written, threads make the next one, and hash and bring to the disk those before it.
 """
 
+import errno
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,8 +28,6 @@ LEDGER: Final = "ledger.jsonl"  # names every committed file, with what proves i
 # measured: a reader's first row comes after 67 ms instead of 789
 ROW_GROUP_BYTES = 12 * 1024 * 1024
 PART_BYTES, SYNC_BYTES, READ_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024, 8 * 1024 * 1024
-# parts that wait for a thread: one in work and one behind it, so that it never runs dry and memory stays flat
-LANE_DEPTH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +100,29 @@ def write_rows(
     """Write rows of one config to a file; `told` goes into its schema beside what that says itself."""
     options, schema = layout.writer_options(), layout.schema
     schema = schema.with_metadata({**schema.metadata, **{name.encode(): text for name, text in told.items()}})
-    with place_file(out, name) as placed, pq.ParquetWriter(placed.sink, schema, **options) as writer:
-        for group in cut_groups(row_sizes(layout, rows)):
-            writer.write_table(layout.table(rows[group]).replace_schema_metadata(schema.metadata))
+    groups = cut_groups(row_sizes(layout, rows))
+    with place_file(out, name) as placed, pq.ParquetWriter(placed.file.sink, schema, **options) as writer:
+        for table in made_ahead(lambda group: layout.table(rows[group]), groups):
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
+            placed.file.follow()
     return ShardFile(name, len(rows), placed.size, placed.digest)
 
 
 def write_table(out: Path, name: str, layout: Layout, table: pa.Table, sizes: Sequence[int]) -> ShardFile:
     """The same of rows that come as a table, with their `row_sizes`: the same rows become the same bytes."""
     table, options = table.cast(layout.schema), layout.writer_options()
-    with place_file(out, name) as placed, pq.ParquetWriter(placed.sink, layout.schema, **options) as writer:
+    with place_file(out, name) as placed, pq.ParquetWriter(placed.file.sink, layout.schema, **options) as writer:
         for group in cut_groups(sizes):
             writer.write_table(table.slice(group.start, group.stop - group.start).combine_chunks())
+            placed.file.follow()
     return ShardFile(name, table.num_rows, placed.size, placed.digest)
 
 
 @dataclass(slots=True)
 class Placed:
-    """A file that is written to `sink`; its size and digest are known once it is in place."""
+    """A file that is written; its size and digest are known once it is in place."""
 
-    sink: "HashedFile"
+    file: "FollowedFile"
     size: int = 0
     digest: str = ""
 
@@ -132,128 +133,96 @@ def place_file(folder: Path, name: str) -> Iterator[Placed]:
     target, temporary = folder / name, folder / f".tmp-{name.replace('/', '-')}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as handle, HashedFile(handle) as hashed:
-            placed = Placed(hashed)
+        with FollowedFile(temporary) as file:
+            placed = Placed(file)
             yield placed
-            placed.digest = hashed.finish()
-        placed.size = temporary.stat().st_size
+            placed.size, placed.digest = file.finish()
         temporary.replace(target)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # Arrow tells the reason among other things
+        raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
     finally:
         # a full disk must not be filled further by what did not fit
         temporary.unlink(missing_ok=True)
     sync_directory(target.parent)
 
 
-class _Lane:
-    """A thread that does one thing after another, with at most LANE_DEPTH of them not done yet."""
+class FollowedFile:
+    """A file that pyarrow writes to `sink`; what stands in it is hashed and brought to the disk behind the writer.
 
-    def __init__(self) -> None:
-        self.thread = ThreadPoolExecutor(1)
-        self.jobs: deque[Future[None]] = deque()
-
-    def put(self, work: Callable[[list[bytes]], None], parts: list[bytes]) -> None:
-        """Do this too, when there is room. Raises what earlier work has met: every result is awaited, none is lost."""
-        while len(self.jobs) >= LANE_DEPTH:
-            self._await_first()
-        self.jobs.append(self.thread.submit(work, parts))
-
-    def drain(self) -> None:
-        """Wait until all is done. Raises what any of it has met."""
-        while self.jobs:
-            self._await_first()
-
-    def _await_first(self) -> None:
-        # left in its place when it raises: what came after a piece that is missing must never count as written
-        self.jobs[0].result()
-        self.jobs.popleft()
-
-
-class HashedFile:
-    """A file opened for writing, as pyarrow writes one: from the first byte to the last; BLAKE3 goes along.
-
-    Whoever writes only hands bytes over, and goes on to make the next ones. Of PART_BYTES each, one thread writes them,
-    another hashes them, and a third brings SYNC_BYTES at a time to the disk.
+    Arrow's own files write without Python. Read back while the system still holds it, a byte costs less than a copy
+    of it would on its way through Python. One thread hashes, another brings SYNC_BYTES at a time to the disk; the
+    writer waits for neither before `finish`.
     """
 
-    # pyarrow asks; it may call `close`, which does nothing, as the file is not its own
-    closed = False
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self.handle = handle
+    def __init__(self, path: Path) -> None:
+        self.sink = pa.OSFile(str(path), "wb")
+        self.handle = path.open("rb", buffering=0)
         # one thread, and not the library's pool: what is at work beside us needs the other cores more
-        self.digest = blake3()
-        self.fresh: list[bytes] = []  # with neither of the two yet
-        self.fresh_bytes = self.position = 0
-        self.hasher, self.writer = _Lane(), _Lane()
-        # these two are the writing thread's alone
-        self.unsynced_bytes = 0
+        self.digest, self.buffer = blake3(), memoryview(bytearray(PART_BYTES))
+        self.hasher, self.syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.hashed: Future[None] | None = None
         self.synced: Future[None] | None = None
-        self.syncer = ThreadPoolExecutor(1)
+        self.hashed_bytes = self.synced_bytes = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # the writing thread first, which gives the syncing one work
-        for thread in (self.writer.thread, self.hasher.thread, self.syncer):
-            thread.shutdown()
+        self.hasher.shutdown()
+        self.syncer.shutdown()
+        self.handle.close()
+        self.sink.close()
 
-    def write(self, data: bytes) -> int:
-        """Take bytes over; an error of the disk may come as late as with `finish`."""
-        self.fresh.append(data)
-        self.fresh_bytes += len(data)
-        self.position += len(data)
-        if self.fresh_bytes >= PART_BYTES:
-            self._hand_over()
-        return len(data)
+    def follow(self) -> None:
+        """Begin to hash and to bring to the disk what is written, unless the last time still goes on."""
+        end = self.sink.tell()
+        if self.hashed is None or self.hashed.done():
+            _raise_of(self.hashed)
+            self.hashed = self.hasher.submit(self._hash, end)
+        if end - self.synced_bytes >= SYNC_BYTES and (self.synced is None or self.synced.done()):
+            _raise_of(self.synced)
+            self.synced, self.synced_bytes = self.syncer.submit(os.fdatasync, self.handle.fileno()), end
 
-    def _hand_over(self) -> None:
-        self.writer.put(self._write, self.fresh)
-        self.hasher.put(self._hash, self.fresh)
-        self.fresh, self.fresh_bytes = [], 0
+    def _hash(self, end: int) -> None:
+        while self.hashed_bytes < end:
+            part = self.buffer[: end - self.hashed_bytes]
+            size = os.preadv(self.handle.fileno(), [part], self.hashed_bytes)
+            if not size:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), self.handle.name)
+            self.digest.update(part[:size])
+            self.hashed_bytes += size
 
-    def _hash(self, parts: list[bytes]) -> None:
-        for part in parts:
-            self.digest.update(part)
-
-    def _write(self, parts: list[bytes]) -> None:
-        for part in parts:
-            self.handle.write(part)
-            self.unsynced_bytes += len(part)
-        if self.unsynced_bytes >= SYNC_BYTES:
-            self._sync_behind()
-
-    def _sync_behind(self) -> None:
-        """Begin to bring to the disk what is written, unless the last time still goes on."""
-        if self.synced is None or self.synced.done():
-            self._check_sync()
-            self.handle.flush()
-            self.synced = self.syncer.submit(os.fdatasync, self.handle.fileno())
-            self.unsynced_bytes = 0
-
-    def _check_sync(self) -> None:
-        """Raise what a sync met. The system tells of an error once: a later fsync may know nothing of it."""
-        if self.synced is not None:
-            self.synced.result()
-
-    def finish(self) -> str:
-        """Bring everything to the disk; the digest, hex."""
-        self._hand_over()
-        self.writer.drain()
-        self.handle.flush()
-        self._check_sync()
+    def finish(self) -> tuple[int, str]:
+        """Bring everything to the disk; size and digest, hex. Raises what the threads have met."""
+        size = self.sink.tell()
+        self.sink.close()
+        rest = self.hasher.submit(self._hash, size)
+        # the system tells of an error once: a later fsync may know nothing of what an earlier one has met
+        _raise_of(self.synced)
         os.fsync(self.handle.fileno())
-        self.hasher.drain()
-        return self.digest.hexdigest()
+        _raise_of(self.hashed)
+        rest.result()
+        return size, self.digest.hexdigest()
 
-    def tell(self) -> int:
-        return self.position
 
-    def flush(self) -> None:
-        """Nothing is promised before `finish`."""
+def _raise_of(work: "Future[None] | None") -> None:
+    if work is not None:
+        work.result()
 
-    def close(self) -> None:
-        """Whoever opened the file closes it."""
+
+def made_ahead(make: Callable[[slice], pa.Table], groups: Iterable[slice]) -> Iterator[pa.Table]:
+    """A table of each group, the next one made while the last one is written."""
+    with ThreadPoolExecutor(1) as thread:
+        ahead: Future[pa.Table] | None = None
+        for group in groups:
+            before, ahead = ahead, thread.submit(make, group)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def row_sizes(layout: Layout, rows: Sequence[Outcome] | Sequence[Pair]) -> list[int]:

@@ -1,5 +1,6 @@
 """Shards: a file is whole or not there, and what is written is what was given."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,15 +16,15 @@ from dataset_support import SIGNALS, make_record, make_rejection, outcomes_by_fo
 
 from factory.dataset.layouts import layouts
 from factory.dataset.shards import (
-    LANE_DEPTH,
     PART_BYTES,
     READ_BYTES,
     ROW_GROUP_BYTES,
     SYNC_BYTES,
-    HashedFile,
+    FollowedFile,
     ShardFile,
     file_digest,
     find_file_damage,
+    made_ahead,
     read_batches,
     read_schema,
     sha256_digest,
@@ -145,32 +146,34 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_file_and_no_thread(
             assert digest in ("", complete.get(name)), f"{limit}: {name} is there, and not whole"
 
 
-def test_an_error_of_the_disk_behind_the_writer_is_raised(tmp_path: Path) -> None:
-    reader, pipe = os.pipe()  # nothing brings a pipe to a disk
-    thread = threading.Thread(target=_drain, args=(reader,))
-    thread.start()
-    with os.fdopen(pipe, "wb") as handle, HashedFile(handle) as hashed:
-        hashed.write(bytes(SYNC_BYTES))
-        hashed.writer.drain()
-        assert hashed.synced is not None
-        assert isinstance(hashed.synced.exception(timeout=600), OSError)
-        with (tmp_path / "file").open("wb") as file:
-            os.dup2(file.fileno(), pipe)  # a later fsync succeeds
-        with pytest.raises(OSError, match="Invalid argument"):
-            hashed.finish()
-    thread.join()
+def test_an_error_of_the_disk_behind_the_writer_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with FollowedFile(tmp_path / "file") as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", refuse)
+            file.sink.write(bytes(SYNC_BYTES))
+            file.follow()
+            assert file.synced is not None
+            assert isinstance(file.synced.exception(timeout=600), OSError)
+        with pytest.raises(OSError, match="Input/output error"):  # though a later fsync succeeds
+            file.finish()
 
 
 def test_the_writer_holds_few_bytes_however_long_the_file(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("wb") as handle, HashedFile(handle) as hashed:
+    part, digest = bytearray(PART_BYTES), blake3()
+    with FollowedFile(tmp_path / "file") as file:
         tracemalloc.start()
         for number in range(20):
-            hashed.write(bytes([number]) * PART_BYTES)
+            part[:] = bytes([number]) * PART_BYTES
+            digest.update(part)
+            file.sink.write(part)
+            file.follow()
         held = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert hashed.finish() == file_digest(tmp_path / "file")
-    # the part that is made, and those at work and in wait
-    assert held < (2 + LANE_DEPTH) * PART_BYTES
+        assert file.finish() == (20 * PART_BYTES, digest.hexdigest())
+    assert held < 3 * PART_BYTES  # most of it the test's own
 
 
 def test_a_file_where_a_folder_belongs_is_told_and_left_as_it_is(tmp_path: Path) -> None:
@@ -234,11 +237,11 @@ def test_a_digest_is_of_every_byte_whatever_is_read_at_once(tmp_path: Path, size
     data = np.random.default_rng(0).bytes(size)
     (tmp_path / "file").write_bytes(data)
     assert file_digest(tmp_path / "file") == blake3(data).hexdigest()
-    with (tmp_path / "copy").open("wb") as handle, HashedFile(handle) as hashed:
+    with FollowedFile(tmp_path / "copy") as file:
         for first in range(0, size, 1_000_003):  # in pieces that fit no part
-            hashed.write(data[first : first + 1_000_003])
-            assert hashed.tell() == min(size, first + 1_000_003)
-        assert hashed.finish() == blake3(data).hexdigest()
+            file.sink.write(data[first : first + 1_000_003])
+            file.follow()
+        assert file.finish() == (size, blake3(data).hexdigest())
     assert (tmp_path / "copy").read_bytes() == data
 
 
@@ -259,18 +262,37 @@ def test_a_file_is_proved_by_the_hash_that_its_proof_names(tmp_path: Path) -> No
             ShardFile("file", 1, 3, **proofs)
 
 
-def test_what_a_thread_behind_the_writer_meets_is_raised_and_nothing_after_it_counts(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with (tmp_path / "file").open("rb") as handle, HashedFile(handle) as hashed:  # nobody can write to it
-        parts = iter([bytes(PART_BYTES)] * (3 + LANE_DEPTH))
-        with pytest.raises(OSError, match="write"):
-            all(map(hashed.write, parts))
-        for _ in range(2):
-            with pytest.raises(OSError, match="write"):
-                hashed.finish()
+def test_what_the_hashing_thread_meets_is_raised_and_nothing_after_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FollowedFile(tmp_path / "file") as file:
+        file.sink.write(bytes(PART_BYTES))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", lambda *_: 0)  # what was written is not there
+            file.follow()
+            assert file.hashed is not None
+            assert isinstance(file.hashed.exception(timeout=600), OSError)
+        with pytest.raises(OSError, match="Input/output error"):
+            file.follow()
+        with pytest.raises(OSError, match="Input/output error"):
+            file.finish()
 
 
-def _drain(reader: int) -> None:
-    while os.read(reader, 1 << 20):
-        pass
-    os.close(reader)
+def test_the_next_table_is_made_while_one_is_written_and_no_more(tmp_path: Path) -> None:
+    made: list[int] = []
+    tables = made_ahead(lambda group: made.append(group.start), [slice(at, at + 1) for at in range(5)])
+    for written in range(5):
+        next(tables)
+        assert len(made) <= written + 2
+    assert next(tables, "over") == "over"
+    assert made == list(range(5))
+
+
+def test_what_making_a_table_meets_is_raised(tmp_path: Path) -> None:
+    def make(group: slice) -> None:
+        raise ValueError(f"row {group.start}")
+
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match="row 3"):
+        list(made_ahead(make, [slice(3, 4), slice(4, 5)]))
+    assert threading.active_count() == threads
