@@ -166,7 +166,7 @@ def split_completion(
     end = len(ids)
     while end > start and ids[end - 1] in stops:
         end -= 1
-    answer = decode(tokenizer, ids[start:end])
+    answer = text if not start and end == len(ids) else decode(tokenizer, ids[start:end])
     if markers is None:
         return SplitCompletion(text, None, answer, start)
     reasoning, closed, straddle = decode(tokenizer, ids[:start]).partition(markers.end)
