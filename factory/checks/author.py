@@ -31,7 +31,7 @@ from factory.tasks.calls import (
 from factory.tasks.faults import TaskFault, blamed
 from factory.tasks.pictures import picture_digest
 from factory.tasks.render import Renderer, open_renderer
-from factory.tasks.tasks import Task, discover
+from factory.tasks.tasks import Task, find_tasks
 from factory.teachers.tokens import Counter, open_counter
 from factory.terminal import say
 from factory.texts.calls import spell_answer
@@ -71,7 +71,7 @@ class Report:
 
 def examine(workspace: Path, name: str, seeds: int, model: str) -> Report:
     """Everything about one task. Raises TaskError where there is none or it cannot be loaded."""
-    task = discover(workspace, [name]).get([name])[0]
+    task = find_tasks(workspace, [name])[0]
     report = Report([f"{task.name} {task.version}: {len(task.levels)} levels, {seeds} seeds each"], [*task.warnings])
     report.problems += try_task(task)
     if report.problems:
@@ -258,7 +258,7 @@ def _digest(task: Task, level: str, seed: int) -> str:
 def main() -> None:
     """`python -m factory.checks.author WORKSPACE TASK SEEDS`: the digests, as another process has them."""
     workspace, name, seeds = sys.argv[1:]
-    say(json.dumps(digests(discover(Path(workspace), [name]).get([name])[0], int(seeds))))
+    say(json.dumps(digests(find_tasks(Path(workspace), [name])[0], int(seeds))))
 
 
 if __name__ == "__main__":

@@ -101,47 +101,37 @@ def write_rows(
     options, schema = layout.writer_options(), layout.schema
     schema = schema.with_metadata({**schema.metadata, **{name.encode(): text for name, text in told.items()}})
     groups = cut_groups(row_sizes(layout, rows))
-    with place_file(out, name) as placed, pq.ParquetWriter(placed.file.sink, schema, **options) as writer:
+    with place_file(out, name) as file, pq.ParquetWriter(file.sink, schema, **options) as writer:
         for table in made_ahead(lambda group: layout.table(rows[group]), groups):
             writer.write_table(table.replace_schema_metadata(schema.metadata))
-            placed.file.follow()
-    return ShardFile(name, len(rows), placed.size, placed.digest)
+            file.follow()
+    return ShardFile(name, len(rows), file.size, file.digest)
 
 
 def write_table(out: Path, name: str, layout: Layout, table: pa.Table, sizes: Sequence[int]) -> ShardFile:
     """The same of rows that come as a table, with their `row_sizes`: the same rows become the same bytes."""
     table, options = table.cast(layout.schema), layout.writer_options()
-    with place_file(out, name) as placed, pq.ParquetWriter(placed.file.sink, layout.schema, **options) as writer:
+    with place_file(out, name) as file, pq.ParquetWriter(file.sink, layout.schema, **options) as writer:
         for group in cut_groups(sizes):
             writer.write_table(table.slice(group.start, group.stop - group.start).combine_chunks())
-            placed.file.follow()
-    return ShardFile(name, table.num_rows, placed.size, placed.digest)
-
-
-@dataclass(slots=True)
-class Placed:
-    """A file that is written; its size and digest are known once it is in place."""
-
-    file: "FollowedFile"
-    size: int = 0
-    digest: str = ""
+            file.follow()
+    return ShardFile(name, table.num_rows, file.size, file.digest)
 
 
 @contextmanager
-def place_file(folder: Path, name: str) -> Iterator[Placed]:
+def place_file(folder: Path, name: str) -> Iterator["FollowedFile"]:
     """Write `folder / name` under another name, and put it in its place, whole and on the disk, after the block."""
     target, temporary = folder / name, folder / f".tmp-{name.replace('/', '-')}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FollowedFile(temporary) as file:
-            placed = Placed(file)
-            yield placed
-            placed.size, placed.digest = file.finish()
+            yield file
+            file.finish()
         temporary.replace(target)
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or error.filename is not None:
             raise
-        # Arrow tells the reason among other things
+        # Arrow tells the reason among other things, and not of which file
         raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
     finally:
         # a full disk must not be filled further by what did not fit
@@ -154,18 +144,19 @@ class FollowedFile:
 
     Arrow's own files write without Python. Read back while the system still holds it, a byte costs less than a copy
     of it would on its way through Python. One thread hashes, another brings SYNC_BYTES at a time to the disk; the
-    writer waits for neither before `finish`.
+    writer waits for neither before `finish`. Its `size` and `digest` (hex) are known afterwards.
     """
 
     def __init__(self, path: Path) -> None:
         self.sink = pa.OSFile(str(path), "wb")
         self.handle = path.open("rb", buffering=0)
         # one thread, and not the library's pool: what is at work beside us needs the other cores more
-        self.digest, self.buffer = blake3(), memoryview(bytearray(PART_BYTES))
+        self.hash, self.buffer = blake3(), memoryview(bytearray(PART_BYTES))
         self.hasher, self.syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.digest = ""
         self.hashed: Future[None] | None = None
         self.synced: Future[None] | None = None
-        self.hashed_bytes = self.synced_bytes = 0
+        self.hashed_bytes = self.synced_bytes = self.size = 0
 
     def __enter__(self) -> Self:
         return self
@@ -192,20 +183,20 @@ class FollowedFile:
             size = os.preadv(self.handle.fileno(), [part], self.hashed_bytes)
             if not size:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), self.handle.name)
-            self.digest.update(part[:size])
+            self.hash.update(part[:size])
             self.hashed_bytes += size
 
-    def finish(self) -> tuple[int, str]:
-        """Bring everything to the disk; size and digest, hex. Raises what the threads have met."""
-        size = self.sink.tell()
+    def finish(self) -> None:
+        """Bring everything to the disk. Raises what the threads have met."""
+        self.size = self.sink.tell()
         self.sink.close()
-        rest = self.hasher.submit(self._hash, size)
+        rest = self.hasher.submit(self._hash, self.size)
         # the system tells of an error once: a later fsync may know nothing of what an earlier one has met
         _raise_of(self.synced)
         os.fsync(self.handle.fileno())
         _raise_of(self.hashed)
         rest.result()
-        return size, self.digest.hexdigest()
+        self.digest = self.hash.hexdigest()
 
 
 def _raise_of(work: "Future[None] | None") -> None:

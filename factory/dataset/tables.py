@@ -79,11 +79,11 @@ def open_table(folder: Path, name: str, fields: Sequence[Field], form: Form) -> 
     if told := picture_features(schema):
         schema = schema.with_metadata(told)
     done: list[Any] = []
-    with place_file(folder, name) as placed, _writer(placed.file.sink, schema, form) as writer:
+    with place_file(folder, name) as file, _writer(file.sink, schema, form) as writer:
         table = TableWriter(writer, schema, fields)
         yield table, done
         table.flush()
-    done.append(ShardFile(name, table.rows, placed.size, placed.digest))
+    done.append(ShardFile(name, table.rows, file.size, file.digest))
 
 
 def _writer(sink: Any, schema: pa.Schema, form: Form) -> Any:

@@ -20,7 +20,7 @@ from factory.messages import Message
 from factory.records import PlannedRow, Sampling
 from factory.tasks.calls import call_solve, read_scenario
 from factory.tasks.render import Renderer, open_renderer
-from factory.tasks.tasks import Task, builtin_root, discover
+from factory.tasks.tasks import Task, builtin_root, find_tasks
 from factory.texts.calls import spell_answer
 
 TRAINING_SEED = 1_000_003
@@ -61,7 +61,7 @@ class Corpus:
     """Training and held-out examples by task, level and number, made when asked for."""
 
     def __init__(self, root: Path | None = None) -> None:
-        tasks = discover(root or builtin_root(), TASKS).get(list(TASKS))
+        tasks = find_tasks(root or builtin_root(), TASKS)
         self._tasks: dict[str, Task] = {task.name: task for task in tasks}
         self._renderers: dict[str, Renderer] = {task.name: open_renderer(task, Sampling()) for task in tasks}
         self.levels = {task.name: task.levels for task in tasks}

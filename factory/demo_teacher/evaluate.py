@@ -24,7 +24,7 @@ from factory.demo_teacher.recipe import TASKS, Recipe
 from factory.errors import FactoryError, JobError
 from factory.job.job import Job
 from factory.runs.run import run
-from factory.tasks.tasks import builtin_root, discover
+from factory.tasks.tasks import builtin_root, find_tasks
 from factory.teachers.demo import demo_teacher
 from factory.terminal import report
 
@@ -84,7 +84,7 @@ def _percent(share: float) -> float:
 def evaluation_job(model: str, rows: int, backend: str = "vllm") -> Job:
     """`rows` held-out rows of each task and level. Raises JobError where that is more than are held out."""
     # validation has taken its examples from the last rows of the same seeds
-    levels = {task.name: len(task.levels) for task in discover(builtin_root(), TASKS).get(list(TASKS))}
+    levels = {task.name: len(task.levels) for task in find_tasks(builtin_root(), TASKS)}
     most = (EVALUATION_ROWS - Recipe().validation_examples) // max(levels.values())
     if not 1 <= rows <= most:
         raise JobError(f"--rows {rows}: must be 1 to {most}: no more rows of a task and level are held out")
@@ -107,7 +107,7 @@ def read_cells(out: Path) -> list[Cell]:
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in _read_rows(out):
         rows.setdefault((row["task"], row["level"]), []).append(row)
-    tasks = discover(builtin_root(), TASKS).get(list(TASKS))
+    tasks = find_tasks(builtin_root(), TASKS)
     return [_sum_up(task.name, level, rows[task.name, level]) for task in tasks for level in task.levels]
 
 

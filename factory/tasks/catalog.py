@@ -11,7 +11,7 @@ from factory.tasks.faults import TaskFault
 from factory.tasks.pictures import tell_missing
 from factory.tasks.render import check_templates, open_renderer, require_whole
 from factory.tasks.replies import tool_name
-from factory.tasks.tasks import NAME_PATTERN, Task, builtin_names, builtin_root, discover, load_task
+from factory.tasks.tasks import NAME_PATTERN, Task, builtin_names, builtin_root, discover, find_tasks, load_task
 
 # what `factory new` begins with: JSON; a free text, with earlier turns; calls of tools
 KINDS = {"json": "_template", "text": "_template_text", "tools": "_template_tools"}
@@ -45,7 +45,7 @@ def list_tasks(workspace: Path, try_task: Callable[[Task], list[str]] = check_te
 
 def preview(workspace: Path, name: str, level: str | None, seed: int, count: int) -> Iterator[Prompt]:
     """Rendered prompts of a task, as a job with this seed would make them. Raises TaskError."""
-    task = discover(workspace, [name]).get([name])[0]
+    task = find_tasks(workspace, [name])[0]
     require_whole([task])
     if level is not None and level not in task.levels:
         raise TaskError(

@@ -16,7 +16,7 @@ with is in memory. Whether its templates render is another question, and `factor
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -155,7 +155,7 @@ class Discovery:
     # names of tasks that are there and were not asked for: nothing of them was read or run
     others: set[str] = field(default_factory=set)
 
-    def get(self, names: list[str]) -> list[Task]:
+    def get(self, names: Sequence[str]) -> list[Task]:
         """The named tasks; one TaskError tells of all that are unknown or broken."""
         lines = [line for name in names for line in self._complaints(name)]
         if lines:
@@ -207,6 +207,11 @@ def discover(workspace: Path, names: Collection[str] | None = None) -> Discovery
             else:
                 found.tasks[name] = task
     return found
+
+
+def find_tasks(workspace: Path, names: Sequence[str]) -> list[Task]:
+    """These tasks in their order, and nothing of any other. Raises TaskError for all that are unknown or broken."""
+    return discover(workspace, names).get(names)
 
 
 def _task_names(root: Path) -> list[str]:

@@ -30,18 +30,16 @@ def exact_topk(values_BV: torch.Tensor, k: int, largest: torch.Tensor) -> tuple[
     The k largest values lie inside the k blocks with the largest maxima, so only those blocks are searched. `largest`
     are the `largest_of_blocks` of these values, or of others in the same order.
     """
-    vocab = values_BV.shape[1]
-    blocks = vocab // BLOCK
+    blocks = values_BV.shape[1] // BLOCK
     # with so few blocks most of them would be searched all the same
     if blocks < 4 * k:
         return values_BV.topk(k)
     best_BK = largest[:, :blocks].topk(k).indices
     values = _take_blocks(values_BV[:, : blocks * BLOCK], best_BK)
     # what is left behind the last whole block is always searched
-    top = torch.cat([values, values_BV[:, blocks * BLOCK :]], 1).topk(k) if vocab % BLOCK else values.topk(k)
+    rest = values_BV[:, blocks * BLOCK :]
+    top = (torch.cat([values, rest], 1) if rest.shape[1] else values).topk(k)
     inside_BK = best_BK.gather(1, (top.indices // BLOCK).clamp_max(k - 1)) * BLOCK + top.indices % BLOCK
-    if not vocab % BLOCK:
-        return top.values, inside_BK
     return top.values, torch.where(top.indices < k * BLOCK, inside_BK, top.indices + (blocks - k) * BLOCK)
 
 

@@ -79,7 +79,7 @@ class Bench:
     """What all cells of one process share: the teacher, the datasets, the rows to measure on."""
 
     def __init__(self, work: Path, settings: Settings, scale: Scale) -> None:
-        self.work, self.settings, self.scale, self.steps = work, settings, scale, scale.steps
+        self.work, self.settings, self.scale = work, settings, scale
         self.teacher = AutoModelForCausalLM.from_pretrained(work / "teacher", dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(work / "teacher")
         self.data = load_rows(work / "data")
@@ -144,26 +144,26 @@ class Bench:
         # as it runs in an engine; what is measured here is the student before rounding
         student.to(torch.bfloat16).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        return {"arm": cell.arm, "rows": cell.rows, "seed": cell.seed, "steps": self.steps, **found, **seconds}
+        return {"arm": cell.arm, "rows": cell.rows, "seed": cell.seed, "steps": self.scale.steps, **found, **seconds}
 
     def _train(self, student: Any, arm: Arm, cell: Cell, ids: Sequence[str]) -> None:
         loss, table = train.LOSSES[arm.loss], self.settings.training
         options = {"rate": table.rate, "batch_rows": table.batch_rows, "seed": cell.seed, "hidden": arm.hidden}
         if arm.stages:
             parts = self.stages(ids)
-            train.train(student, [(rows, self.steps // len(parts)) for rows in parts], loss, **options)
+            train.train(student, [(rows, self.scale.steps // len(parts)) for rows in parts], loss, **options)
             return
         rows = self.rows(arm, ids)
         if not arm.own:
-            train.train(student, [(rows, self.steps)], loss, **options)
+            train.train(student, [(rows, self.scale.steps)], loss, **options)
             return
-        train.train(student, [(rows, self.steps - self.steps // 2)], loss, **options)
+        train.train(student, [(rows, self.scale.steps - self.scale.steps // 2)], loss, **options)
         folder = self.work / "rounds" / cell.name
         folder.mkdir(parents=True, exist_ok=True)
         asked = rows.select(range(min(len(rows), table.rollouts)))
         train.write_rollouts(student, asked, folder / "answers.jsonl", seed=cell.seed)
         own = train.score(folder / "answers.jsonl", str(self.work / "teacher"), folder / "scored")
-        train.train(student, [(own, self.steps // 2)], loss, **options)
+        train.train(student, [(own, self.scale.steps // 2)], loss, **options)
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from worth_data import run_job, scaled_job, write_lines
 
 PROMPT, COMPLETION = 16, 64
 HELD_OUT = 60
-FILES = "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
 
 
 def cut_pieces(tokenizer: Any) -> list[list[dict[str, Any]]]:
@@ -45,11 +44,8 @@ def split_pieces(of_topics: list[list[dict[str, Any]]]) -> tuple[list[dict[str, 
 
 def make_scored(work: Path, source: Path) -> None:
     """Distributions of the same pieces in both forms, and the held-out ones; what is there is gone on with."""
-    teacher = work / "teacher"
-    teacher.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        if (source / name).is_file() and not (teacher / name).exists():
-            (teacher / name).symlink_to(source / name)
+    if not (work / "teacher").exists():
+        (work / "teacher").symlink_to(source)
     (work / "workspace").mkdir(exist_ok=True)
     taught, held_out = split_pieces(cut_pieces(AutoTokenizer.from_pretrained(source)))
     for name, lines in (("transcripts", taught), ("held_out", held_out)):
